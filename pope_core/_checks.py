@@ -1,0 +1,128 @@
+"""Errors in one voice: the argument, what was expected, what came, and where.
+
+Shape checks need no values and run in the public functions, under ``torch.compile`` too. Value checks read the data; they
+run inside the operators, where the data is at hand and no trace is being made.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .types import IGNORE_INDEX, MAX_LOG_WEIGHT
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _fail(name: str, expected: str, got: str) -> None:
+    raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def rows_and_labels(
+    name: str, rows: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor | None
+) -> None:
+    """``rows`` [N, C] with ``labels`` [N] and ``response_offsets`` [R+1], or ``rows`` [R, L, C] with ``labels`` [R, L]."""
+    if rows.dtype not in FLOATS:
+        _fail(name, "a float32, float64, bfloat16 or float16 tensor", str(rows.dtype))
+    if rows.ndim not in (2, 3):
+        _fail(name, "shape [N, C] (packed) or [R, L, C] (padded)", str(list(rows.shape)))
+    if list(labels.shape) != list(rows.shape[:-1]):
+        _fail("labels", f"shape {list(rows.shape[:-1])} to match {name}", str(list(labels.shape)))
+    if labels.dtype not in (torch.int64, torch.int32):
+        _fail("labels", "int64 or int32", str(labels.dtype))
+    if rows.numel() == 0:
+        _fail(name, "at least one token and one column", f"shape {list(rows.shape)}")
+    if rows.ndim == 3 and response_offsets is not None:
+        _fail("response_offsets", f"None with padded {name} [R, L, C]", f"shape {list(response_offsets.shape)}")
+    if rows.ndim == 2:
+        if response_offsets is None:
+            raise ValueError(f"response_offsets: required with packed {name} [N, C]")
+        offsets("response_offsets", response_offsets)
+
+
+def offsets(name: str, value: torch.Tensor) -> None:
+    if value.ndim != 1 or value.shape[0] < 2:
+        _fail(name, "shape [n + 1] with n >= 1", str(list(value.shape)))
+    if value.dtype not in (torch.int64, torch.int32):
+        _fail(name, "int64 or int32", str(value.dtype))
+
+
+def per_response(name: str, value: torch.Tensor, num_responses: int) -> None:
+    if list(value.shape) != [num_responses]:
+        _fail(name, f"shape [{num_responses}], one number per response", str(list(value.shape)))
+    if not value.is_floating_point():
+        _fail(name, "a floating-point tensor", str(value.dtype))
+
+
+def data_only(name: str, value: torch.Tensor) -> None:
+    if value.requires_grad:
+        raise ValueError(f"{name}: is data to the objective and gets no gradient; pass {name}.detach()")
+
+
+def same_device(anchor: str, device: torch.device, **others: torch.Tensor | None) -> None:
+    for name, value in others.items():
+        if value is not None and value.device != device:
+            _fail(name, f"a tensor on {device} like {anchor}", str(value.device))
+
+
+def head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
+        _fail("lm_head_weight", f"shape [V, {hidden.shape[-1]}] to match hidden", str(list(weight.shape)))
+    if bias is not None and list(bias.shape) != [weight.shape[0]]:
+        _fail("lm_head_bias", f"shape [{weight.shape[0]}]", str(list(bias.shape)))
+    if weight.dtype not in FLOATS:
+        _fail("lm_head_weight", "a float32, float64, bfloat16 or float16 tensor", str(weight.dtype))
+
+
+def segments(name: str, value: torch.Tensor, total: int, what: str) -> None:
+    """Values of CSR offsets: start at 0, strictly increase, end at ``total``."""
+    if int(value[0]) != 0 or int(value[-1]) != total:
+        _fail(name, f"offsets from 0 to {total} ({what})", f"{int(value[0])} to {int(value[-1])}")
+    empty = (value.diff() <= 0).nonzero()
+    if empty.numel():
+        at = int(empty[0])
+        _fail(
+            name,
+            "strictly increasing offsets (no empty run)",
+            f"{int(value[at])} then {int(value[at + 1])} at index {at}",
+        )
+
+
+def packed_values(labels: torch.Tensor, response_offsets: torch.Tensor, vocab: int) -> None:
+    segments("response_offsets", response_offsets, labels.numel(), "the number of labels")
+    kept = labels != IGNORE_INDEX
+    bad = (kept & ((labels < 0) | (labels >= vocab))).nonzero()
+    if bad.numel():
+        at = int(bad[0])
+        _fail("labels", f"token ids in [0, {vocab}) or {IGNORE_INDEX}", f"{int(labels[at])} at token {at}")
+    seen = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.long().cumsum(0)])[response_offsets.long()]
+    empty = (seen.diff() == 0).nonzero()
+    if empty.numel():
+        _fail("labels", "at least one response token in every response", f"none in response {int(empty[0])}")
+
+
+def objective_values(
+    response_logprobs: torch.Tensor, logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor
+) -> None:
+    segments("slate_offsets", slate_offsets, response_logprobs.numel(), "the number of responses")
+    for name, value in (
+        ("response_logprobs", response_logprobs),
+        ("logging_logprobs", logging_logprobs),
+        ("utility", utility),
+    ):
+        bad = (~value.detach().isfinite()).nonzero()
+        if bad.numel():
+            at = int(bad[0])
+            where = int(torch.searchsorted(slate_offsets.long(), at, right=True)) - 1
+            _fail(name, "finite numbers", f"{float(value[at].detach())} at response {at} (slate {where})")
+
+
+def log_weight_bound(log_weights: torch.Tensor, slate: torch.Tensor) -> None:
+    """Without a clip, a log-weight above MAX_LOG_WEIGHT is a mistake in the inputs, not a weight."""
+    bad = (log_weights > MAX_LOG_WEIGHT).nonzero()
+    if bad.numel():
+        at = int(bad[0])
+        raise ValueError(
+            f"clip: slate {int(slate[at])} has log-weight {float(log_weights[at]):.1f}, above {MAX_LOG_WEIGHT:.0f} nats, "
+            "and clip=None; pass clip=<largest weight>, use length_normalize=True, or check that logging_logprobs "
+            "were computed with the same normalisation and tokens"
+        )

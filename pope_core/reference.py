@@ -1,0 +1,211 @@
+"""The specification in plain float64 PyTorch: slow, obvious, differentiable by autograd.
+
+Every public operation of ``pope_core`` has its twin here under the same name; the kernels are tested against these. The
+equation numbers are those of POPE (arXiv 2509.19333) as read in ``docs/method.md``; they appear nowhere else in the code.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import _checks
+from .slates import flatten_padded, segment_ids
+from .types import IGNORE_INDEX, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
+
+
+def response_logprobs(
+    logits: torch.Tensor,  # [N, V] or [R, L, V]
+    labels: torch.Tensor,  # [N] or [R, L]
+    *,
+    response_offsets: torch.Tensor | None = None,  # [R + 1]
+    length_normalize: bool = True,
+) -> torch.Tensor:
+    """Eq. (1): ``l(y|q) = (1/|y|) sum_t log pi(y_t | q, y_<t)``, or the plain sum with ``length_normalize=False``. ``[R]``."""
+    if logits.ndim == 3:
+        logits, labels, response_offsets = flatten_padded(logits, labels)
+    assert response_offsets is not None
+    _checks.packed_values(labels, response_offsets, logits.shape[-1])
+    kept = labels != IGNORE_INDEX
+    log_pi = logits.double().log_softmax(-1)  # [N, V]
+    token_logprobs = log_pi.gather(-1, labels.where(kept, 0).unsqueeze(-1)).squeeze(-1)  # [N]
+    token_logprobs = token_logprobs.where(kept, 0.0)
+    response = segment_ids(response_offsets, labels.numel())
+    num_responses = response_offsets.numel() - 1
+    totals = token_logprobs.new_zeros(num_responses).index_add(0, response, token_logprobs)
+    if not length_normalize:
+        return totals
+    lengths = totals.new_zeros(num_responses).index_add(0, response, kept.to(totals.dtype))
+    return totals / lengths
+
+
+def linear_response_logprobs(
+    hidden: torch.Tensor,  # [N, D] or [R, L, D]
+    lm_head_weight: torch.Tensor,  # [V, D]
+    labels: torch.Tensor,  # [N] or [R, L]
+    *,
+    lm_head_bias: torch.Tensor | None = None,  # [V]
+    response_offsets: torch.Tensor | None = None,
+    length_normalize: bool = True,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+) -> torch.Tensor:
+    """Eq. (1) on ``logits = softcap * tanh(scale * (hidden @ W.T + b) / softcap)``. ``[R]``."""
+    logits = hidden.double() @ lm_head_weight.double().T
+    if lm_head_bias is not None:
+        logits = logits + lm_head_bias.double()
+    logits = logits * logit_scale
+    if logit_softcap is not None:
+        logits = logit_softcap * torch.tanh(logits / logit_softcap)
+    return response_logprobs(logits, labels, response_offsets=response_offsets, length_normalize=length_normalize)
+
+
+def slate_objective(
+    response_logprobs: torch.Tensor,  # [R] l_theta
+    logging_logprobs: torch.Tensor,  # [R] l_0
+    utility: torch.Tensor,  # [R] u in [0, 1]
+    slate_offsets: torch.Tensor,  # [S + 1]
+    *,
+    diversity_weight: float = 0.1,
+    weighting: Weighting = "response",
+    normalization: Normalization = "none",
+    clip: float | None = None,
+    utility_form: UtilityForm = "feedback",
+    diversity_form: DiversityForm = "neg_log_prob",
+    num_slates: int | None = None,
+) -> PopeLossOutput:
+    """Eqs. (3)-(10): the value of the policy estimated from the log, and ``loss = -value``.
+
+    The gradient, Eqs. (11)-(13), is left to autograd: it flows through the weights and through the reward.
+    """
+    objective = Objective(
+        diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates
+    )
+    _checks.objective_values(response_logprobs, logging_logprobs, utility, slate_offsets)
+    l_theta, l_0, u = response_logprobs.double(), logging_logprobs.double(), utility.double()
+    slate = segment_ids(slate_offsets, l_theta.numel())
+    num = slate_offsets.numel() - 1
+    k = slate_offsets.diff().double()  # [S]
+
+    def slate_sum(values: torch.Tensor) -> torch.Tensor:  # [R] -> [S]
+        return values.new_zeros(num).index_add(0, slate, values)
+
+    # Eq. (2) and the weights: a ratio is always a difference of log-probabilities.
+    log_w = l_theta - l_0  # [R]
+    log_slate = slate_sum(log_w)  # [S] log W_q
+    log_omega = {"response": log_w, "slate": log_slate[slate], "geometric": (log_slate / k)[slate]}[weighting]
+    raw = {"response": log_w, "slate": log_slate, "geometric": log_slate / k}[weighting].detach()
+    if clip is None:
+        _checks.log_weight_bound(raw, slate if weighting == "response" else torch.arange(num))
+    else:
+        log_omega = log_omega.clamp(max=torch.tensor(clip, dtype=torch.float64).log().item())
+    omega = log_omega.exp()  # [R]
+
+    # Eqs. (3)-(5): the unified reward.
+    cu = u if utility_form == "feedback" else u * l_theta
+    dv = -l_theta if diversity_form == "neg_log_prob" else -l_theta.exp() * l_theta
+
+    # Eqs. (6)-(10): the same weighted sum for both parts. Normalised forms are quotients, so the weights may be shifted
+    # in log space first: the ratio is the same and nothing underflows to 0/0.
+    def estimate(reward: torch.Tensor) -> torch.Tensor:
+        if normalization == "none":
+            return (slate_sum(omega * reward) / k).sum() / (num_slates or num)
+        if normalization == "slate":
+            top = log_omega.detach().new_full((num,), -torch.inf).scatter_reduce(0, slate, log_omega.detach(), "amax")
+            shifted = (log_omega - top[slate]).exp()
+            return (slate_sum(shifted * reward) / slate_sum(shifted)).sum() / (num_slates or num)
+        shifted = (log_omega - log_omega.detach().max()).exp()
+        return (slate_sum(shifted * reward) / k).sum() / (slate_sum(shifted) / k).sum()
+
+    utility_value, diversity_value = estimate(cu), estimate(dv)
+    value = utility_value + objective.diversity_weight * diversity_value
+    scaled = (raw - raw.max()).exp()
+    return PopeLossOutput(
+        loss=-value,
+        value=value.detach(),
+        utility_value=utility_value.detach(),
+        diversity_value=diversity_value.detach(),
+        response_logprobs=l_theta.detach(),
+        log_weights=log_w.detach(),
+        weights=omega.detach(),
+        effective_sample_size=scaled.sum() ** 2 / (scaled**2).sum(),
+        clip_fraction=(raw.exp() > clip).double().mean() if clip is not None else raw.new_zeros(()),
+    )
+
+
+def pope_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    logging_logprobs: torch.Tensor,
+    utility: torch.Tensor,
+    slate_offsets: torch.Tensor,
+    *,
+    response_offsets: torch.Tensor | None = None,
+    length_normalize: bool = True,
+    diversity_weight: float = 0.1,
+    weighting: Weighting = "response",
+    normalization: Normalization = "none",
+    clip: float | None = None,
+    utility_form: UtilityForm = "feedback",
+    diversity_form: DiversityForm = "neg_log_prob",
+    num_slates: int | None = None,
+) -> PopeLossOutput:
+    """Eqs. (1)-(10) from logits."""
+    return slate_objective(
+        response_logprobs(logits, labels, response_offsets=response_offsets, length_normalize=length_normalize),
+        logging_logprobs,
+        utility,
+        slate_offsets,
+        diversity_weight=diversity_weight,
+        weighting=weighting,
+        normalization=normalization,
+        clip=clip,
+        utility_form=utility_form,
+        diversity_form=diversity_form,
+        num_slates=num_slates,
+    )
+
+
+def linear_pope_loss(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    logging_logprobs: torch.Tensor,
+    utility: torch.Tensor,
+    slate_offsets: torch.Tensor,
+    *,
+    lm_head_bias: torch.Tensor | None = None,
+    response_offsets: torch.Tensor | None = None,
+    length_normalize: bool = True,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    diversity_weight: float = 0.1,
+    weighting: Weighting = "response",
+    normalization: Normalization = "none",
+    clip: float | None = None,
+    utility_form: UtilityForm = "feedback",
+    diversity_form: DiversityForm = "neg_log_prob",
+    num_slates: int | None = None,
+) -> PopeLossOutput:
+    """Eqs. (1)-(10) from hidden states."""
+    return slate_objective(
+        linear_response_logprobs(
+            hidden,
+            lm_head_weight,
+            labels,
+            lm_head_bias=lm_head_bias,
+            response_offsets=response_offsets,
+            length_normalize=length_normalize,
+            logit_scale=logit_scale,
+            logit_softcap=logit_softcap,
+        ),
+        logging_logprobs,
+        utility,
+        slate_offsets,
+        diversity_weight=diversity_weight,
+        weighting=weighting,
+        normalization=normalization,
+        clip=clip,
+        utility_form=utility_form,
+        diversity_form=diversity_form,
+        num_slates=num_slates,
+    )
