@@ -1,0 +1,26 @@
+"""Logged slates: the row and its errors, feedback to utility, tokens, and batches."""
+
+from __future__ import annotations
+
+from .collate import SlateCollator, SlateExample
+from .schema import Slate, SlateError, SlateLog, Turn, group_split, read_slates, write_slates
+from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
+from .utility import UtilityTransform, to_utility
+
+__all__ = [
+    "EncodedSlate",
+    "Slate",
+    "SlateCollator",
+    "SlateError",
+    "SlateExample",
+    "SlateLog",
+    "TruncationReport",
+    "Turn",
+    "UtilityTransform",
+    "encode_slate",
+    "encode_slates",
+    "group_split",
+    "read_slates",
+    "to_utility",
+    "write_slates",
+]

@@ -1,0 +1,253 @@
+"""Slates to token ids, with an exact boundary between the prompt and each response."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .schema import Slate, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Text whose tokens tell tokenizers apart: scripts, digits, white space, code, an emoji.
+_FINGERPRINT_TEXT = "The quick brown fox,  1234567890 naïve Zürich 東京 мир\n\tdef f(x):\r\n    return x**2 🙂"
+
+#: Stands for a response when the template is asked what it writes around one.
+_PROBE = "<probe>"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSlate:
+    """The token ids of a slate: one prompt, ``k`` responses; ``prompt_ids + completion_ids[i]`` is what the model reads.
+
+    A response ends with its end-of-turn token unless it was cut.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]  # [k]
+    prompt_tokens_dropped: int = 0
+    completion_tokens_dropped: list[int] = field(default_factory=list)  # [k]
+    boundary_splits: int = 0  # responses whose first characters merge with the prompt's last; see `encode_slate`
+    tokenizer: str = ""  # `tokenizer_fingerprint` of the tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TruncationReport:
+    """What tokenising a log cost: how many prompts and responses were cut, and by how many tokens."""
+
+    max_length: int
+    slates: int
+    responses: int
+    prompts_truncated: int
+    prompt_tokens_dropped: int
+    completions_truncated: int
+    completion_tokens_dropped: int
+    boundary_splits: int
+
+    @classmethod
+    def of(cls, encoded: Sequence[EncodedSlate], max_length: int) -> TruncationReport:
+        dropped = [count for slate in encoded for count in slate.completion_tokens_dropped]
+        return cls(
+            max_length=max_length,
+            slates=len(encoded),
+            responses=len(dropped),
+            prompts_truncated=sum(slate.prompt_tokens_dropped > 0 for slate in encoded),
+            prompt_tokens_dropped=sum(slate.prompt_tokens_dropped for slate in encoded),
+            completions_truncated=sum(count > 0 for count in dropped),
+            completion_tokens_dropped=sum(dropped),
+            boundary_splits=sum(slate.boundary_splits for slate in encoded),
+        )
+
+    @property
+    def anything_cut(self) -> bool:
+        return self.prompts_truncated > 0 or self.completions_truncated > 0
+
+    def __str__(self) -> str:
+        splits = f"; {self.boundary_splits} responses split from the prompt" if self.boundary_splits else ""
+        return (
+            f"max_length {self.max_length}: cut {self.prompts_truncated} of {self.slates} prompts "
+            f"(-{self.prompt_tokens_dropped} tokens on the left) and {self.completions_truncated} of {self.responses} "
+            f"responses (-{self.completion_tokens_dropped} tokens at the end){splits}"
+        )
+
+
+def encode_slate(
+    slate: Slate, tokenizer: PreTrainedTokenizerBase, *, max_length: int, where: str = "slate"
+) -> EncodedSlate:
+    """Token ids of one slate's prompt and responses.
+
+    With a chat template, a text prompt is one user turn and a text response one assistant turn; the prompt ends with the
+    template's generation prompt, and a response with its end-of-turn token (what the template writes after that, such as
+    a newline, the model never generates, so it is left out). Without one, the tokens are the prompt's text, the
+    response's text and the end-of-sequence token.
+
+    Prompt and response are tokenised together, and the prompt's own tokens must be a prefix of the result. Where a
+    tokenizer merges characters across the boundary (a response that opens with a newline), the two are tokenised apart,
+    as generation does, where the prompt's tokens are fixed before the response begins; ``boundary_splits`` counts these.
+
+    ``max_length`` covers prompt and response. If the prompt and the longest response do not fit, responses may take what
+    the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt keeps the rest and
+    is cut on the left. All responses of a slate keep the same prompt.
+
+    Args:
+        where: names the slate in errors.
+
+    Raises:
+        ValueError: ``max_length < 2``; the template refuses the turns, does not extend its own prompt, or closes a turn
+            without a special token; turns without a template; a tokenizer without end-of-sequence token and template.
+    """
+    return _Format(tokenizer).encode(slate, max_length, where)
+
+
+def encode_slates(
+    slates: Iterable[Slate], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> tuple[list[EncodedSlate], TruncationReport]:
+    """`encode_slate` for every slate of a log, in order, with one report of what was cut."""
+    chat = _Format(tokenizer)
+    encoded = []
+    for number, slate in enumerate(slates, start=1):
+        name = f" ({slate.slate_id})" if slate.slate_id else ""
+        encoded.append(chat.encode(slate, max_length, f"slate {number}{name}"))
+    return encoded, TruncationReport.of(encoded, max_length)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short hash of what decides a slate's tokens: vocabulary size, special tokens, chat template, and a sample text's ids.
+
+    Equal for the same tokenizer loaded from different places or by different library versions.
+    """
+    content = [
+        len(tokenizer),
+        tokenizer(_FINGERPRINT_TEXT).input_ids,
+        sorted(map(str, tokenizer.all_special_tokens)),
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Format:
+    """How one tokenizer writes a prompt and a response."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.name = tokenizer.name_or_path or type(tokenizer).__name__
+        self.fingerprint = tokenizer_fingerprint(tokenizer)
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+        self.special_tokens = {token for token in added if token.strip()}  # some vocabularies add runs of spaces
+
+    def encode(self, slate: Slate, max_length: int, where: str) -> EncodedSlate:
+        if max_length < 2:
+            raise ValueError(
+                f"max_length: expected an integer >= 2 (a prompt token and a response token), got {max_length}"
+            )
+        if self.tokenizer.chat_template:
+            prompt, wholes = self.render(slate, where)
+            opening, closing = [], []
+        else:
+            prompt, wholes = self.plain(slate, where)
+            opening, closing = self.opening(), [self.eos(where)]
+        prompt_ids, *whole_ids = self.ids([prompt, *wholes])
+        tails = [self.tail(prompt, prompt_ids, *whole, where) for whole in zip(wholes, whole_ids, strict=True)]
+        prompt_ids = opening + prompt_ids
+        completion_ids = [tail + closing for tail, _ in tails]
+        prompt_limit, completion_limit = _fit(len(prompt_ids), max(map(len, completion_ids)), max_length)
+        return EncodedSlate(
+            prompt_ids=prompt_ids[-prompt_limit:],
+            completion_ids=[ids[:completion_limit] for ids in completion_ids],
+            prompt_tokens_dropped=max(len(prompt_ids) - prompt_limit, 0),
+            completion_tokens_dropped=[max(len(ids) - completion_limit, 0) for ids in completion_ids],
+            boundary_splits=sum(split for _, split in tails),
+            tokenizer=self.fingerprint,
+        )
+
+    # --- text: the prompt, and prompt + response for every response -----------------------------------------------------
+
+    def plain(self, slate: Slate, where: str) -> tuple[str, list[str]]:
+        texts = [slate.prompt, *slate.completions]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                f"{where}: expected text, got chat turns, and tokenizer {self.name!r} has no chat template"
+            )
+        prompt, *completions = [str(text) for text in texts]
+        return prompt, [prompt + completion for completion in completions]
+
+    def render(self, slate: Slate, where: str) -> tuple[str, list[str]]:
+        turns = _turns("user", slate.prompt)
+        prompt = self.template(turns, where, generation_prompt=True)
+        probed = self.template([*turns, *_turns("assistant", _PROBE)], where)
+        after = self.after_end_of_turn(probed.rpartition(_PROBE)[2], where)
+        wholes = [self.template([*turns, *_turns("assistant", completion)], where) for completion in slate.completions]
+        for whole in [probed, *wholes]:
+            if not (whole.startswith(prompt) and whole.endswith(after)):
+                raise ValueError(
+                    f"{where}: expected the chat template of tokenizer {self.name!r} to extend its own generation prompt, "
+                    f"got a conversation that does not begin with {prompt[-40:]!r} or end with {after!r}: {whole[-80:]!r}"
+                )
+        return prompt, [whole[: len(whole) - len(after)] for whole in wholes]
+
+    def template(self, turns: list[Turn], where: str, *, generation_prompt: bool = False) -> str:
+        from jinja2 import TemplateError  # comes with every library that renders chat templates
+
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+        except TemplateError as error:
+            raise ValueError(
+                f"{where}: the chat template of tokenizer {self.name!r} refuses its turns: {error}"
+            ) from error
+        return str(text)
+
+    def after_end_of_turn(self, closing: str, where: str) -> str:
+        """What the template writes after the end-of-turn token, given all that it writes after a response."""
+        found = [(closing.find(token), -len(token)) for token in self.special_tokens if token in closing]
+        if not found:
+            raise ValueError(
+                f"{where}: expected the chat template of tokenizer {self.name!r} to close a response with a special token, "
+                f"got {closing!r}; without one the model cannot end its turn"
+            )
+        start, minus_length = min(found)
+        return closing[start - minus_length :]
+
+    # --- tokens ---------------------------------------------------------------------------------------------------------
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
+    def tail(
+        self, prompt: str, prompt_ids: list[int], whole: str, whole_ids: list[int], where: str
+    ) -> tuple[list[int], bool]:
+        """The response's tokens, and whether it had to be split from the prompt."""
+        if whole_ids[: len(prompt_ids)] == prompt_ids:
+            return whole_ids[len(prompt_ids) :], False
+        (tail_ids,) = self.ids([whole[len(prompt) :]])
+        if self.tokenizer.decode(prompt_ids + tail_ids) != self.tokenizer.decode(whole_ids):
+            raise ValueError(
+                f"{where}: expected the prompt's tokens to be a prefix of the whole's, got another first response token, "
+                f"and tokenizer {self.name!r} reads the response differently when it stands alone: {whole[len(prompt) :][:40]!r}"
+            )
+        return tail_ids, True
+
+    def opening(self) -> list[int]:
+        """The begin-of-sequence token, for tokenizers that put one before every text."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and bos in self.tokenizer("").input_ids[:1] else []
+
+    def eos(self, where: str) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"{where}: expected a chat template or an eos_token, got tokenizer {self.name!r} with neither"
+            )
+        return self.tokenizer.eos_token_id
+
+
+def _turns(role: str, value: str | list[Turn]) -> list[Turn]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _fit(prompt: int, longest: int, max_length: int) -> tuple[int, int]:
+    """The tokens that the prompt, and every response, may keep."""
+    completion_limit = min(longest, max(max_length - prompt, max_length // 2))
+    return max_length - completion_limit, completion_limit
