@@ -1,7 +1,7 @@
 """The logging policy: how probable every logged response was under it, and where that number came from.
 
-`score_slates` fills ``logging_logprobs`` and ``completion_tokens`` of a log with any causal language model and writes the
-provenance beside them as ``Slate.logging_policy``:
+`score_slates` fills ``logging_logprobs`` and ``completion_tokens`` of a log with any causal language model, and writes
+the provenance beside them as ``Slate.logging_policy``:
 
 =========================  ================================================================================
 ``how``                    ``recorded`` (this model wrote the responses), ``behaviour_cloned`` (it was fitted to
@@ -65,9 +65,10 @@ def score_slates(
 ) -> list[Slate]:
     """The same slates with ``logging_logprobs`` (totals, nats), ``completion_tokens`` and ``logging_policy`` filled in.
 
-    Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed; only
-    the response's positions reach the language-model head. Responses are batched by length, longest first, and returned
-    in their own order. The model is in evaluation mode meanwhile and its modes are restored; no random state is touched.
+    Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed.
+    Only the response's positions reach the language-model head. Responses are batched by length, longest first, and
+    returned in their own order. The model is in evaluation mode meanwhile, and its modes are restored; no random state
+    is touched.
 
     With ``cache_dir``, every finished batch is appended to a file there, so that a run that was killed goes on where it
     stopped and a log that grew pays for the new responses only. An entry's key is the SHA-256 of the cache version, the
@@ -86,8 +87,8 @@ def score_slates(
         progress: called after every batch, and once before the first.
 
     Raises:
-        ValueError: an unknown ``how``; a slate that already has ``logging_logprobs`` without ``overwrite``; anything that
-            `encode_slate` refuses; a cache file that is not one.
+        ValueError: an unknown ``how``; a slate that already has ``logging_logprobs`` without ``overwrite``; anything
+            that `encode_slate` refuses; a cache file that is not one.
     """
     if how not in get_args(How):
         raise ValueError(f"how: expected one of {', '.join(get_args(How))}, got {how!r}")
@@ -130,13 +131,13 @@ def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
         if scored != len(ids):
             scored_length = (slate.logging_policy or {}).get("max_length")
             raise ValueError(
-                f"{where}: completion_tokens[{index}]: expected the {scored} tokens that logging_logprobs was summed over, "
-                f"got {len(ids)}; use the max_length it was scored with ({scored_length}), or score the log again"
+                f"{where}: completion_tokens[{index}]: expected the {scored} tokens that logging_logprobs was summed "
+                f"over, got {len(ids)}; use the max_length it was scored with ({scored_length}), or score the log again"
             )
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of everything that decides a model's log-probabilities: its configuration and its parameters, bit for bit."""
+    """A hash of what decides a model's log-probabilities: its configuration and its parameters, bit for bit."""
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if config is not None:
@@ -146,7 +147,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
         data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(data.numpy()))
+        digest.update(data.numpy().data)
     return digest.hexdigest()[:32]
 
 
@@ -185,7 +186,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-# --- scoring ------------------------------------------------------------------------------------------------------------
+# --- scoring --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ def _score(
 
 
 def _batches(requests: list[_Request], batch_tokens: int) -> Iterator[list[_Request]]:
-    """Longest first: rows of a batch are alike in length, and a batch that does not fit in memory fails at the start."""
+    """Longest first: rows of a batch are alike in length, and a batch too large for the memory fails at the start."""
     batch: list[_Request] = []
     for request in sorted(requests, key=lambda request: len(request.ids), reverse=True):
         if batch and len(batch[0].ids) * (len(batch) + 1) > batch_tokens:
@@ -280,7 +281,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# --- cache --------------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

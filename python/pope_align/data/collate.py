@@ -1,4 +1,4 @@
-"""Slates to the padded batch of the Hugging Face convention, with the slate offsets and data that the objective takes."""
+"""Slates to the padded batch of the Hugging Face convention, with the offsets and data that the objective takes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class SlateCollator:
     ``logging_logprobs``  [R]        nats; totals, or divided by the row's number of labels
     ====================  =========  =====================================================================
 
-    The first five integers are int64. The last two are float32: the division happens in float64 and is rounded once, and
-    float32 is what every device has and what the policy's own log-probabilities are computed in.
+    The first four are int64. The last two are float32, which every device has and the policy's own log-probabilities
+    are computed in; the division happens in float64 and is rounded once.
 
     Attributes:
         pad_token_id: fills ``input_ids``; any id will do, the mask and the labels cover it.
-        length_normalize: divide the logging policy's total by the number of labels, which is also what the policy's total
-            is divided by, so that the log-weight is ``(1/|y|) log(pi_theta(y) / pi_0(y))`` even when the two models count
-            tokens differently.
+        length_normalize: divide the logging policy's total by the row's number of labels. The policy's total is divided
+            by the same ``|y|``, so the log-weight is ``(1/|y|) log(pi_theta(y) / pi_0(y))`` even when the two models
+            count tokens differently.
 
     Raises:
         ValueError: no slates, a slate without responses, an empty prompt or response, or unequal lengths.

@@ -96,8 +96,8 @@ def read_slates(
     counts as absent.
 
     Args:
-        source: a ``.jsonl`` or ``.json`` file (one JSON object a line), a ``.parquet`` file, or any iterable of mappings,
-            such as a ``datasets.Dataset`` or a list of dicts.
+        source: a ``.jsonl`` or ``.json`` file (one JSON object a line), a ``.parquet`` file, or any iterable of
+            mappings, such as a ``datasets.Dataset`` or a list of dicts.
         skip_bad_rows: leave bad rows out and keep their error messages in ``SlateLog.skip_reasons``, instead of raising
             at the first.
 
@@ -149,9 +149,9 @@ def group_split(
 ) -> tuple[list[Slate], list[Slate]]:
     """Split slates into train and held-out so that no group is on both sides.
 
-    Groups are ordered by ``sha256("{seed}:{group}")`` and the first ``round(holdout_fraction * groups)`` of them, but at
-    least one and not all, are held out. So the split depends on the seed and the set of group names alone: not on the
-    order of the rows, on any random state, or on the platform. Slates keep their order.
+    Groups are ordered by ``sha256("{seed}:{group}")`` and the first ``round(holdout_fraction * groups)`` of them are
+    held out, but at least one and never all. So the split depends on the seed and the set of group names alone: not on
+    the order of the rows, on any random state, or on the platform. Slates keep their order.
 
     Args:
         key: the group of a slate, e.g. its conversation: ``lambda slate: slate.slate_id.partition("#")[0]``.
@@ -175,7 +175,7 @@ def group_split(
     return train, heldout
 
 
-# --- sources: numbered rows ---------------------------------------------------------------------------------------------
+# --- sources: numbered rows -----------------------------------------------------------------------------------------
 
 
 def _open(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> tuple[str, Iterator[tuple[int, Any]]]:
@@ -248,7 +248,7 @@ def _all_turns(field: str, values: list[Any]) -> bool:
     return kinds == {True}
 
 
-# --- one row ------------------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ _PROBE = "<probe>"
 
 @dataclass(frozen=True, slots=True)
 class EncodedSlate:
-    """The token ids of a slate: one prompt, ``k`` responses; ``prompt_ids + completion_ids[i]`` is what the model reads.
+    """The token ids of a slate: one prompt and ``k`` responses.
 
-    A response ends with its end-of-turn token unless it was cut.
+    The model reads ``prompt_ids + completion_ids[i]``. A response ends with its end-of-turn token unless it was cut.
     """
 
     prompt_ids: list[int]
@@ -80,18 +80,18 @@ def encode_slate(
 ) -> EncodedSlate:
     """Token ids of one slate's prompt and responses.
 
-    With a chat template, a text prompt is one user turn and a text response one assistant turn; the prompt ends with the
-    template's generation prompt, and a response with its end-of-turn token (what the template writes after that, such as
-    a newline, the model never generates, so it is left out). Without one, the tokens are the prompt's text, the
+    With a chat template, a text prompt is one user turn and a text response one assistant turn; the prompt ends with
+    the template's generation prompt, and a response with its end-of-turn token (what the template writes after that,
+    such as a newline, the model never generates, so it is left out). Without one, the tokens are the prompt's text, the
     response's text and the end-of-sequence token.
 
     Prompt and response are tokenised together, and the prompt's own tokens must be a prefix of the result. Where a
-    tokenizer merges characters across the boundary (a response that opens with a newline), the two are tokenised apart,
-    as generation does, where the prompt's tokens are fixed before the response begins; ``boundary_splits`` counts these.
+    tokenizer merges characters across the boundary (a response that opens with a newline), the two are tokenised apart:
+    when a model generates, the prompt's tokens are fixed before the response begins. ``boundary_splits`` counts these.
 
-    ``max_length`` covers prompt and response. If the prompt and the longest response do not fit, responses may take what
-    the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt keeps the rest and
-    is cut on the left. All responses of a slate keep the same prompt.
+    ``max_length`` covers prompt and response. If the prompt and the longest response do not fit, responses may take
+    what the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt keeps the
+    rest and is cut on the left. All responses of a slate keep the same prompt.
 
     Args:
         where: names the slate in errors.
@@ -116,7 +116,7 @@ def encode_slates(
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of what decides a slate's tokens: vocabulary size, special tokens, chat template, and a sample text's ids.
+    """A short hash of what decides a slate's tokens: vocabulary size, special tokens, template, ids of a sample text.
 
     Equal for the same tokenizer loaded from different places or by different library versions.
     """
@@ -164,7 +164,7 @@ class _Format:
             tokenizer=self.fingerprint,
         )
 
-    # --- text: the prompt, and prompt + response for every response -----------------------------------------------------
+    # --- text: the prompt, and prompt + response for every response -------------------------------------------------
 
     def plain(self, slate: Slate, where: str) -> tuple[str, list[str]]:
         texts = [slate.prompt, *slate.completions]
@@ -184,8 +184,9 @@ class _Format:
         for whole in [probed, *wholes]:
             if not (whole.startswith(prompt) and whole.endswith(after)):
                 raise ValueError(
-                    f"{where}: expected the chat template of tokenizer {self.name!r} to extend its own generation prompt, "
-                    f"got a conversation that does not begin with {prompt[-40:]!r} or end with {after!r}: {whole[-80:]!r}"
+                    f"{where}: expected the chat template of tokenizer {self.name!r} to extend its own generation "
+                    f"prompt ({prompt[-40:]!r}) and to end with {after!r}, got a conversation that does not: "
+                    f"{whole[-80:]!r}"
                 )
         return prompt, [whole[: len(whole) - len(after)] for whole in wholes]
 
@@ -205,13 +206,13 @@ class _Format:
         found = [(closing.find(token), -len(token)) for token in self.special_tokens if token in closing]
         if not found:
             raise ValueError(
-                f"{where}: expected the chat template of tokenizer {self.name!r} to close a response with a special token, "
-                f"got {closing!r}; without one the model cannot end its turn"
+                f"{where}: expected the chat template of tokenizer {self.name!r} to close a response with a special "
+                f"token, got {closing!r}; without one the model cannot end its turn"
             )
         start, minus_length = min(found)
         return closing[start - minus_length :]
 
-    # --- tokens ---------------------------------------------------------------------------------------------------------
+    # --- tokens -----------------------------------------------------------------------------------------------------
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
@@ -225,22 +226,24 @@ class _Format:
         (tail_ids,) = self.ids([whole[len(prompt) :]])
         if self.tokenizer.decode(prompt_ids + tail_ids) != self.tokenizer.decode(whole_ids):
             raise ValueError(
-                f"{where}: expected the prompt's tokens to be a prefix of the whole's, got another first response token, "
-                f"and tokenizer {self.name!r} reads the response differently when it stands alone: {whole[len(prompt) :][:40]!r}"
+                f"{where}: expected the prompt's tokens to be a prefix of the whole's, got others at the boundary, "
+                f"and tokenizer {self.name!r} writes the response differently when it stands alone: "
+                f"{whole[len(prompt) :][:40]!r}"
             )
         return tail_ids, True
 
     def opening(self) -> list[int]:
         """The begin-of-sequence token, for tokenizers that put one before every text."""
         bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and bos in self.tokenizer("").input_ids[:1] else []
+        return [bos] if isinstance(bos, int) and self.tokenizer("").input_ids[:1] == [bos] else []
 
     def eos(self, where: str) -> int:
-        if self.tokenizer.eos_token_id is None:
+        eos = self.tokenizer.eos_token_id
+        if not isinstance(eos, int):
             raise ValueError(
                 f"{where}: expected a chat template or an eos_token, got tokenizer {self.name!r} with neither"
             )
-        return self.tokenizer.eos_token_id
+        return eos
 
 
 def _turns(role: str, value: str | list[Turn]) -> list[Turn]:

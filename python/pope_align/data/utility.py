@@ -1,4 +1,4 @@
-"""Feedback to utility: the scores of one slate become numbers in [0, 1] that the objective can compare across slates."""
+"""Feedback to utility: the scores of one slate become numbers in [0, 1], comparable across slates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_utility(scores: Sequence[float] | Utility, transform: UtilityTransform) -
     =================  ===================================================================================
 
     When all scores are equal (or ``k = 1``) the first three give 0.5 for every response: the feedback tells nothing
-    apart, 0/0 is not a utility, and 0.5 is the one value that stays put when good and bad trade places (``u -> 1 - u``).
+    apart, 0/0 is not a utility, and 0.5 is the one value that stays when good and bad trade places (``u -> 1 - u``).
 
     Args:
         scores: ``[k]`` finite numbers, larger is better.

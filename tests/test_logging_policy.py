@@ -1,0 +1,260 @@
+"""Scoring a log: the plain computation's numbers, whatever the batches, the interruptions and the mode of the model."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pope_align.logging_policy as logging_policy
+import pytest
+import torch
+from pope_align.data import Slate, encode_slate, read_slates, write_slates
+from pope_align.logging_policy import check_token_counts, model_fingerprint, score_slates
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+SLATES = [
+    Slate("Why is the sky blue?", ["Air scatters blue light.", "It is not.", "No idea"], [3, 0, 1], slate_id="sky"),
+    Slate("Name a fruit.", ["Pear"], [1]),
+    Slate("Count.", ["1, 2, 3, 4, 5, 6, 7, 8, 9, 10", "1", "1", "one two", "1, 2"], [5, 4, 3, 2, 1]),
+]
+RESPONSES = 8  # distinct ones: "1" stands twice in the last slate
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=257,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+        )
+    )
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=256))
+
+
+@pytest.fixture(params=[llama, gpt2], ids=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return request.param()
+
+
+def plain_totals(slate: Slate, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[float]:
+    """One response at a time: log_softmax of the logits, gathered at the response, summed."""
+    encoded = encode_slate(slate, tokenizer, max_length=128)
+    totals = []
+    for ids in encoded.completion_ids:
+        whole = torch.tensor([encoded.prompt_ids + ids])
+        with torch.no_grad():
+            log_pi = model.eval()(whole).logits[0].double().log_softmax(-1)
+        start = len(encoded.prompt_ids)
+        totals.append(sum(float(log_pi[start + t - 1, token]) for t, token in enumerate(ids)))
+    return totals
+
+
+def totals_of(slates: list[Slate]) -> list[float]:
+    return [total for slate in slates for total in slate.logging_logprobs or []]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_scores_are_the_plain_log_softmax_in_the_order_of_the_log(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_tokens: int
+) -> None:
+    scored = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, batch_tokens=batch_tokens)
+    expected = [total for slate in SLATES for total in plain_totals(slate, model, tokenizer)]
+    np.testing.assert_allclose(totals_of(scored), expected, rtol=1e-5)
+    for before, after in zip(SLATES, scored, strict=True):
+        empty = replace(after, logging_logprobs=None, completion_tokens=None, logging_policy=None)
+        assert empty == before
+        assert after.completion_tokens == [len(text) + 1 for text in before.completions]  # bytes, and the end
+
+
+def test_provenance_says_where_the_numbers_came_from_and_survives_the_file(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = llama().to(torch.bfloat16)
+    scored = score_slates(SLATES, model, tokenizer, how="behaviour_cloned", max_length=128)
+    policy = scored[0].logging_policy
+    assert policy is not None
+    assert set(policy) == {
+        "how",
+        "model",
+        "model_fingerprint",
+        "tokenizer",
+        "tokenizer_fingerprint",
+        "chat_template",
+        "dtype",
+        "max_length",
+        "versions",
+    }
+    assert (policy["how"], policy["dtype"], policy["max_length"]) == ("behaviour_cloned", "bfloat16", 128)
+    assert (policy["model"], policy["chat_template"]) == ("LlamaForCausalLM", None)
+    assert policy["versions"]["torch"] == torch.__version__
+    for ending in ("jsonl", "parquet"):
+        write_slates(scored, tmp_path / f"log.{ending}")
+        assert list(read_slates(tmp_path / f"log.{ending}")) == scored
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    whole = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, batch_tokens=60)
+
+    class Killed(Exception):
+        pass
+
+    def kill_after_two_batches(done: int, count: int) -> None:
+        reports.append((done, count))
+        if len(reports) == 3:
+            raise Killed
+
+    reports: list[tuple[int, int]] = []
+    options = {"how": "proxy", "max_length": 128, "batch_tokens": 60, "cache_dir": tmp_path}
+    with pytest.raises(Killed):
+        score_slates(SLATES, model, tokenizer, progress=kill_after_two_batches, **options)
+    saved = reports[-1][0]
+    assert reports[0] == (0, RESPONSES)
+    assert 0 < saved < RESPONSES
+
+    (cache,) = tmp_path.glob("*.jsonl")
+    assert len(cache.read_text().splitlines()) == saved
+    with cache.open("a") as file:
+        file.write('{"key": "half a li')  # as a kill in the middle of a write leaves it
+
+    reports.clear()
+    resumed = score_slates(SLATES, model, tokenizer, progress=lambda *r: reports.append(r), **options)
+    assert reports[0] == (saved, RESPONSES)
+    assert reports[-1] == (RESPONSES, RESPONSES)
+    np.testing.assert_allclose(totals_of(resumed), totals_of(whole), rtol=1e-5)
+    assert len(cache.read_text().splitlines()) == RESPONSES
+
+    reports.clear()
+    again = score_slates(SLATES, model, tokenizer, progress=lambda *r: reports.append(r), **options)
+    assert reports == [(RESPONSES, RESPONSES)]
+    assert again == resumed
+
+
+def test_another_model_does_not_read_this_models_cache(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = llama()
+    before = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, cache_dir=tmp_path)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 5] += 1.0
+    after = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, cache_dir=tmp_path)
+    assert all(a != b for a, b in zip(totals_of(before), totals_of(after), strict=True))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+def test_a_cache_that_is_none_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = llama()
+    score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, cache_dir=tmp_path)
+    (cache,) = tmp_path.glob("*.jsonl")
+    cache.write_text("something else\n" + cache.read_text())
+    with pytest.raises(ValueError, match=r"expected a cache of log-probabilities, .* delete it"):
+        score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, cache_dir=tmp_path)
+
+
+def test_a_fingerprint_follows_weights_dtype_and_configuration_only() -> None:
+    model = llama()
+    assert model_fingerprint(model) == model_fingerprint(llama())
+    model.config.use_cache = not model.config.use_cache  # as gradient checkpointing does
+    assert model_fingerprint(model) == model_fingerprint(llama())
+    prints = {model_fingerprint(m) for m in (llama(), gpt2(), llama().bfloat16())}
+    changed = llama()
+    changed.config.rms_norm_eps = 1e-3
+    prints.add(model_fingerprint(changed))
+    with torch.no_grad():
+        changed.model.norm.weight[0] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    prints.add(model_fingerprint(changed))
+    assert len(prints) == 5
+
+
+def test_random_states_and_the_models_modes_are_left_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = gpt2()  # with dropout, which training mode would apply
+    model.train()
+    model.transformer.h[0].eval()  # a part that its owner froze
+    modes = [module.training for module in model.modules()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
+    first = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # type: ignore[index]
+    assert modes == [module.training for module in model.modules()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert totals_of(first) == totals_of(score_slates(SLATES, model, tokenizer, how="proxy", max_length=128))
+
+    def fail(done: int, count: int) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, progress=fail)
+    assert modes == [module.training for module in model.modules()]
+
+
+def test_recorded_log_probabilities_are_not_overwritten_unasked(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = llama()
+    log = [SLATES[1], replace(SLATES[0], logging_logprobs=[-3.0, -4.0, -5.0])]
+    with pytest.raises(ValueError, match=r"slate 2 \(sky\): logging_logprobs: .* got recorded ones; .*overwrite"):
+        score_slates(log, model, tokenizer, how="proxy", max_length=128)
+    scored = score_slates(log, model, tokenizer, how="proxy", max_length=128, overwrite=True)
+    assert scored[1].logging_logprobs != log[1].logging_logprobs
+    with pytest.raises(ValueError, match="got proxy ones"):
+        score_slates(scored, model, tokenizer, how="behaviour_cloned", max_length=128)
+    with pytest.raises(ValueError, match="how: expected one of recorded, behaviour_cloned, proxy, got 'guess'"):
+        score_slates(log, model, tokenizer, how="guess", max_length=128)  # type: ignore[arg-type]
+
+
+def test_what_is_cut_is_reported(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger=logging_policy.__name__):
+        score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=128)
+        score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=20)
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "max_length 20: cut 1 of 3 prompts (-10 tokens on the left) and 3 of 9 responses" in caplog.text
+
+
+def test_log_probabilities_of_other_tokens_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    scored = score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=128)[0]
+    check_token_counts(scored, encode_slate(scored, tokenizer, max_length=128), "slate 1")
+    shorter = encode_slate(scored, tokenizer, max_length=20)
+    with pytest.raises(ValueError, match=r"slate 1: completion_tokens\[0\]: expected the 25 .* got 10; .*\(128\)"):
+        check_token_counts(scored, shorter, "slate 1")
+    check_token_counts(replace(scored, completion_tokens=None), shorter, "unknown counts cannot disagree")
+    check_token_counts(SLATES[0], shorter, "a log without provenance")
+    other = {**(scored.logging_policy or {}), "tokenizer_fingerprint": "another"}
+    check_token_counts(replace(scored, logging_policy=other), shorter, "another tokenizer counts differently")
+
+
+def test_rounding_leaves_no_log_probability_above_zero(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or a written log would not pass its own validation."""
+    monkeypatch.setattr(
+        logging_policy.pope_core, "linear_response_logprobs", lambda *args, **options: torch.tensor([3e-8])
+    )
+    (scored,) = score_slates(SLATES[1:2], llama(), tokenizer, how="proxy", max_length=128)
+    write_slates([scored], tmp_path / "log.jsonl")
+    assert read_slates(tmp_path / "log.jsonl")[0].logging_logprobs == [0.0]
