@@ -1,7 +1,7 @@
 """Errors in one voice: the argument, what was expected, what came, and where.
 
-Shape checks need no values and run in the public functions, under ``torch.compile`` too. Value checks read the data; they
-run inside the operators, where the data is at hand and no trace is being made.
+Shape checks need no values and run in the public functions, under ``torch.compile`` too. Value checks read the data;
+they run inside the operators, where the data is at hand and no trace is being made.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ def _fail(name: str, expected: str, got: str) -> None:
     raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
-def rows_and_labels(
-    name: str, rows: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor | None
-) -> None:
-    """``rows`` [N, C] with ``labels`` [N] and ``response_offsets`` [R+1], or ``rows`` [R, L, C] with ``labels`` [R, L]."""
+def rows_and_labels(name: str, rows: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor | None) -> None:
+    """``rows`` [N, C] with ``labels`` [N] and ``response_offsets`` [R+1], or [R, L, C] with [R, L]."""
     if rows.dtype not in FLOATS:
         _fail(name, "a float32, float64, bfloat16 or float16 tensor", str(rows.dtype))
     if rows.ndim not in (2, 3):
@@ -100,29 +98,35 @@ def packed_values(labels: torch.Tensor, response_offsets: torch.Tensor, vocab: i
         _fail("labels", "at least one response token in every response", f"none in response {int(empty[0])}")
 
 
-def objective_values(
-    response_logprobs: torch.Tensor, logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor
+def objective_data(
+    logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor, num_responses: int
 ) -> None:
-    segments("slate_offsets", slate_offsets, response_logprobs.numel(), "the number of responses")
-    for name, value in (
-        ("response_logprobs", response_logprobs),
-        ("logging_logprobs", logging_logprobs),
-        ("utility", utility),
-    ):
-        bad = (~value.detach().isfinite()).nonzero()
-        if bad.numel():
-            at = int(bad[0])
-            where = int(torch.searchsorted(slate_offsets.long(), at, right=True)) - 1
-            _fail(name, "finite numbers", f"{float(value[at].detach())} at response {at} (slate {where})")
+    """Values of what the log brings to the objective."""
+    segments("slate_offsets", slate_offsets, num_responses, "the number of responses")
+    finite("logging_logprobs", logging_logprobs, slate_offsets)
+    finite("utility", utility, slate_offsets)
 
 
-def log_weight_bound(log_weights: torch.Tensor, slate: torch.Tensor) -> None:
-    """Without a clip, a log-weight above MAX_LOG_WEIGHT is a mistake in the inputs, not a weight."""
-    bad = (log_weights > MAX_LOG_WEIGHT).nonzero()
+def finite(name: str, value: torch.Tensor, slate_offsets: torch.Tensor) -> None:
+    bad = (~value.detach().isfinite()).nonzero()
     if bad.numel():
         at = int(bad[0])
+        slate = int(torch.searchsorted(slate_offsets.long(), at, right=True)) - 1
+        _fail(name, "finite numbers", f"{float(value[at].detach())} at response {at} (slate {slate})")
+
+
+def finite_rows(name: str, lse: torch.Tensor, first_row: int = 0) -> None:
+    """A log-sum-exp that is not finite betrays a NaN or an infinity in its row of logits."""
+    bad = (~lse.isfinite()).nonzero()
+    if bad.numel():
+        _fail(name, "logits without NaN or +inf", f"one in row {first_row + int(bad[0])}")
+
+
+def log_weight_bound(largest: float, slate: int, clip: float | None) -> None:
+    """Without a clip, a log-weight above MAX_LOG_WEIGHT is a mistake in the inputs, not a weight."""
+    if clip is None and largest > MAX_LOG_WEIGHT:
         raise ValueError(
-            f"clip: slate {int(slate[at])} has log-weight {float(log_weights[at]):.1f}, above {MAX_LOG_WEIGHT:.0f} nats, "
+            f"clip: slate {slate} has log-weight {largest:.1f}, above {MAX_LOG_WEIGHT:.0f} nats, "
             "and clip=None; pass clip=<largest weight>, use length_normalize=True, or check that logging_logprobs "
             "were computed with the same normalisation and tokens"
         )

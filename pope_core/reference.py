@@ -1,7 +1,8 @@
 """The specification in plain float64 PyTorch: slow, obvious, differentiable by autograd.
 
 Every public operation of ``pope_core`` has its twin here under the same name; the kernels are tested against these. The
-equation numbers are those of POPE (arXiv 2509.19333) as read in ``docs/method.md``; they appear nowhere else in the code.
+equation numbers are those of POPE (arXiv 2509.19333) as read in ``docs/method.md``; they appear nowhere else in the
+code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def response_logprobs(
     response_offsets: torch.Tensor | None = None,  # [R + 1]
     length_normalize: bool = True,
 ) -> torch.Tensor:
-    """Eq. (1): ``l(y|q) = (1/|y|) sum_t log pi(y_t | q, y_<t)``, or the plain sum with ``length_normalize=False``. ``[R]``."""
+    """Eq. (1): ``l(y|q) = (1/|y|) sum_t log pi(y_t | q, y_<t)``, or the plain sum with ``length_normalize=False``.
+    ``[R]``.
+    """
     if logits.ndim == 3:
         logits, labels, response_offsets = flatten_padded(logits, labels)
     assert response_offsets is not None
@@ -77,10 +80,9 @@ def slate_objective(
 
     The gradient, Eqs. (11)-(13), is left to autograd: it flows through the weights and through the reward.
     """
-    objective = Objective(
-        diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates
-    )
-    _checks.objective_values(response_logprobs, logging_logprobs, utility, slate_offsets)
+    objective = Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates)
+    _checks.objective_data(logging_logprobs, utility, slate_offsets, response_logprobs.numel())
+    _checks.finite("response_logprobs", response_logprobs, slate_offsets)
     l_theta, l_0, u = response_logprobs.double(), logging_logprobs.double(), utility.double()
     slate = segment_ids(slate_offsets, l_theta.numel())
     num = slate_offsets.numel() - 1
@@ -94,9 +96,9 @@ def slate_objective(
     log_slate = slate_sum(log_w)  # [S] log W_q
     log_omega = {"response": log_w, "slate": log_slate[slate], "geometric": (log_slate / k)[slate]}[weighting]
     raw = {"response": log_w, "slate": log_slate, "geometric": log_slate / k}[weighting].detach()
-    if clip is None:
-        _checks.log_weight_bound(raw, slate if weighting == "response" else torch.arange(num))
-    else:
+    worst = int(raw.argmax())
+    _checks.log_weight_bound(float(raw[worst]), int(slate[worst]) if weighting == "response" else worst, clip)
+    if clip is not None:
         log_omega = log_omega.clamp(max=torch.tensor(clip, dtype=torch.float64).log().item())
     omega = log_omega.exp()  # [R]
 

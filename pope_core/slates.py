@@ -13,8 +13,8 @@ from .types import IGNORE_INDEX
 def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
     """Offsets ``[0, l_0, l_0 + l_1, ...]`` of consecutive runs with the given lengths.
 
-    Equivalent: ``F.pad(torch.as_tensor(lengths).cumsum(0), (1, 0))``. Use it for ``slate_offsets`` (responses per slate)
-    and ``response_offsets`` (tokens per response).
+    Equivalent: ``F.pad(torch.as_tensor(lengths).cumsum(0), (1, 0))``. Use it for ``slate_offsets`` (responses per
+    slate) and ``response_offsets`` (tokens per response).
 
     Args:
         lengths: ``[n]`` positive integers.

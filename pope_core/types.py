@@ -55,6 +55,18 @@ class Objective:
                     f"and not by a number of slates; got {self.num_slates!r}"
                 )
 
+    def flat(self) -> tuple[float, str, str, float | None, str, str, int | None]:
+        """The options in the order of the operators' arguments."""
+        return (
+            self.diversity_weight,
+            self.weighting,
+            self.normalization,
+            self.clip,
+            self.utility_form,
+            self.diversity_form,
+            self.num_slates,
+        )
+
 
 class PopeLossOutput(NamedTuple):
     """The loss and everything worth logging about it; all but ``loss`` are detached from the graph.

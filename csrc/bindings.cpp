@@ -1,0 +1,93 @@
+// The only file that knows pybind11. Pointers arrive as integers; shapes, dtypes and lifetimes are the business of
+// kernels/pope_kernels/native.py. The GIL is released around every kernel.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "pope/ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using pope::DType;
+using pope::LogitTransform;
+using pope::Matrix;
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+Matrix matrix(uintptr_t data, int dtype, int64_t rows, int64_t cols, int64_t row_stride) {
+    return {pointer<void>(data), static_cast<DType>(dtype), rows, cols, row_stride};
+}
+
+void token_logprobs(uintptr_t logits, int dtype, int64_t rows, int64_t cols, int64_t row_stride, uintptr_t labels,
+                    double scale, double softcap, uintptr_t logprobs, uintptr_t lse, int threads) {
+    pope::cpu::token_logprobs(matrix(logits, dtype, rows, cols, row_stride), pointer<int64_t>(labels),
+                              LogitTransform{scale, softcap}, pointer<void>(logprobs), pointer<void>(lse), threads);
+}
+
+void logit_gradient(uintptr_t logits, int dtype, int64_t rows, int64_t cols, int64_t row_stride, uintptr_t labels,
+                    double scale, double softcap, uintptr_t lse, uintptr_t coefficients, uintptr_t out,
+                    int64_t out_row_stride, int threads) {
+    pope::cpu::logit_gradient(matrix(logits, dtype, rows, cols, row_stride), pointer<int64_t>(labels),
+                              LogitTransform{scale, softcap}, pointer<void>(lse), pointer<void>(coefficients),
+                              matrix(out, dtype, rows, cols, out_row_stride), threads);
+}
+
+void response_sums(uintptr_t logprobs, bool is_double, uintptr_t labels, uintptr_t response_offsets,
+                   int64_t num_responses, bool mean, uintptr_t out) {
+    pope::cpu::response_sums(pointer<void>(logprobs), is_double, pointer<int64_t>(labels),
+                             pointer<int64_t>(response_offsets), num_responses, mean, pointer<void>(out));
+}
+
+void token_coefficients(uintptr_t grad, bool is_double, uintptr_t labels, uintptr_t response_offsets,
+                        int64_t num_responses, bool mean, uintptr_t out) {
+    pope::cpu::token_coefficients(pointer<void>(grad), is_double, pointer<int64_t>(labels),
+                                  pointer<int64_t>(response_offsets), num_responses, mean, pointer<void>(out));
+}
+
+// Returns (value, utility_value, diversity_value, effective_sample_size, clip_fraction, largest_log_weight, its slate).
+py::tuple slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprobs, uintptr_t utility,
+                          uintptr_t slate_offsets, int64_t num_slates, double diversity_weight, int weighting,
+                          int normalization, double log_clip, int utility_form, int diversity_form,
+                          double slate_denominator, uintptr_t log_weights, uintptr_t weights, uintptr_t coefficients) {
+    const pope::ObjectiveInputs in{pointer<double>(response_logprobs), pointer<double>(logging_logprobs),
+                                   pointer<double>(utility), pointer<int64_t>(slate_offsets), num_slates};
+    const pope::ObjectiveOptions options{diversity_weight,
+                                         static_cast<pope::Weighting>(weighting),
+                                         static_cast<pope::Normalization>(normalization),
+                                         log_clip,
+                                         static_cast<pope::UtilityForm>(utility_form),
+                                         static_cast<pope::DiversityForm>(diversity_form),
+                                         slate_denominator};
+    pope::ObjectiveOutputs out{};
+    out.log_weights = pointer<double>(log_weights);
+    out.weights = pointer<double>(weights);
+    out.coefficients = pointer<double>(coefficients);
+    {
+        py::gil_scoped_release release;
+        pope::cpu::slate_objective(in, options, out);
+    }
+    return py::make_tuple(out.value, out.utility_value, out.diversity_value, out.effective_sample_size,
+                          out.clip_fraction, out.largest_log_weight, out.largest_slate);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "Native kernels of pope_core; call them through pope_kernels.native.";
+    const auto no_gil = py::call_guard<py::gil_scoped_release>();
+    m.def("token_logprobs", &token_logprobs, no_gil);
+    m.def("logit_gradient", &logit_gradient, no_gil);
+    m.def("response_sums", &response_sums, no_gil);
+    m.def("token_coefficients", &token_coefficients, no_gil);
+    m.def("slate_objective", &slate_objective);
+    m.def("advise_huge_pages",
+          [](uintptr_t data, int64_t bytes) { pope::cpu::advise_huge_pages(pointer<void>(data), bytes); });
+    m.def("isa", &pope::cpu::isa);
+    m.def("use_isa", [](const std::string& name) { return pope::cpu::use_isa(name.c_str()); });
+    m.attr("compiler") = POPE_COMPILER;
+}

@@ -1,0 +1,58 @@
+// The formulas of the objective for one response, shared by every native implementation.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#define POPE_HOST_DEVICE __host__ __device__
+#else
+#define POPE_HOST_DEVICE
+#endif
+
+namespace pope {
+
+enum class Weighting : int { response = 0, slate = 1, geometric = 2 };
+enum class Normalization : int { none = 0, slate = 1, batch = 2 };
+enum class UtilityForm : int { feedback = 0, log_likelihood = 1 };
+enum class DiversityForm : int { neg_log_prob = 0, entropy = 1 };
+
+struct ObjectiveOptions {
+    double diversity_weight;
+    Weighting weighting;
+    Normalization normalization;
+    double log_clip;  // +inf without a clip
+    UtilityForm utility_form;
+    DiversityForm diversity_form;
+    double num_slates;
+};
+
+// The unified reward R = utility + diversity_weight * diversity of a response, and dR/dl.
+struct Reward {
+    double utility;
+    double diversity;
+    double total;
+    double slope;
+};
+
+POPE_HOST_DEVICE inline Reward reward(double logprob, double feedback, const ObjectiveOptions& options) {
+    const bool by_likelihood = options.utility_form == UtilityForm::log_likelihood;
+    const double utility = by_likelihood ? feedback * logprob : feedback;
+    const double utility_slope = by_likelihood ? feedback : 0.0;
+    double diversity = -logprob;
+    double diversity_slope = -1.0;
+    if (options.diversity_form == DiversityForm::entropy) {
+        const double probability = exp(logprob);
+        diversity = -probability * logprob;
+        diversity_slope = -probability * (logprob + 1.0);
+    }
+    const double alpha = options.diversity_weight;
+    return {utility, diversity, utility + alpha * diversity, utility_slope + alpha * diversity_slope};
+}
+
+// The raw log-weight that a response carries, given its own log-ratio and its slate's sum of log-ratios.
+POPE_HOST_DEVICE inline double raw_log_weight(double log_ratio, double slate_log_ratio, double k, Weighting weighting) {
+    if (weighting == Weighting::response) return log_ratio;
+    return weighting == Weighting::slate ? slate_log_ratio : slate_log_ratio / k;
+}
+
+}  // namespace pope

@@ -1,0 +1,1 @@
+"""Private kernels of pope_core; nothing here is public API."""

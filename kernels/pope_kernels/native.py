@@ -1,0 +1,186 @@
+"""Tensors in, tensors out, over the native extension: the only importer of ``_C``.
+
+Callers hand over contiguous CPU tensors of the right dtype (``pope_core`` sees to that); this module allocates the
+outputs and passes addresses, sizes and the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch  # before _C: torch brings the OpenMP runtime that the extension shares
+
+from . import _C
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+WEIGHTINGS = {"response": 0, "slate": 1, "geometric": 2}
+NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
+UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
+DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
+
+
+isa = _C.isa
+use_isa = _C.use_isa
+compiler = _C.compiler
+
+
+class SlateValues(NamedTuple):
+    """What one evaluation of the objective gives; scalars are Python floats, vectors float64 ``[R]``."""
+
+    value: float
+    utility_value: float
+    diversity_value: float
+    effective_sample_size: float
+    clip_fraction: float
+    largest_log_weight: float
+    largest_slate: int
+    log_weights: torch.Tensor
+    weights: torch.Tensor
+    coefficients: torch.Tensor  # dV / d response_logprobs
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 inputs, float32 for every other."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def empty_large(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """``torch.empty`` for a buffer that will be written whole: backed by huge pages where the system has them."""
+    out = torch.empty(shape, dtype=dtype)
+    _C.advise_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
+def _address(tensor: torch.Tensor) -> int:
+    assert tensor.is_contiguous(), "the kernels read consecutive elements"
+    return tensor.data_ptr()
+
+
+def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
+    rows, cols = logits.shape
+    return logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, cols, logits.stride(0)
+
+
+def token_logprobs(
+    logits: torch.Tensor,  # [N, V], unit column stride
+    labels: torch.Tensor,  # [N] int64
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each label and the log-sum-exp of its row, ``[N]`` each; 0 where the label is ignored."""
+    acc = accumulation_dtype(logits.dtype)
+    logprobs = torch.empty(labels.shape, dtype=acc)
+    lse = torch.empty(labels.shape, dtype=acc)
+    _C.token_logprobs(
+        *_matrix(logits),
+        _address(labels),
+        scale,
+        softcap or 0.0,
+        _address(logprobs),
+        _address(lse),
+        torch.get_num_threads(),
+    )
+    return logprobs, lse
+
+
+def logit_gradient(
+    logits: torch.Tensor,  # [N, V]
+    labels: torch.Tensor,  # [N] int64
+    lse: torch.Tensor,  # [N]
+    coefficients: torch.Tensor | None,  # [N], None for ones
+    out: torch.Tensor,  # [N, V], may be `logits`
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """``coefficients[n] * d logprobs[n] / d logits[n]`` written to ``out``; ignored rows become zero."""
+    _C.logit_gradient(
+        *_matrix(logits),
+        _address(labels),
+        scale,
+        softcap or 0.0,
+        _address(lse),
+        0 if coefficients is None else _address(coefficients),
+        out.data_ptr(),
+        out.stride(0),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def response_sums(
+    logprobs: torch.Tensor,  # [N]
+    labels: torch.Tensor,  # [N] int64
+    response_offsets: torch.Tensor,  # [R + 1] int64
+    mean: bool,
+) -> torch.Tensor:
+    """Sum, or mean over its kept tokens, of each response: ``[R]``."""
+    out = torch.empty(response_offsets.numel() - 1, dtype=logprobs.dtype)
+    _C.response_sums(
+        _address(logprobs),
+        logprobs.dtype == torch.float64,
+        _address(labels),
+        _address(response_offsets),
+        out.numel(),
+        mean,
+        _address(out),
+    )
+    return out
+
+
+def token_coefficients(
+    grad: torch.Tensor,  # [R]
+    labels: torch.Tensor,  # [N] int64
+    response_offsets: torch.Tensor,  # [R + 1] int64
+    mean: bool,
+) -> torch.Tensor:
+    """Adjoint of :func:`response_sums`: each kept token's share of its response's coefficient, ``[N]``."""
+    out = torch.empty(labels.shape, dtype=grad.dtype)
+    _C.token_coefficients(
+        _address(grad),
+        grad.dtype == torch.float64,
+        _address(labels),
+        _address(response_offsets),
+        grad.numel(),
+        mean,
+        _address(out),
+    )
+    return out
+
+
+def slate_objective(
+    response_logprobs: torch.Tensor,  # [R] float64
+    logging_logprobs: torch.Tensor,  # [R] float64
+    utility: torch.Tensor,  # [R] float64
+    slate_offsets: torch.Tensor,  # [S + 1] int64
+    *,
+    diversity_weight: float,
+    weighting: str,
+    normalization: str,
+    clip: float | None,
+    utility_form: str,
+    diversity_form: str,
+    num_slates: int,
+) -> SlateValues:
+    """The value of the slates, its parts, the weights and ``dV / d response_logprobs``, all in float64."""
+    log_weights, weights, coefficients = torch.empty(3, response_logprobs.numel(), dtype=torch.float64)
+    scalars = _C.slate_objective(
+        _address(response_logprobs),
+        _address(logging_logprobs),
+        _address(utility),
+        _address(slate_offsets),
+        slate_offsets.numel() - 1,
+        diversity_weight,
+        WEIGHTINGS[weighting],
+        NORMALIZATIONS[normalization],
+        math.inf if clip is None else math.log(clip),
+        UTILITY_FORMS[utility_form],
+        DIVERSITY_FORMS[diversity_form],
+        float(num_slates),
+        _address(log_weights),
+        _address(weights),
+        _address(coefficients),
+    )
+    return SlateValues(*scalars, log_weights, weights, coefficients)

@@ -1,0 +1,354 @@
+"""The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, recompute_gradients
+from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, accumulation_dtype, as_tensors, empty, fake_values
+from .backends import kernels
+from .types import Objective
+
+_HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str backend"
+
+
+def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
+    """``grad * upstream``, out of place; ``grad`` itself where the upstream is known to be one.
+
+    ``loss.backward()`` is the common case, and a second copy of the gradient of an lm_head is worth avoiding.
+    """
+    known = type(upstream) is Tensor and upstream.device.type == "cpu" and not torch.compiler.is_compiling()
+    if known and float(upstream) == 1.0:
+        return grad
+    return (grad * upstream).to(grad.dtype)
+
+
+# --- linear_response_logprobs ---
+
+LIBRARY.define(
+    "linear_response_logprobs(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, "
+    f"bool length_normalize, {_HEAD_ARGUMENTS}, ScalarType compute_dtype, bool need_unit) "
+    "-> (Tensor response_logprobs, Tensor lse, Tensor unit)"
+)
+LIBRARY.define(
+    "linear_response_logprobs_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, "
+    f"Tensor response_offsets, Tensor lse, bool length_normalize, {_HEAD_ARGUMENTS}, ScalarType compute_dtype, "
+    "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)"
+)
+
+
+def _chunked_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+) -> ChunkedHead:
+    tokens = Tokens(hidden.to(compute_dtype).contiguous(), labels, response_offsets)
+    bias = None if bias is None else bias.to(compute_dtype)
+    weight = weight.to(compute_dtype)
+    return ChunkedHead(kernels(backend), tokens, weight, bias, logit_scale, logit_softcap, chunk_bytes)
+
+
+def _linear_response_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    length_normalize: bool,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_unit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.packed_values(labels, response_offsets, weight.shape[0])
+    head = _chunked_head(
+        hidden,
+        weight,
+        bias,
+        labels,
+        response_offsets,
+        logit_scale,
+        logit_softcap,
+        chunk_bytes,
+        backend,
+        compute_dtype,
+    )
+    unit = forward(head, need_unit)
+    num_responses = response_offsets.numel() - 1
+    logprobs = head.response_logprobs(0, num_responses, length_normalize).to(head.lse.dtype)
+    lse = head.tokens.scatter(head.lse.unsqueeze(1)).squeeze(1)
+    return logprobs, lse, head.tokens.scatter(unit) if need_unit else unit
+
+
+def _linear_response_logprobs_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    lse: Tensor,
+    length_normalize: bool,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    head = _chunked_head(
+        hidden,
+        weight,
+        bias,
+        labels,
+        response_offsets,
+        logit_scale,
+        logit_softcap,
+        chunk_bytes,
+        backend,
+        compute_dtype,
+    )
+    head.lse.copy_(lse if head.tokens.index is None else lse[head.tokens.index])
+    coefficients = head.token_coefficients(grad, 0, grad.numel(), length_normalize)
+    needs = Needs(need_hidden, need_weight, need_bias)
+    gradients = recompute_gradients(head, coefficients, needs)
+    d_hidden = head.tokens.scatter(gradients.hidden) if need_hidden else gradients.hidden
+    return (
+        d_hidden.to(hidden.dtype),
+        gradients.weight.to(weight.dtype),
+        gradients.bias.to(weight.dtype if bias is None else bias.dtype),
+    )
+
+
+@torch.library.register_fake("pope::linear_response_logprobs", lib=LIBRARY)
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    length_normalize: bool,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_unit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_tokens, width = hidden.shape
+    acc = accumulation_dtype(compute_dtype)
+    return (
+        empty(hidden, response_offsets.shape[0] - 1, dtype=acc),
+        empty(hidden, num_tokens, dtype=acc),
+        empty(hidden, num_tokens if need_unit else 0, width, dtype=compute_dtype),
+    )
+
+
+def _fake_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+    vocab, width = weight.shape
+    return (
+        empty(hidden, hidden.shape[0] if needs.hidden else 0, width),
+        empty(weight, vocab if needs.weight else 0, width),
+        empty(weight if bias is None else bias, vocab if needs.bias else 0),
+    )
+
+
+@torch.library.register_fake("pope::linear_response_logprobs_backward", lib=LIBRARY)
+def _(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    lse: Tensor,
+    length_normalize: bool,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_gradients(hidden, weight, bias, Needs(need_hidden, need_weight, need_bias))
+
+
+def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, labels, response_offsets, ctx.length_normalize, *ctx.head, ctx.need_unit = inputs
+    ctx.has_bias = bias is not None
+    _, lse, unit = output
+    saved = (unit, labels, response_offsets) if ctx.need_unit else (hidden, weight, labels, response_offsets, lse)
+    ctx.save_for_backward(*saved, *(() if bias is None or ctx.need_unit else (bias,)))
+    ctx.dtype = hidden.dtype
+
+
+def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.need_unit:  # frozen head: the coefficients scale what the forward already has
+        unit, labels, response_offsets = ctx.saved_tensors
+        kept = labels >= 0
+        sizes = response_offsets.diff()
+        each = grad
+        if ctx.length_normalize:
+            before = torch.nn.functional.pad(kept.to(torch.int64).cumsum(0), (1, 0))
+            each = grad / before[response_offsets].diff()
+        rows = torch.repeat_interleave(each, sizes, output_size=labels.shape[0]) * kept
+        return (unit * rows.unsqueeze(1)).to(ctx.dtype), *([None] * 11)
+    hidden, weight, labels, response_offsets, lse, *rest = ctx.saved_tensors
+    bias = rest[0] if rest else None
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
+    gradients = torch.ops.pope.linear_response_logprobs_backward(
+        grad, hidden, weight, bias, labels, response_offsets, lse, ctx.length_normalize, *ctx.head, *needs
+    )
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *([None] * 9)
+
+
+LIBRARY.impl("linear_response_logprobs", _linear_response_logprobs, "CPU")
+LIBRARY.impl("linear_response_logprobs_backward", _linear_response_logprobs_backward, "CPU")
+torch.library.register_autograd(
+    "pope::linear_response_logprobs",
+    _linear_response_logprobs_autograd,
+    setup_context=_linear_response_logprobs_setup,
+    lib=LIBRARY,
+)
+
+# --- linear_pope_loss ---
+
+LIBRARY.define(
+    "linear_pope_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, "
+    "Tensor logging_logprobs, Tensor utility, Tensor slate_offsets, bool length_normalize, "
+    f"{_HEAD_ARGUMENTS}, ScalarType compute_dtype, bool need_hidden, bool need_weight, bool need_bias, "
+    f"{OBJECTIVE_ARGUMENTS}) -> ({VALUES}, Tensor response_logprobs, Tensor d_hidden, Tensor d_weight, Tensor d_bias)"
+)
+
+
+def _linear_pope_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    logging_logprobs: Tensor,
+    utility: Tensor,
+    slate_offsets: Tensor,
+    length_normalize: bool,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    diversity_weight: float,
+    weighting: Any,
+    normalization: Any,
+    clip: float | None,
+    utility_form: Any,
+    diversity_form: Any,
+    num_slates: int | None,
+) -> tuple[Tensor, ...]:
+    _checks.packed_values(labels, response_offsets, weight.shape[0])
+    _checks.objective_data(logging_logprobs, utility, slate_offsets, response_offsets.numel() - 1)
+    head = _chunked_head(
+        hidden,
+        weight,
+        bias,
+        labels,
+        response_offsets,
+        logit_scale,
+        logit_softcap,
+        chunk_bytes,
+        backend,
+        compute_dtype,
+    )
+    needs = Needs(need_hidden, need_weight, need_bias)
+    work = LossPass(
+        head,
+        logging_logprobs.double().contiguous(),
+        utility.double().contiguous(),
+        slate_offsets,
+        Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates),
+        length_normalize,
+        needs,
+    )
+    values, gradients = work.run()
+    acc = head.lse.dtype
+    d_hidden = head.tokens.scatter(gradients.hidden) if need_hidden else gradients.hidden
+    return (
+        *as_tensors(values, acc),
+        work.response_logprobs.to(acc),
+        d_hidden.to(hidden.dtype),
+        gradients.weight.to(weight.dtype) if need_weight else weight.new_empty(0, weight.shape[1]),
+        gradients.bias.to(weight.dtype if bias is None else bias.dtype),
+    )
+
+
+@torch.library.register_fake("pope::linear_pope_loss", lib=LIBRARY)
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    response_offsets: Tensor,
+    logging_logprobs: Tensor,
+    utility: Tensor,
+    slate_offsets: Tensor,
+    length_normalize: bool,
+    logit_scale: float,
+    logit_softcap: float | None,
+    chunk_bytes: int,
+    backend: str,
+    compute_dtype: torch.dtype,
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    diversity_weight: float,
+    weighting: str,
+    normalization: str,
+    clip: float | None,
+    utility_form: str,
+    diversity_form: str,
+    num_slates: int | None,
+) -> tuple[Tensor, ...]:
+    num_responses, acc = utility.shape[0], accumulation_dtype(compute_dtype)
+    return (
+        *fake_values(hidden, num_responses, acc),
+        empty(hidden, num_responses, dtype=acc),
+        *_fake_gradients(hidden, weight, bias, Needs(need_hidden, need_weight, need_bias)),
+    )
+
+
+def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.needs = inputs[14:17]
+    ctx.save_for_backward(*output[-3:])
+
+
+def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = (
+        scaled(gradient, upstream) if need else None
+        for gradient, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
+    )
+    return *gradients, *([None] * 21)
+
+
+LIBRARY.impl("linear_pope_loss", _linear_pope_loss, "CPU")
+torch.library.register_autograd(
+    "pope::linear_pope_loss", _linear_pope_loss_autograd, setup_context=_linear_pope_loss_setup, lib=LIBRARY
+)

@@ -1,0 +1,61 @@
+"""The chunk plan of the ``linear_*`` operations: which rows of the lm_head product exist at the same time.
+
+A *group* is the smallest set of rows whose gradient coefficients are known together: a response where each response has
+its own weight, a slate where the slate shares one. A chunk holds whole groups, so the logits of a chunk can be turned
+into gradients in place as soon as they are there; a group larger than the budget is cut into pieces, and only such a
+group computes its logits twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+
+class Chunk(NamedTuple):
+    """Rows ``[start, stop)`` that are computed at once."""
+
+    start: int
+    stop: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+class Batch(NamedTuple):
+    """Groups ``[first_group, last_group)`` whose coefficients are computed together, and the chunks they are made of.
+
+    One chunk: its logits are still there when the coefficients are known. Several: one oversized group, cut up.
+    """
+
+    first_group: int
+    last_group: int
+    chunks: tuple[Chunk, ...]
+
+
+def rows_per_chunk(chunk_bytes: int, vocab: int, itemsize: int) -> int:
+    """How many rows of logits fit the budget; never less than one."""
+    return max(1, chunk_bytes // (vocab * itemsize))
+
+
+def plan_rows(num_rows: int, rows: int) -> Iterator[Chunk]:
+    """Cut ``[0, num_rows)`` into equal chunks of at most ``rows`` rows, for work that needs no alignment."""
+    count = -(-num_rows // rows)
+    even = -(-num_rows // count)
+    for start in range(0, num_rows, even):
+        yield Chunk(start, min(start + even, num_rows))
+
+
+def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[Batch]:
+    """Cut the groups (CSR ``group_offsets`` in rows) into batches of at most ``rows`` rows, greedily and in order."""
+    first, num_groups = 0, len(group_offsets) - 1
+    while first < num_groups:
+        start = group_offsets[first]
+        last = first + 1
+        while last < num_groups and group_offsets[last + 1] - start <= rows:
+            last += 1
+        stop = group_offsets[last]
+        pieces = plan_rows(stop - start, rows)
+        yield Batch(first, last, tuple(Chunk(start + piece.start, start + piece.stop) for piece in pieces))
+        first = last

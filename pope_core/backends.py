@@ -1,0 +1,128 @@
+"""Which implementation runs: probe, select, say why. An explicit choice that cannot run raises; nothing falls back."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, get_args
+
+import torch
+from torch import Tensor
+
+from .types import Backend
+
+if TYPE_CHECKING:
+    from pope_kernels.native import SlateValues
+
+#: The public operations; all of them have every backend.
+OPS = ("response_logprobs", "linear_response_logprobs", "slate_objective", "pope_loss", "linear_pope_loss")
+
+#: Environment variable with the backend to use where ``backend=None``.
+ENVIRONMENT_VARIABLE = "POPE_BACKEND"
+
+
+class Kernels(Protocol):
+    """What a backend offers; ``pope_kernels.native`` documents each function.
+
+    Everything else in ``pope_core`` is written against this, so a new backend is one module with these functions.
+    """
+
+    def accumulation_dtype(self, dtype: torch.dtype, /) -> torch.dtype: ...
+
+    def empty_large(self, *shape: int, dtype: torch.dtype) -> Tensor: ...
+
+    def token_logprobs(
+        self, logits: Tensor, labels: Tensor, /, *, scale: float = 1.0, softcap: float | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def logit_gradient(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        lse: Tensor,
+        coefficients: Tensor | None,
+        out: Tensor,
+        /,
+        *,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> Tensor: ...
+
+    def response_sums(self, logprobs: Tensor, labels: Tensor, response_offsets: Tensor, mean: bool, /) -> Tensor: ...
+
+    def token_coefficients(self, grad: Tensor, labels: Tensor, response_offsets: Tensor, mean: bool, /) -> Tensor: ...
+
+    def slate_objective(
+        self,
+        response_logprobs: Tensor,
+        logging_logprobs: Tensor,
+        utility: Tensor,
+        slate_offsets: Tensor,
+        /,
+        *,
+        diversity_weight: float,
+        weighting: str,
+        normalization: str,
+        clip: float | None,
+        utility_form: str,
+        diversity_form: str,
+        num_slates: int,
+    ) -> SlateValues: ...
+
+
+class Availability(NamedTuple):
+    usable: bool
+    reason: str
+
+
+@functools.cache
+def availability(backend: Backend) -> Availability:
+    """Whether a backend can run in this process, and the reason, probed once."""
+    if backend == "reference":
+        return Availability(True, "plain float64 PyTorch, on any device")
+    if backend == "cpu":
+        try:
+            native = importlib.import_module("pope_kernels.native")
+        except ImportError as error:
+            return Availability(
+                False, f"the native extension did not load ({error}); reinstall pope-core with a C++ compiler"
+            )
+        return Availability(True, f"native kernels, {native.isa()}")
+    return Availability(False, f"this version has no {backend} kernels; pass backend='reference' for {backend} tensors")
+
+
+@torch.compiler.assume_constant_result  # a trace may keep the choice: devices and installations do not change
+def select(device: torch.device, requested: Backend | None) -> Backend:
+    """The backend for tensors on ``device``: the one asked for, ``POPE_BACKEND``, or the best usable one.
+
+    Raises:
+        ValueError: the name is unknown, or the backend does not serve this device.
+        RuntimeError: the backend cannot run here; the message says why.
+    """
+    name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or ("cpu" if device.type == "cpu" else "cuda")
+    if name not in get_args(Backend):
+        raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))} or None, got {name!r}")
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend: 'cpu' serves CPU tensors, got tensors on {device}")
+    usable, reason = availability(cast(Backend, name))
+    if not usable:
+        raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+    return cast(Backend, name)
+
+
+def explain(device: torch.device) -> list[tuple[str, str, str]]:
+    """For every public operation: its name, the backend ``auto`` picks for tensors on ``device``, and why."""
+    try:
+        backend = select(device, None)
+        chosen, reason = str(backend), availability(backend).reason
+    except (RuntimeError, ValueError) as error:
+        chosen, reason = "none", str(error)
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        reason += f" ({ENVIRONMENT_VARIABLE} is set)"
+    return [(op, chosen, reason) for op in OPS]
+
+
+def kernels(backend: str) -> Kernels:
+    """The kernels of a backend that :func:`select` has approved."""
+    return cast(Kernels, importlib.import_module({"cpu": "pope_kernels.native"}[backend]))

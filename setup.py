@@ -1,0 +1,57 @@
+"""Build of the native extension with CMake and Ninja; everything else is in pyproject.toml. Never imports torch."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+# Source roots: `kernels/` and `python/` are folders of packages, not packages (a top-level `kernels` would shadow the
+# distribution of that name).
+SOURCE_ROOTS = {"pope_core": ".", "pope_kernels": "kernels", "pope_align": "python"}
+
+
+class CMakeBuild(build_ext):
+    """`cmake && ninja && install` beside the package; POPE_CUDA=AUTO|ON|OFF comes from the environment."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(compiler) is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+            raise SystemExit(
+                "pope-core: no C++ compiler found. Install one (Debian/Ubuntu: apt install g++; Fedora: dnf install "
+                "gcc-c++; macOS: xcode-select --install) or point CXX at it."
+            )
+        build_dir = Path(self.build_temp).resolve()
+        destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        configure = [
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build_dir),
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_INSTALL_PREFIX={destination}",
+            f"-DPOPE_CUDA={os.environ.get('POPE_CUDA', 'AUTO')}",
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build_dir), "--target", "install"], check=True)
+
+
+setup(
+    packages=[
+        package for name, root in SOURCE_ROOTS.items() for package in find_packages(root, include=[name, f"{name}.*"])
+    ],
+    package_dir={name: name if root == "." else f"{root}/{name}" for name, root in SOURCE_ROOTS.items()},
+    ext_modules=[Extension("pope_kernels._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
