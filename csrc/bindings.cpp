@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "pope/device.h"
 #include "pope/ops.h"
 
 namespace py = pybind11;
@@ -75,6 +76,17 @@ py::tuple slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprob
                           out.clip_fraction, out.largest_log_weight, out.largest_slate);
 }
 
+// None in a build without CUDA, else one (name, compute capability) per visible device.
+py::object cuda_devices() {
+#ifdef POPE_CUDA
+    py::list devices;
+    for (const auto& device : pope::cuda::devices()) devices.append(py::make_tuple(device.name, device.capability));
+    return devices;
+#else
+    return py::none();
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -89,5 +101,6 @@ PYBIND11_MODULE(_C, m) {
           [](uintptr_t data, int64_t bytes) { pope::cpu::advise_huge_pages(pointer<void>(data), bytes); });
     m.def("isa", &pope::cpu::isa);
     m.def("use_isa", [](const std::string& name) { return pope::cpu::use_isa(name.c_str()); });
+    m.def("cuda_devices", &cuda_devices);
     m.attr("compiler") = POPE_COMPILER;
 }

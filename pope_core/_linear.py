@@ -94,10 +94,7 @@ class ChunkedHead:
     def logits(self, chunk: Chunk) -> torch.Tensor:
         """``[rows, V]`` in the buffer, before scale and softcap."""
         out = self.buffer[: chunk.stop - chunk.start]
-        hidden = self.tokens.hidden[chunk.span]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        return self.kernels.project(self.tokens.hidden[chunk.span], self.weight, self.bias, out)
 
     def forward(self, chunk: Chunk) -> torch.Tensor:
         """Compute the chunk's log-probabilities; returns its logits, still in the buffer."""
@@ -134,10 +131,8 @@ class ChunkedHead:
 class HeadGradient:
     """Accumulates ``G.T @ (c * hidden)`` and ``G.T @ c`` over chunks, in float32 or better."""
 
-    #: Bytes of the 16-bit product that is formed at a time before it is added to the float32 sum.
-    BLOCK_BYTES = 4 << 20
-
     def __init__(self, head: ChunkedHead, needs: Needs) -> None:
+        self.kernels = head.kernels
         acc = head.kernels.accumulation_dtype(head.weight.dtype)
         vocab, width = head.weight.shape
         self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=acc)
@@ -148,19 +143,9 @@ class HeadGradient:
         if self.bias.numel():
             self.bias += torch.mv(gradient.t(), coefficients.to(gradient.dtype))
         if self.weight.numel():
-            self._add_weight(gradient, hidden * coefficients.unsqueeze(1).to(hidden.dtype))
+            scaled = hidden * coefficients.unsqueeze(1).to(hidden.dtype)
+            self.kernels.add_outer(self.weight, gradient, scaled, self.empty)
         self.empty = False
-
-    def _add_weight(self, gradient: torch.Tensor, scaled: torch.Tensor) -> None:
-        beta = 0 if self.empty else 1
-        if self.weight.dtype == gradient.dtype:
-            torch.addmm(self.weight, gradient.t(), scaled, beta=beta, out=self.weight)
-            return
-        step = max(1, self.BLOCK_BYTES // (scaled.shape[1] * scaled.element_size()))
-        for begin in range(0, self.weight.shape[0], step):
-            block = self.weight[begin : begin + step]
-            product = torch.mm(gradient[:, begin : begin + step].t(), scaled)
-            torch.add(product, block, alpha=beta, out=block) if beta else block.copy_(product)
 
 
 def forward(head: ChunkedHead, need_unit: bool) -> torch.Tensor:

@@ -7,6 +7,7 @@ outputs and passes addresses, sizes and the number of threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch  # before _C: torch brings the OpenMP runtime that the extension shares
@@ -23,6 +24,7 @@ DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
 isa = _C.isa
 use_isa = _C.use_isa
 compiler = _C.compiler
+cuda_devices = _C.cuda_devices
 
 
 class SlateValues(NamedTuple):
@@ -60,6 +62,51 @@ def _address(tensor: torch.Tensor) -> int:
 def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
     rows, cols = logits.shape
     return logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, cols, logits.stride(0)
+
+
+#: Bytes of the lm_head that a matrix product takes at a time. With few rows, a product with all of a large head spends
+#: much of its time packing the head; a block that stays in the second-level cache is faster.
+HEAD_BLOCK_BYTES = 4 << 20
+
+
+def head_blocks(vocab: int, width: int, itemsize: int) -> Iterator[slice]:
+    """Cut the rows of an lm_head ``[vocab, width]`` into blocks of about ``HEAD_BLOCK_BYTES``."""
+    step = max(1, HEAD_BLOCK_BYTES // (width * itemsize))
+    for begin in range(0, vocab, step):
+        yield slice(begin, min(begin + step, vocab))
+
+
+def project(
+    hidden: torch.Tensor,  # [n, D]
+    weight: torch.Tensor,  # [V, D]
+    bias: torch.Tensor | None,  # [V]
+    out: torch.Tensor,  # [n, V]
+) -> torch.Tensor:
+    """``F.linear(hidden, weight, bias)`` written to ``out``."""
+    for block in head_blocks(weight.shape[0], weight.shape[1], weight.element_size()):
+        if bias is None:
+            torch.mm(hidden, weight[block].t(), out=out[:, block])
+        else:
+            torch.addmm(bias[block], hidden, weight[block].t(), out=out[:, block])
+    return out
+
+
+def add_outer(
+    total: torch.Tensor,  # [V, D] float32 or float64
+    gradient: torch.Tensor,  # [n, V]
+    hidden: torch.Tensor,  # [n, D]
+    first: bool,
+) -> None:
+    """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``."""
+    if total.dtype == gradient.dtype:
+        torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
+        return
+    for block in head_blocks(total.shape[0], total.shape[1], gradient.element_size()):
+        product = torch.mm(gradient[:, block].t(), hidden)
+        if first:
+            total[block] = product
+        else:
+            total[block] += product
 
 
 def token_logprobs(
