@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pope_align.logging_policy as logging_policy
+import pope_align.scoring as scoring
 import pytest
 import torch
 from pope_align.data import Slate, encode_slate, read_slates, write_slates
-from pope_align.logging_policy import check_token_counts, model_fingerprint, score_slates
+from pope_align.data.examples import check_token_counts
+from pope_align.logging_policy import score_slates
+from pope_align.scoring import model_fingerprint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -229,7 +231,7 @@ def test_recorded_log_probabilities_are_not_overwritten_unasked(tokenizer: PreTr
 
 
 def test_what_is_cut_is_reported(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger=logging_policy.__name__):
+    with caplog.at_level(logging.INFO, logger="pope_align.logging_policy"):
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=128)
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=20)
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
@@ -252,9 +254,7 @@ def test_rounding_leaves_no_log_probability_above_zero(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Or a written log would not pass its own validation."""
-    monkeypatch.setattr(
-        logging_policy.pope_core, "linear_response_logprobs", lambda *args, **options: torch.tensor([3e-8])
-    )
+    monkeypatch.setattr(scoring.pope_core, "linear_response_logprobs", lambda *args, **options: torch.tensor([3e-8]))
     (scored,) = score_slates(SLATES[1:2], llama(), tokenizer, how="proxy", max_length=128)
     write_slates([scored], tmp_path / "log.jsonl")
     assert read_slates(tmp_path / "log.jsonl")[0].logging_logprobs == [0.0]

@@ -1,31 +1,42 @@
-"""POPE training and evaluation: logged slates in, an aligned language model and the estimate of its value out.
+"""Training and evaluation on top of ``pope_core``: slates, propensities, trainer, value estimates, command line.
 
-The public names load their modules on first use, so that reading slates does not wait for transformers.
+Names are imported when first used, so that ``pope_align.data`` needs no transformers.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import PopeConfig
-    from .evaluate import compare, evaluate_policy
-    from .logging_policy import score_slates
-    from .trainer import PopeTrainer
+    from .config import PopeConfig as PopeConfig
+    from .data import Slate as Slate
+    from .data import read_slates as read_slates
+    from .data import write_slates as write_slates
+    from .evaluate import evaluate_policies as evaluate_policies
+    from .logging_policy import score_slates as score_slates
+    from .trainer import PopeTrainer as PopeTrainer
 
-_MODULES = {
+_HOMES = {
     "PopeConfig": "config",
     "PopeTrainer": "trainer",
-    "compare": "evaluate",
-    "evaluate_policy": "evaluate",
+    "Slate": "data",
+    "evaluate_policies": "evaluate",
+    "read_slates": "data",
     "score_slates": "logging_policy",
+    "write_slates": "data",
 }
-
-__all__ = ["PopeConfig", "PopeTrainer", "compare", "evaluate_policy", "score_slates"]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    try:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("pope_"):
+            raise
+        raise ImportError(
+            f"pope_align.{name} needs {error.name}; install it with: pip install 'pope-core[train]'"
+        ) from error
