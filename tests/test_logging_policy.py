@@ -12,8 +12,7 @@ import pope_align.scoring as scoring
 import pytest
 import torch
 from pope_align.data import Slate, encode_slate, read_slates, write_slates
-from pope_align.data.examples import check_token_counts
-from pope_align.logging_policy import score_slates
+from pope_align.logging_policy import check_token_counts, score_slates
 from pope_align.scoring import model_fingerprint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (

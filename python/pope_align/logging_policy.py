@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .data.schema import Slate
-from .data.tokenize import encode_slates, tokenizer_fingerprint
+from .data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
 from .scoring import Progress, model_fingerprint, score_responses
 
 if TYPE_CHECKING:
@@ -88,6 +88,28 @@ def score_slates(
         )
         for slate, tokens, of_slate in zip(slates, encoded, totals, strict=True)
     ]
+
+
+def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
+    """Refuse log-probabilities that belong to other tokens than those about to be trained on.
+
+    Applies when the slate has ``completion_tokens`` and its provenance names the tokenizer that ``encoded`` came from:
+    then the counts can differ only because the two were cut at different lengths. With another tokenizer the counts may
+    differ honestly.
+
+    Raises:
+        ValueError: a response with another number of tokens than was scored.
+    """
+    same = (slate.logging_policy or {}).get("tokenizer_fingerprint") == encoded.tokenizer
+    if slate.completion_tokens is None or not same:
+        return
+    for index, (scored, ids) in enumerate(zip(slate.completion_tokens, encoded.completion_ids, strict=True)):
+        if scored != len(ids):
+            scored_length = (slate.logging_policy or {}).get("max_length")
+            raise ValueError(
+                f"{where}: completion_tokens[{index}]: expected the {scored} tokens that logging_logprobs was summed "
+                f"over, got {len(ids)}; use the max_length it was scored with ({scored_length}), or score the log again"
+            )
 
 
 def _refuse_scored(slates: Iterable[Slate]) -> None:
