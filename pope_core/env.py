@@ -1,4 +1,4 @@
-"""``python -m pope_core.env``: what is installed, what this machine has, and which backend every operation takes and why."""
+"""``python -m pope_core.env``: what is installed, what this machine has, and the backend of every operation, with why."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LmHead(NamedTuple):
-    """The last linear layer and what the model does to its output: ``softcap * tanh(scale * (h @ W.T + b) / softcap)``."""
+    """The last linear layer and what follows it: ``softcap * tanh(scale * (h @ W.T + b) / softcap)``."""
 
     weight: torch.Tensor  # [V, D]
     bias: torch.Tensor | None  # [V]
@@ -82,9 +82,9 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
     head = base.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
         raise ValueError(
-            f"model: expected an output layer that is a plain torch.nn.Linear, got {type(head).__name__}; the loss reads "
-            "its matrix directly, so an adapter on it or a quantised one would be passed over. Leave the head out of the "
-            "adapter's target_modules and modules_to_save"
+            f"model: expected an output layer that is a plain torch.nn.Linear, got {type(head).__name__}; the loss "
+            "reads its matrix directly, so an adapter on it or its quantisation would be passed over. Leave the head "
+            "out of the adapter's target_modules and modules_to_save, and unquantised"
         )
     config = base.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
@@ -130,8 +130,8 @@ def check_head(
     tolerance = max(1e-3, 20 * torch.finfo(logits.dtype).eps)
     if not difference <= tolerance:
         raise ValueError(
-            f"model: {type(_pretrained(model)).__name__} computes its logits from its hidden states in a way that is not "
-            f"supported: mean log-probabilities from hidden states and head differ from the model's own by "
+            f"model: {type(_pretrained(model)).__name__} computes its logits from its hidden states in a way that is "
+            "not supported: mean log-probabilities from hidden states and head differ from the model's own by "
             f"{difference:.3g} nats (allowed: {tolerance:.3g})"
         )
 
@@ -144,11 +144,17 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
             fine-tuning is lost to rounding in 16-bit weights; for speed, keep it and train with ``bf16=True``.
 
     Raises:
-        FileNotFoundError, ValueError: a folder without, or with several, GGUF files and no ``config.json``.
+        FileNotFoundError: no such GGUF file, or a folder without ``config.json`` and not with exactly one GGUF file.
         OSError: transformers found no such model.
     """
     folder, gguf_file = _locate(name_or_path)
     return AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch sees, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
@@ -170,7 +176,8 @@ def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
     files = sorted(path.glob("*.gguf"))
     if len(files) != 1:
         raise FileNotFoundError(
-            f"model: expected config.json, adapter_config.json or one GGUF file in {path}, found {len(files)} GGUF files"
+            f"model: expected config.json, adapter_config.json or one GGUF file in {path}, "
+            f"found {len(files)} GGUF files"
         )
     return _locate(files[0])
 
@@ -194,6 +201,7 @@ def _body(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     base = _pretrained(model)
     if base.base_model is base:
         raise ValueError(
-            f"model: expected a causal language model with a separate body (base_model_prefix), got {type(base).__name__}"
+            "model: expected a causal language model with a separate body (base_model_prefix), "
+            f"got {type(base).__name__}"
         )
     return base.base_model

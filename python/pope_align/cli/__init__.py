@@ -1,0 +1,32 @@
+"""The command ``pope``: one module per subcommand, which imports what it needs when it runs.
+
+A subcommand parses, calls a public function of ``pope_align``, and shows the result; it computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from .env import env
+from .score import score
+
+app = typer.Typer(
+    name="pope",
+    help="Off-policy evaluation and alignment of language models from logged slates of rated responses.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(score)
+app.command()(env)
+
+
+def main() -> None:
+    """Run ``pope``; a mistake in the input is one line on standard error and exit code 2, never a traceback."""
+    try:
+        app()
+    except (ValueError, ImportError, OSError) as error:
+        print(f"pope: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,58 @@
+"""``pope score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def score(
+    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
+    model: Annotated[str, typer.Option(help="The logging policy: hub name, folder, or GGUF file.")],
+    how: Annotated[
+        Literal["recorded", "behaviour_cloned", "proxy"],
+        typer.Option(help="What this model is to the log: it wrote it, was fitted to it, or stands in for the writer."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Scored slates: .jsonl or .parquet.")],
+    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response that are kept.")] = 1024,
+    batch_tokens: Annotated[int, typer.Option(help="Rows times length of a forward pass, at most.")] = 8192,
+    cache: Annotated[Path, typer.Option(help="Folder of finished batches: a killed run goes on from there.")] = Path(
+        ".pope_cache"
+    ),
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
+    ] = "float32",
+    overwrite: Annotated[bool, typer.Option(help="Replace log-probabilities that the log already has.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
+) -> None:
+    """Fill in the log-probability of every response under a logging policy, and say where it came from.
+
+    Training and evaluation divide by these. Example:
+
+        pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy --output scored.jsonl
+    """
+    from ..data import read_slates, write_slates
+    from ..logging_policy import score_slates
+    from ..model import best_device, load_model, load_tokenizer
+    from .console import err, progress
+
+    slates = read_slates(log, skip_bad_rows=skip_bad_rows)
+    err.print(str(slates), markup=False)
+    tokenizer = load_tokenizer(model)
+    policy = load_model(model, dtype=dtype).to(best_device())
+    with progress("scoring", "responses") as report:
+        scored = score_slates(
+            slates,
+            policy,
+            tokenizer,
+            how=how,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            cache_dir=cache,
+            overwrite=overwrite,
+            progress=report,
+        )
+    write_slates(scored, output)
+    err.print(f"wrote {len(scored)} scored slates to {output}", markup=False)

@@ -1,0 +1,93 @@
+"""The responses seen since the last log, and the metrics they add up to; training and evaluation share it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+
+import pope_core
+from pope_core.types import Objective, PopeLossOutput
+
+#: Quantiles of the log-weights that are logged, by the name they get.
+_QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
+
+
+@dataclass
+class SlateWindow:
+    """Log-probabilities of whole micro-batches, kept as vectors so that every metric is that of the pooled responses.
+
+    Means of per-batch ratios (effective sample size, quantiles, self-normalised values) would depend on how the slates
+    were split into batches; these do not.
+    """
+
+    objective: Objective
+    policy: list[torch.Tensor] = field(default_factory=list)  # each [R] l_theta
+    logging: list[torch.Tensor] = field(default_factory=list)  # each [R] l_0
+    utility: list[torch.Tensor] = field(default_factory=list)  # each [R]
+    sizes: list[torch.Tensor] = field(default_factory=list)  # each [S] responses per slate
+    tokens: int = 0
+    started: float | None = None
+
+    def start(self) -> None:
+        """Begin the clock of ``tokens_per_second`` unless it runs; what happens between two logs and before the next
+        batch (evaluation, saving) does not count.
+        """
+        if self.started is None:
+            self.started = time.perf_counter()
+
+    def add(self, response_logprobs: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+        """Take in one micro-batch: the policy's log-probabilities and what the collator made."""
+        self.policy.append(response_logprobs.detach())
+        self.logging.append(batch["logging_logprobs"])
+        self.utility.append(batch["utility"])
+        self.sizes.append(batch["slate_offsets"].diff())
+        self.tokens += batch["attention_mask"].sum().item()
+
+    def value(self, objective: Objective) -> PopeLossOutput:
+        """The objective on all responses of the window."""
+        return pope_core.slate_objective(
+            torch.cat(self.policy),
+            torch.cat(self.logging),
+            torch.cat(self.utility),
+            pope_core.offsets_from_lengths(torch.cat(self.sizes)),
+            diversity_weight=objective.diversity_weight,
+            weighting=objective.weighting,
+            normalization=objective.normalization,
+            clip=objective.clip,
+            utility_form=objective.utility_form,
+            diversity_form=objective.diversity_form,
+        )
+
+    def metrics(self, *, self_normalized: bool = False) -> dict[str, float]:
+        """What docs/training.md explains, by name.
+
+        Args:
+            self_normalized: add the values under ``normalization="batch"``, which cannot rise by raising every logged
+                response.
+        """
+        output = self.value(self.objective)
+        slates, responses = sum(len(sizes) for sizes in self.sizes), output.log_weights.numel()
+        weights = responses if self.objective.weighting == "response" else slates
+        quantiles = output.log_weights.double().quantile(output.log_weights.new_tensor([*_QUANTILES.values()]).double())
+        metrics = {
+            "pope/value": output.value,
+            "pope/utility": output.utility_value,
+            "pope/diversity": output.diversity_value,
+            "is/ess": output.effective_sample_size,
+            "is/ess_fraction": output.effective_sample_size / weights,
+            "is/clip_fraction": output.clip_fraction,
+            **{f"is/log_weight_{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)},
+            "logps/policy": output.response_logprobs.mean(),
+            "logps/logging": torch.cat(self.logging).mean(),
+            "slate/k_mean": responses / slates,
+        }
+        if self_normalized:
+            batch = self.value(replace(self.objective, normalization="batch"))
+            metrics["pope/value_self_normalized"] = batch.value
+            metrics["pope/utility_self_normalized"] = batch.utility_value
+            metrics["pope/diversity_self_normalized"] = batch.diversity_value
+        if self.started is not None:
+            metrics["tokens_per_second"] = self.tokens / (time.perf_counter() - self.started)
+        return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,77 @@
+"""A language model and a tokenizer small enough to train inside a test, made offline."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Bytes as tokens, with a chat template."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    vocab = {token: i for i, token in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'][0] + ':' + message['content'] + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model() -> Callable[..., object]:
+    """``make_tiny_model(seed)``: a random Llama of two layers, its embeddings tied to its head as in SmolLM2."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    def make(seed: int = 0, **options: object) -> object:
+        torch.manual_seed(seed)
+        config = {
+            "vocab_size": 257,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": True,
+        }
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**config, **options}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_slates() -> Callable[..., list]:
+    """``make_slates(n)``: slates of 1 to 4 short responses to a few prompts, with scores and log-probabilities."""
+    from pope_align.data import Slate
+
+    def make(count: int, *, seed: int = 0, scored: bool = True, sizes: tuple[int, ...] = (2, 3, 1, 4)) -> list:
+        rng = random.Random(seed)
+        slates = []
+        for index in range(count):
+            k = sizes[index % len(sizes)]
+            words = ["red", "green", "blue", "no idea", "perhaps blue"]
+            completions = [f"{rng.choice(words)} {rng.randrange(100)}" for _ in range(k)]
+            slates.append(
+                Slate(
+                    prompt=f"Colour {index % 5}?",
+                    completions=completions,
+                    scores=[float(rng.randrange(10)) for _ in range(k)],
+                    logging_logprobs=[-(len(text) + 1) * (4.0 + rng.random()) for text in completions]
+                    if scored
+                    else None,
+                    slate_id=f"colour/{index % 5}#slate{index:02d}",
+                )
+            )
+        return slates
+
+    return make
