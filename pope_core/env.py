@@ -1,4 +1,4 @@
-"""``python -m pope_core.env``: what is installed, what this machine has, and the backend of every operation, with why."""
+"""``python -m pope_core.env``: versions, devices, and the backend that every operation takes here, with the reason."""
 
 from __future__ import annotations
 
