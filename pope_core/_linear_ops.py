@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import _checks
 from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, recompute_gradients
@@ -17,14 +18,16 @@ _HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str
 
 
 def scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    """``grad * upstream``, out of place; ``grad`` itself where the upstream is known to be one.
+    """``grad * upstream``; in place where backward runs once, for a second copy of the gradient of an lm_head is worth
+    avoiding.
 
-    ``loss.backward()`` is the common case, and a second copy of the gradient of an lm_head is worth avoiding.
+    Only the engine knows whether the graph, and ``grad`` with it, is kept for another backward. A trace must not write
+    to what it saved either.
     """
-    known = type(upstream) is Tensor and upstream.device.type == "cpu" and not torch.compiler.is_compiling()
-    if known and float(upstream) == 1.0:
-        return grad
-    return (grad * upstream).to(grad.dtype)
+    tracing = type(grad) is not Tensor or type(upstream) is not Tensor or torch.compiler.is_compiling()
+    if tracing or torch._C._autograd._get_current_graph_task_keep_graph():
+        return (grad * upstream).to(grad.dtype)
+    return grad if upstream.device.type == "cpu" and float(upstream) == 1.0 else grad.mul_(upstream)
 
 
 # --- linear_response_logprobs ---
@@ -199,6 +202,7 @@ def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: t
     ctx.dtype = hidden.dtype
 
 
+@once_differentiable
 def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.need_unit:  # frozen head: the coefficients scale what the forward already has
         unit, labels, response_offsets = ctx.saved_tensors
@@ -340,6 +344,7 @@ def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     ctx.save_for_backward(*output[-3:])
 
 
+@once_differentiable
 def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     gradients = (
         scaled(gradient, upstream) if need else None
