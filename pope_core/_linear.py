@@ -86,7 +86,7 @@ class ChunkedHead:
         self.buffer = kernels.empty_large(self.rows, vocab, dtype=weight.dtype)
         acc = kernels.accumulation_dtype(weight.dtype)
         self.logprobs = torch.empty(num_tokens, dtype=acc, device=weight.device)
-        self.lse = torch.empty_like(self.logprobs)
+        self.lse = torch.empty_like(self.logprobs, dtype=torch.float64)
 
     def chunks(self) -> list[Chunk]:
         return list(plan_rows(self.tokens.labels.numel(), self.rows))
@@ -124,7 +124,7 @@ class ChunkedHead:
         offsets = self.tokens.offsets[first : last + 1]
         span = slice(int(offsets[0]), int(offsets[-1]))
         return self.kernels.token_coefficients(
-            coefficients.to(self.lse.dtype).contiguous(), self.tokens.labels[span], offsets - span.start, mean
+            coefficients.to(self.logprobs.dtype).contiguous(), self.tokens.labels[span], offsets - span.start, mean
         )
 
 

@@ -91,7 +91,7 @@ def _linear_response_logprobs(
     )
     unit = forward(head, need_unit)
     num_responses = response_offsets.numel() - 1
-    logprobs = head.response_logprobs(0, num_responses, length_normalize).to(head.lse.dtype)
+    logprobs = head.response_logprobs(0, num_responses, length_normalize).to(head.logprobs.dtype)
     lse = head.tokens.scatter(head.lse.unsqueeze(1)).squeeze(1)
     return logprobs, lse, head.tokens.scatter(unit) if need_unit else unit
 
@@ -157,7 +157,7 @@ def _(
     acc = accumulation_dtype(compute_dtype)
     return (
         empty(hidden, response_offsets.shape[0] - 1, dtype=acc),
-        empty(hidden, num_tokens, dtype=acc),
+        empty(hidden, num_tokens, dtype=torch.float64),
         empty(hidden, num_tokens if need_unit else 0, width, dtype=compute_dtype),
     )
 
@@ -293,7 +293,7 @@ def _linear_pope_loss(
         needs,
     )
     values, gradients = work.run()
-    acc = head.lse.dtype
+    acc = head.logprobs.dtype
     d_hidden = head.tokens.scatter(gradients.hidden) if need_hidden else gradients.hidden
     return (
         *as_tensors(values, acc),

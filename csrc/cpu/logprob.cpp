@@ -29,12 +29,11 @@ int64_t kept_tokens(const int64_t* labels, int64_t begin, int64_t end) {
 }  // namespace
 
 void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform transform, void* logprobs_acc,
-                    void* lse_acc, int threads) {
+                    double* lse, int threads) {
     const RowKernels& kernels = row_kernels();
     with_acc(accumulates_in_double(logits.dtype), [&](auto zero) {
         using Acc = decltype(zero);
         Acc* logprobs = static_cast<Acc*>(logprobs_acc);
-        Acc* lse = static_cast<Acc*>(lse_acc);
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t n = 0; n < logits.rows; ++n) {
             if (labels[n] == kIgnoreIndex) {
@@ -46,13 +45,12 @@ void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform 
     });
 }
 
-void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const void* lse_acc,
+void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const double* lse,
                     const void* coefficients_acc, const Matrix& out, int threads) {
     const RowKernels& kernels = row_kernels();
     const int64_t width = element_size(out.dtype);
     with_acc(accumulates_in_double(logits.dtype), [&](auto zero) {
         using Acc = decltype(zero);
-        const Acc* lse = static_cast<const Acc*>(lse_acc);
         const Acc* coefficients = static_cast<const Acc*>(coefficients_acc);
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t n = 0; n < logits.rows; ++n) {
