@@ -87,9 +87,9 @@ def slate_objective(
         response_logprobs.device,
         logging_logprobs=logging_logprobs,
         utility=utility,
-        slate_offsets=slate_offsets,
     )
-    offsets = slate_offsets.long().contiguous()
+    _checks.offsets_device("slate_offsets", slate_offsets, response_logprobs.device)
+    offsets = slate_offsets.to(response_logprobs.device, torch.int64, non_blocking=True).contiguous()
     if chosen == "reference":
         output = reference.slate_objective(
             response_logprobs,
