@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pope_kernels.values import accumulation_dtype
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import _checks
 from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, recompute_gradients
@@ -18,21 +19,19 @@ from .types import Objective
 _HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact"
 
 
-def scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad * upstream`` in ``dtype``, out of place; ``grad`` itself where the upstream is known to be one.
+def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad * factor`` with one rounding to ``dtype``. A scalar works in place where backward runs once, for a second
+    copy of the gradient of an lm_head is worth avoiding.
 
-    ``loss.backward()`` is the common case, and a second copy of the gradient of an lm_head is worth avoiding.
+    Only the engine knows whether the graph, and ``grad`` with it, is kept for another backward. A trace must not write
+    to what it saved either.
     """
-    known = type(upstream) is Tensor and upstream.device.type == "cpu" and not torch.compiler.is_compiling()
-    if known and grad.dtype == dtype and float(upstream) == 1.0:
-        return grad
-    # One pass and one rounding; `out` spares the temporary in the dtype of `grad`.
-    return torch.mul(grad, upstream, out=torch.empty_like(grad, dtype=dtype))
-
-
-def scaled_rows(unit: Tensor, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """``unit`` [N, D] times ``coefficients`` [N], with one rounding to ``dtype``."""
-    return torch.mul(unit, coefficients.unsqueeze(1), out=torch.empty_like(unit, dtype=dtype))
+    tracing = type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling()
+    if tracing:
+        return (grad * factor).to(dtype)
+    if factor.ndim or grad.dtype != dtype or torch._C._autograd._get_current_graph_task_keep_graph():
+        return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
+    return grad if factor.device.type == "cpu" and float(factor) == 1.0 else grad.mul_(factor)
 
 
 # --- linear_response_logprobs ---
@@ -224,6 +223,7 @@ def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: t
     ctx.dtype = hidden.dtype
 
 
+@once_differentiable
 def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.need_unit:  # frozen head: the coefficients scale what the forward already has
         unit, labels, response_offsets = ctx.saved_tensors
@@ -234,7 +234,7 @@ def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor, *unused: Tensor) 
             before = torch.nn.functional.pad(kept.to(torch.int64).cumsum(0), (1, 0))
             each = grad / before[response_offsets].diff()
         rows = torch.repeat_interleave(each, sizes, output_size=labels.shape[0]) * kept
-        return scaled_rows(unit, rows, ctx.dtype), *([None] * 12)
+        return scaled(unit, rows.unsqueeze(1), ctx.dtype), *([None] * 12)
     hidden, weight, labels, response_offsets, lse, *rest = ctx.saved_tensors
     bias = rest[0] if rest else None
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
@@ -375,12 +375,13 @@ def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     ctx.save_for_backward(*output[-4:])
 
 
+@once_differentiable
 def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     unit, coefficients, weight, bias = ctx.saved_tensors
     need_hidden, need_weight, need_bias = ctx.needs
     of_hidden, of_weight, of_bias = ctx.dtypes
     return (
-        scaled_rows(unit, coefficients * upstream, of_hidden) if need_hidden else None,
+        scaled(unit, (coefficients * upstream).unsqueeze(1), of_hidden) if need_hidden else None,
         scaled(weight, upstream, of_weight) if need_weight else None,
         scaled(bias, upstream, of_bias) if need_bias else None,
         *([None] * 22),

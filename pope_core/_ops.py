@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pope_kernels.values import accumulation_dtype
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import _checks
 from ._objective import evaluate_checked
@@ -108,6 +109,7 @@ def _response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
     ctx.save_for_backward(logits, labels, response_offsets, output[1])
 
 
+@once_differentiable
 def _response_logprobs_autograd(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     logits, labels, response_offsets, lse = ctx.saved_tensors
     d_logits = torch.ops.pope.response_logprobs_backward(
@@ -193,6 +195,7 @@ def _slate_objective_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
     ctx.save_for_backward(output[-1])
 
 
+@once_differentiable
 def _slate_objective_autograd(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     (coefficients,) = ctx.saved_tensors
     return (upstream * coefficients).to(ctx.dtype), *([None] * 11)

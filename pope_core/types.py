@@ -42,9 +42,10 @@ class Objective:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.diversity_weight) and self.diversity_weight >= 0):
+        # Plain comparisons (NaN fails them too): a trace may hold these numbers as symbols.
+        if not 0 <= self.diversity_weight < math.inf:
             raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
-        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected None or a finite number > 0, got {self.clip!r}")
         if self.num_slates is not None:
             if self.num_slates < 1:
