@@ -241,8 +241,12 @@ def recompute_gradients(
         products.take(chunk, head.logits(chunk), [coefficients[chunk.span]])
     if needs.hidden:
         products.unit *= coefficients.unsqueeze(1)
-    empty = products.unit.new_empty(0)
-    return products.unit, *(products.totals[0].totals() if needs.head else (empty, empty))
+    return products.unit, *(products.totals[0].totals() if needs.head else nothing(head))
+
+
+def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
+    """``d_weight`` and ``d_bias`` where neither is wanted."""
+    return head.lse.new_empty(0, head.weight.shape[1]), head.lse.new_empty(0)
 
 
 class LossGradients(NamedTuple):
@@ -294,13 +298,13 @@ class LossPass:
             self.objective,
             head.lse.dtype,
         )
-        coefficients = d_weight = d_bias = head.lse.new_empty(0)
+        coefficients = head.lse.new_empty(0)
         if self.needs.hidden:
             coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
-        if totals:
-            weights, biases = zip(*(total.totals() for total in totals))
-            d_weight = groups.combine(weights, values)
-            d_bias = groups.combine(biases, values)
+        if not totals:
+            return values, LossGradients(unit, coefficients, *nothing(head))
+        weights, biases = zip(*(total.totals() for total in totals))
+        d_weight, d_bias = groups.combine(weights, values), groups.combine(biases, values)
         return values, LossGradients(unit, coefficients, d_weight, d_bias)
 
     def _grouped(self, groups: GroupCoefficients, products: Products) -> None:
