@@ -17,6 +17,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+
 from pope_kernels.values import accumulation_dtype
 
 from . import _checks

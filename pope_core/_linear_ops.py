@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pope_kernels.values import accumulation_dtype
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from pope_kernels.values import accumulation_dtype
 
 from . import _checks
 from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, recompute_gradients

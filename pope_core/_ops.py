@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pope_kernels.values import accumulation_dtype
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from pope_kernels.values import accumulation_dtype
 
 from . import _checks
 from ._objective import evaluate_checked

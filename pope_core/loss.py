@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pope_kernels.values import accumulation_dtype
+
 from . import _checks, reference
-from ._ops import accumulation_dtype
 from .backends import select
 from .logprobs import check_transform, chunk_budget, compacts, compute_dtype, packed, response_logprobs
 from .objective import as_dtype, check_log_data, output_of, slate_objective

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pope_kernels.values import accumulation_dtype
+
 from . import _checks, reference
-from ._ops import accumulation_dtype
 from .backends import select
 from .types import Backend, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
 
