@@ -13,10 +13,12 @@ from torch import Tensor
 from .types import Backend
 
 if TYPE_CHECKING:
-    from pope_kernels.native import SlateValues
+    from pope_kernels.values import SlateValues
 
 #: The public operations; all of them have every backend.
 OPS = ("response_logprobs", "linear_response_logprobs", "slate_objective", "pope_loss", "linear_pope_loss")
+
+_MODULES = {"cpu": "pope_kernels.native"}
 
 #: Environment variable with the backend to use where ``backend=None``.
 ENVIRONMENT_VARIABLE = "POPE_BACKEND"
@@ -26,11 +28,10 @@ class Kernels(Protocol):
     """What a backend offers; ``pope_kernels.native`` documents each function.
 
     Everything else in ``pope_core`` is written against this, so a new backend is one module with these functions.
+    Tensors stay on their device and no function reads a number back to the host.
     """
 
-    def accumulation_dtype(self, dtype: torch.dtype, /) -> torch.dtype: ...
-
-    def empty_large(self, *shape: int, dtype: torch.dtype) -> Tensor: ...
+    def empty_large(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
     def project(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, /) -> Tensor: ...
 
@@ -72,6 +73,7 @@ class Kernels(Protocol):
         utility_form: str,
         diversity_form: str,
         num_slates: int,
+        dtype: torch.dtype,
     ) -> SlateValues: ...
 
 
@@ -129,4 +131,4 @@ def explain(device: torch.device) -> list[tuple[str, str, str]]:
 
 def kernels(backend: str) -> Kernels:
     """The kernels of a backend that :func:`select` has approved."""
-    return cast(Kernels, importlib.import_module({"cpu": "pope_kernels.native"}[backend]))
+    return cast(Kernels, importlib.import_module(_MODULES[backend]))

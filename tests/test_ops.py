@@ -36,7 +36,7 @@ def operator_calls(p: SlateProblem, backend: str) -> dict[str, list[tuple[Any, .
     _, lse = torch.ops.pope.response_logprobs(logits, p.labels, p.response_offsets, True, backend)
     grad = torch.randn(p.utility.shape, generator=torch.Generator().manual_seed(1)).to(logits.device)
     tokens = (p.labels, p.response_offsets)
-    head_options = (1.3, 20.0, 4 * 37 * 4, backend, torch.float32)
+    head_options = (1.3, 20.0, 4 * 37 * 4, backend, True, torch.float32)
     return {
         "response_logprobs": [(logits, *tokens, mean, backend) for mean in (True, False)],
         "response_logprobs_backward": [(grad, logits.detach(), *tokens, lse.detach(), True, backend)],

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch  # before _C: torch brings the OpenMP runtime that the extension shares
 
 from . import _C
+from .values import DIVERSITY_FORMS, NORMALIZATIONS, UTILITY_FORMS, WEIGHTINGS, SlateValues, accumulation_dtype
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-WEIGHTINGS = {"response": 0, "slate": 1, "geometric": 2}
-NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
-UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
-DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
-
 
 isa = _C.isa
 use_isa = _C.use_isa
@@ -27,29 +22,9 @@ compiler = _C.compiler
 cuda_devices = _C.cuda_devices
 
 
-class SlateValues(NamedTuple):
-    """What one evaluation of the objective gives; scalars are Python floats, vectors float64 ``[R]``."""
-
-    value: float
-    utility_value: float
-    diversity_value: float
-    effective_sample_size: float
-    clip_fraction: float
-    largest_log_weight: float
-    largest_slate: int
-    log_weights: torch.Tensor
-    weights: torch.Tensor
-    coefficients: torch.Tensor  # dV / d response_logprobs
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64 inputs, float32 for every other."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def empty_large(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+def empty_large(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """``torch.empty`` for a buffer that will be written whole: backed by huge pages where the system has them."""
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype, device=device)
     _C.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
@@ -209,10 +184,11 @@ def slate_objective(
     utility_form: str,
     diversity_form: str,
     num_slates: int,
+    dtype: torch.dtype,
 ) -> SlateValues:
-    """The value of the slates, its parts, the weights and ``dV / d response_logprobs``, all in float64."""
+    """The value of the slates, its parts and the weights in ``dtype``, and ``dV / d response_logprobs``."""
     log_weights, weights, coefficients = torch.empty(3, response_logprobs.numel(), dtype=torch.float64)
-    scalars = _C.slate_objective(
+    value, utility_value, diversity_value, effective_size, clip_fraction, largest, slate = _C.slate_objective(
         _address(response_logprobs),
         _address(logging_logprobs),
         _address(utility),
@@ -229,4 +205,16 @@ def slate_objective(
         _address(weights),
         _address(coefficients),
     )
-    return SlateValues(*scalars, log_weights, weights, coefficients)
+    return SlateValues(
+        value=torch.tensor(value, dtype=dtype),
+        utility_value=torch.tensor(utility_value, dtype=dtype),
+        diversity_value=torch.tensor(diversity_value, dtype=dtype),
+        log_weights=log_weights.to(dtype),
+        weights=weights.to(dtype),
+        effective_sample_size=torch.tensor(effective_size, dtype=dtype),
+        clip_fraction=torch.tensor(clip_fraction, dtype=dtype),
+        coefficients=coefficients,
+        largest_log_weight=torch.tensor(largest, dtype=torch.float64),
+        largest_slate=torch.tensor(slate),
+        sound=None,
+    )
