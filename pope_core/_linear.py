@@ -206,16 +206,14 @@ class Products:
         for total, coefficient in zip(self.totals, coefficients):
             total.add(gradient, hidden, coefficient)
 
-    #: Rows moved at a time, which bounds the copy that moving needs.
-    _MOVED_ROWS = 32
-
     def _move_front(self, logits: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor | None:
         """Move the rows with a coefficient to the front; returns their order, or None where all rows have one."""
         nonzero = (torch.stack(coefficients) != 0).any(0).cpu()
         if bool(nonzero.all()):
             return None
         order, holes, movers = (index.to(logits.device) for index in front_order(nonzero))
-        for to, source in zip(holes.split(self._MOVED_ROWS), movers.split(self._MOVED_ROWS)):
+        at_a_time = max(1, self.head.rows // 16)  # bounds the copy that moving needs
+        for to, source in zip(holes.split(at_a_time), movers.split(at_a_time)):
             logits.index_copy_(0, to, logits.index_select(0, source))
         return order
 

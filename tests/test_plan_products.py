@@ -32,7 +32,9 @@ def products(p: SlateProblem, *, rows: int = 12, needs: tuple[bool, bool, bool],
     }
     head = (1.0, None, rows * VOCAB * 4, "cpu", True, torch.float32)
     tokens = (p.hidden, p.lm_head_weight, None, p.labels, p.response_offsets)
-    with FlopCounterMode(display=False) as counter:  # around the implementation: the counter does not see into operators
+    with FlopCounterMode(
+        display=False
+    ) as counter:  # around the implementation: the counter does not see into operators
         _linear_ops._linear_pope_loss(*tokens, *p.log_data, True, *head, *needs, *objective.values())
     return counter.get_total_flops() / (2 * p.labels.numel() * VOCAB * WIDTH)
 
