@@ -163,6 +163,7 @@ def linear_response_logprobs(
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     _checks.same_device("hidden", hidden.device, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
     check_transform(logit_scale, logit_softcap)
+    budget = chunk_budget(chunk_bytes, hidden.device)
     dtype = compute_dtype(hidden, lm_head_weight)
     if chosen == "reference":
         result = reference.linear_response_logprobs(
@@ -187,7 +188,7 @@ def linear_response_logprobs(
         length_normalize,
         logit_scale,
         logit_softcap,
-        chunk_budget(chunk_bytes, hidden.device),
+        budget,
         chosen,
         compacts(hidden),
         dtype,

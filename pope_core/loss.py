@@ -154,6 +154,7 @@ def linear_pope_loss(
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     check_transform(logit_scale, logit_softcap)
+    budget = chunk_budget(chunk_bytes, hidden.device)
     check_log_data(logging_logprobs, utility, slate_offsets, offsets.shape[0] - 1)
     _checks.same_device(
         "hidden",
@@ -201,7 +202,7 @@ def linear_pope_loss(
         length_normalize,
         logit_scale,
         logit_softcap,
-        chunk_budget(chunk_bytes, hidden.device),
+        budget,
         chosen,
         compacts(hidden),
         dtype,
