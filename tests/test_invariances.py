@@ -158,8 +158,9 @@ def test_eight_micro_batches_add_up_to_the_batch(target: Target, options: dict[s
 @every_option
 def test_hidden_states_and_logits_give_the_same(target: Target, options: dict[str, Any]) -> None:
     p = problem_on(target)
-    (by_hidden, (d_hidden, d_weight)), (by_logits, d_logits) = linear(p, target, **options), from_logits(
-        p, target, **options
+    (by_hidden, (d_hidden, d_weight)), (by_logits, d_logits) = (
+        linear(p, target, **options),
+        from_logits(p, target, **options),
     )
     torch.testing.assert_close(by_hidden, by_logits)
     torch.testing.assert_close(d_hidden, d_logits @ p.lm_head_weight)
