@@ -98,7 +98,6 @@ def availability(backend: Backend) -> Availability:
     return Availability(False, f"this version has no {backend} kernels; pass backend='reference' for {backend} tensors")
 
 
-@torch.compiler.assume_constant_result  # a trace may keep the choice: devices and installations do not change
 def select(device: torch.device, requested: Backend | None) -> Backend:
     """The backend for tensors on ``device``: the one asked for, ``POPE_BACKEND``, or the best usable one.
 
@@ -115,6 +114,11 @@ def select(device: torch.device, requested: Backend | None) -> Backend:
     if not usable:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
     return cast(Backend, name)
+
+
+# A trace may keep the choice: devices and installations do not change. This is torch.compiler.assume_constant_result
+# without its import of the whole compiler, which takes as long as that of torch.
+select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(device: torch.device) -> list[tuple[str, str, str]]:
