@@ -27,14 +27,14 @@ Matrix matrix(uintptr_t data, int dtype, int64_t rows, int64_t cols, int64_t row
 void token_logprobs(uintptr_t logits, int dtype, int64_t rows, int64_t cols, int64_t row_stride, uintptr_t labels,
                     double scale, double softcap, uintptr_t logprobs, uintptr_t lse, int threads) {
     pope::cpu::token_logprobs(matrix(logits, dtype, rows, cols, row_stride), pointer<int64_t>(labels),
-                              LogitTransform{scale, softcap}, pointer<void>(logprobs), pointer<void>(lse), threads);
+                              LogitTransform{scale, softcap}, pointer<void>(logprobs), pointer<double>(lse), threads);
 }
 
 void logit_gradient(uintptr_t logits, int dtype, int64_t rows, int64_t cols, int64_t row_stride, uintptr_t labels,
                     double scale, double softcap, uintptr_t lse, uintptr_t coefficients, uintptr_t out,
                     int64_t out_row_stride, int threads) {
     pope::cpu::logit_gradient(matrix(logits, dtype, rows, cols, row_stride), pointer<int64_t>(labels),
-                              LogitTransform{scale, softcap}, pointer<void>(lse), pointer<void>(coefficients),
+                              LogitTransform{scale, softcap}, pointer<double>(lse), pointer<void>(coefficients),
                               matrix(out, dtype, rows, cols, out_row_stride), threads);
 }
 

@@ -94,7 +94,7 @@ class ChunkedHead:
         self.buffer = kernels.empty_large(self.rows, vocab, dtype=weight.dtype, device=weight.device)
         acc = accumulation_dtype(weight.dtype)
         self.logprobs = torch.empty(num_tokens, dtype=acc, device=weight.device)
-        self.lse = torch.empty_like(self.logprobs)
+        self.lse = torch.empty_like(self.logprobs, dtype=torch.float64)
 
     def chunks(self) -> list[Chunk]:
         return list(plan_rows(self.tokens.labels.numel(), self.rows))
@@ -137,7 +137,7 @@ class ChunkedHead:
         """Spread coefficients of responses ``[first, last)`` over their tokens."""
         span, offsets = self.span(first, last)
         return self.kernels.token_coefficients(
-            coefficients.to(self.lse.dtype).contiguous(), self.tokens.labels[span], offsets, mean
+            coefficients.to(self.logprobs.dtype).contiguous(), self.tokens.labels[span], offsets, mean
         )
 
 
@@ -247,7 +247,7 @@ def recompute_gradients(
 
 def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
     """``d_weight`` and ``d_bias`` where neither is wanted."""
-    return head.lse.new_empty(0, head.weight.shape[1]), head.lse.new_empty(0)
+    return head.logprobs.new_empty(0, head.weight.shape[1]), head.logprobs.new_empty(0)
 
 
 class LossGradients(NamedTuple):
@@ -297,9 +297,9 @@ class LossPass:
             self.utility,
             self.slate_offsets.device,
             self.objective,
-            head.lse.dtype,
+            head.logprobs.dtype,
         )
-        coefficients = head.lse.new_empty(0)
+        coefficients = head.logprobs.new_empty(0)
         if self.needs.hidden:
             coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
         if not totals:

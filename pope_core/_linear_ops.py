@@ -106,7 +106,7 @@ def _linear_response_logprobs(
     )
     unit = forward(head, need_unit)
     num_responses = response_offsets.numel() - 1
-    logprobs = head.response_logprobs(0, num_responses, length_normalize).to(head.lse.dtype)
+    logprobs = head.response_logprobs(0, num_responses, length_normalize).to(head.logprobs.dtype)
     if _checks.deferred(logprobs.device):
         _checks.finite_later("labels, response_offsets, hidden or the head", logprobs)
     lse = head.tokens.scatter(head.lse)
@@ -178,7 +178,7 @@ def _(
     acc = accumulation_dtype(compute_dtype)
     return (
         empty(hidden, response_offsets.shape[0] - 1, dtype=acc),
-        empty(hidden, num_tokens, dtype=acc),
+        empty(hidden, num_tokens, dtype=torch.float64),
         empty(hidden, num_tokens if need_unit else 0, width, dtype=compute_dtype),
     )
 
@@ -324,7 +324,7 @@ def _linear_pope_loss(
     unit, coefficients = gradients.unit, gradients.coefficients
     if need_hidden:
         unit, coefficients = head.tokens.scatter(unit), head.tokens.scatter(coefficients)
-    logprobs = work.response_logprobs.to(head.lse.dtype)
+    logprobs = work.response_logprobs.to(head.logprobs.dtype)
     return *values.reported, logprobs, unit, coefficients, gradients.weight, gradients.bias
 
 

@@ -89,7 +89,7 @@ def _(
     logits: Tensor, labels: Tensor, response_offsets: Tensor, length_normalize: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     acc = accumulation_dtype(logits.dtype)
-    return empty(logits, response_offsets.shape[0] - 1, dtype=acc), empty(logits, logits.shape[0], dtype=acc)
+    return empty(logits, response_offsets.shape[0] - 1, dtype=acc), empty(logits, logits.shape[0], dtype=torch.float64)
 
 
 @torch.library.register_fake("pope::response_logprobs_backward", lib=LIBRARY)

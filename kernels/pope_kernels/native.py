@@ -91,10 +91,9 @@ def token_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each label and the log-sum-exp of its row, ``[N]`` each; 0 where the label is ignored."""
-    acc = accumulation_dtype(logits.dtype)
-    logprobs = torch.empty(labels.shape, dtype=acc)
-    lse = torch.empty(labels.shape, dtype=acc)
+    """Log-probability of each label and the log-sum-exp (float64) of its row, ``[N]`` each; 0 where ignored."""
+    logprobs = torch.empty(labels.shape, dtype=accumulation_dtype(logits.dtype))
+    lse = torch.empty(labels.shape, dtype=torch.float64)
     _C.token_logprobs(
         *_matrix(logits),
         _address(labels),
@@ -110,7 +109,7 @@ def token_logprobs(
 def logit_gradient(
     logits: torch.Tensor,  # [N, V]
     labels: torch.Tensor,  # [N] int64
-    lse: torch.Tensor,  # [N]
+    lse: torch.Tensor,  # [N] float64
     coefficients: torch.Tensor | None,  # [N], None for ones
     out: torch.Tensor,  # [N, V], may be `logits`
     *,
