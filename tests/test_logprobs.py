@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from pope_kernels import native
 
 import pope_core
 from pope_core.testing import TARGETS, SlateProblem, Target, assert_no_worse_than_reference, make_slates
+from pope_kernels import native
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
