@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import random
@@ -12,11 +13,16 @@ import torch
 
 if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of triton: its kernels run on the CPU
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime import interpreter
 
-    # A kernel's call of another patches triton.language anew, which takes half of the interpreter's time; it is patched
-    # already, by the launch.
-    InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+    # Every call between kernels patches triton.language anew, half of the interpreter's time. Once is enough.
+    patch_once = functools.cache(interpreter._patch_lang)
+
+    def call(self, *args, **kwargs):
+        patch_once(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
