@@ -52,11 +52,15 @@ void token_coefficients(uintptr_t grad, bool is_double, uintptr_t labels, uintpt
 
 // Returns (value, utility_value, diversity_value, effective_sample_size, clip_fraction, largest_log_weight, its slate).
 py::tuple slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprobs, uintptr_t utility,
-                          uintptr_t slate_offsets, int64_t num_slates, double diversity_weight, int weighting,
-                          int normalization, double log_clip, int utility_form, int diversity_form,
+                          uintptr_t slate_offsets, int64_t num_slates, int64_t num_responses, double diversity_weight,
+                          int weighting, int normalization, double log_clip, int utility_form, int diversity_form,
                           double slate_denominator, uintptr_t log_weights, uintptr_t weights, uintptr_t coefficients) {
-    const pope::ObjectiveInputs in{pointer<double>(response_logprobs), pointer<double>(logging_logprobs),
-                                   pointer<double>(utility), pointer<int64_t>(slate_offsets), num_slates};
+    const pope::ObjectiveInputs in{pointer<double>(response_logprobs),
+                                   pointer<double>(logging_logprobs),
+                                   pointer<double>(utility),
+                                   pointer<int64_t>(slate_offsets),
+                                   num_slates,
+                                   num_responses};
     const pope::ObjectiveOptions options{diversity_weight,
                                          static_cast<pope::Weighting>(weighting),
                                          static_cast<pope::Normalization>(normalization),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .backends import availability
 from .slates import offsets_from_lengths
 from .types import IGNORE_INDEX, Backend
 
@@ -20,11 +21,16 @@ class Target(NamedTuple):
     device: str = "cpu"
 
     def __str__(self) -> str:
-        return self.backend
+        return "triton-interpreted" if self == ("triton", "cpu") else self.backend
 
 
-#: Where every op is tested. A new backend is one more entry, guarded by whether it can run here.
-TARGETS = [Target("reference"), Target("cpu")]
+#: Where every op is tested: each backend on each device that it can run on here. Triton serves the CPU only while its
+#: interpreter is on, and then no GPU.
+TARGETS = [
+    target
+    for target in map(Target, ("reference", "cpu", "triton", "triton", "cuda"), ("cpu", "cpu", "cpu", "cuda", "cuda"))
+    if availability(target.backend, target.device).usable
+]
 
 
 @dataclass(frozen=True)

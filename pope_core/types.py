@@ -8,14 +8,13 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from pope_kernels.values import MAX_LOG_WEIGHT as MAX_LOG_WEIGHT
+
 Weighting = Literal["response", "slate", "geometric"]
 Normalization = Literal["none", "slate", "batch"]
 UtilityForm = Literal["feedback", "log_likelihood"]
 DiversityForm = Literal["neg_log_prob", "entropy"]
 Backend = Literal["cpu", "cuda", "triton", "reference"]
-
-#: With ``clip=None``, a log-weight above this bound is an error: exp(80) is 5.5e34, no longer a weight anyone meant.
-MAX_LOG_WEIGHT = 80.0
 
 #: The label of a position that holds no response token (the Hugging Face convention).
 IGNORE_INDEX = -100

@@ -44,6 +44,7 @@ def slate_objective(
     utility: int,
     slate_offsets: int,
     num_slates: int,
+    num_responses: int,
     diversity_weight: float,
     weighting: int,
     normalization: int,

@@ -194,6 +194,7 @@ def slate_objective(
         _address(utility),
         _address(slate_offsets),
         slate_offsets.numel() - 1,
+        response_logprobs.numel(),
         diversity_weight,
         WEIGHTINGS[weighting],
         NORMALIZATIONS[normalization],

@@ -11,6 +11,9 @@ NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
 UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
 DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
 
+#: Without a clip, a log-weight above this bound is an error: exp(80) is 5.5e34, no longer a weight anyone meant.
+MAX_LOG_WEIGHT = 80.0
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64 inputs, float32 for every other."""

@@ -34,6 +34,7 @@ struct ObjectiveInputs {
     const double* utility;            // [R]
     const int64_t* slate_offsets;     // [S + 1]
     int64_t num_slates;
+    int64_t num_responses;
 };
 
 struct ObjectiveOutputs {
