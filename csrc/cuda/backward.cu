@@ -6,45 +6,29 @@
 namespace pope::cuda {
 namespace {
 
+// Three blocks with up to 80 registers a thread: a fourth would spill, and 48 KB in flight are enough.
 constexpr int kThreads = 256;
-constexpr int kBlocksPerProcessor = 4;
-// A block takes a piece of a row: pieces fill the device when rows are few, and leave a short tail when they are many.
-constexpr int64_t kPieceBytes = 65536;
+constexpr int kBlocksPerProcessor = 3;
 
 template <class T, class Acc, bool kSoftcap>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : kBlocksPerProcessor)
-    backward_kernel(const T* logits, int64_t row_stride, int64_t cols, int64_t pieces, const int64_t* labels,
-                    Transform<Acc, kSoftcap> transform, const double* lse, const Acc* coefficients, T* out,
-                    int64_t out_row_stride) {
-    constexpr int64_t kPiece = kPieceBytes / sizeof(T);
-    const int64_t n = blockIdx.x / pieces;
-    const int64_t begin = (blockIdx.x % pieces) * kPiece;
-    const int64_t count = cols - begin < kPiece ? cols - begin : kPiece;
-    const T* in = logits + n * row_stride + begin;
-    T* to = out + n * out_row_stride + begin;
-    const int64_t label = labels[n];
-    const Acc coefficient = coefficients == nullptr ? Acc(1) : coefficients[n];
-    if (label == kIgnoreIndex || coefficient == 0) {
-        map_row<false>(in, to, count, ZeroRow<T>{}, threadIdx.x, kThreads);
-        return;
-    }
-    const double log_sum = lse[n];
-    const Acc high = static_cast<Acc>(log_sum);
-    const Acc low = static_cast<Acc>(log_sum - static_cast<double>(high));
-    const RowGradient<T, Acc, kSoftcap> gradient{transform, label - begin, high, low, coefficient * transform.scale};
-    map_row<true>(in, to, count, gradient, threadIdx.x, kThreads);
+    backward_kernel(Backward<T, Acc, kSoftcap> work) {
+    work.run(blockIdx.x, threadIdx.x, kThreads);
 }
 
 template <class T, class Acc, bool kSoftcap>
 void launch(const Matrix& m, const int64_t* labels, LogitTransform t, const double* lse, const void* coefficients,
             const Matrix& out, cudaStream_t stream) {
-    const Acc cap = static_cast<Acc>(t.softcap);
-    const Transform<Acc, kSoftcap> transform{static_cast<Acc>(t.scale), cap, kSoftcap ? Acc(1) / cap : Acc(0)};
-    const int64_t piece = kPieceBytes / static_cast<int64_t>(sizeof(T));
-    const int64_t pieces = (m.cols + piece - 1) / piece;
-    backward_kernel<T, Acc, kSoftcap><<<static_cast<unsigned>(m.rows * pieces), kThreads, 0, stream>>>(
-        static_cast<const T*>(m.data), m.row_stride, m.cols, pieces, labels, transform, lse,
-        static_cast<const Acc*>(coefficients), static_cast<T*>(out.data), out.row_stride);
+    const Backward<T, Acc, kSoftcap> work{static_cast<const T*>(m.data),
+                                          m.row_stride,
+                                          m.cols,
+                                          labels,
+                                          as_transform<Acc, kSoftcap>(t),
+                                          lse,
+                                          static_cast<const Acc*>(coefficients),
+                                          static_cast<T*>(out.data),
+                                          out.row_stride};
+    backward_kernel<<<static_cast<unsigned>(m.rows * work.pieces()), kThreads, 0, stream>>>(work);
 }
 
 }  // namespace

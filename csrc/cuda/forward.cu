@@ -38,21 +38,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : kBlocksPerProce
     __syncthreads();
     if (threadIdx.x != 0) return;
     for (int warp = 1; warp < kThreads / 32; ++warp) online.merge(of_warp[warp]);
-    const double log_sum = log(static_cast<double>(online.sum));
-    // From the same memory as the sum: a target taken from elsewhere could exceed it.
-    const bool known = label >= 0 && label < cols;
-    const Acc target = known ? transform(to_acc(row[label])) : static_cast<Acc>(NAN);
-    logprobs[n] = static_cast<Acc>(static_cast<double>(target - online.top) - log_sum);
-    lse[n] = static_cast<double>(online.top) + log_sum;
+    finish_row(row, cols, label, transform, online, logprobs + n, lse + n);
 }
 
 template <class T, class Acc, bool kSoftcap>
 void launch(const Matrix& m, const int64_t* labels, LogitTransform t, void* logprobs, double* lse,
             cudaStream_t stream) {
-    const Acc cap = static_cast<Acc>(t.softcap);
-    const Transform<Acc, kSoftcap> transform{static_cast<Acc>(t.scale), cap, kSoftcap ? Acc(1) / cap : Acc(0)};
     forward_kernel<T, Acc, kSoftcap><<<static_cast<unsigned>(m.rows), kThreads, 0, stream>>>(
-        static_cast<const T*>(m.data), m.row_stride, m.cols, labels, transform, static_cast<Acc*>(logprobs), lse);
+        static_cast<const T*>(m.data), m.row_stride, m.cols, labels, as_transform<Acc, kSoftcap>(t),
+        static_cast<Acc*>(logprobs), lse);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "pack.cuh"
+#include "pope/ops.h"
 
 namespace pope::cuda {
 
@@ -122,6 +123,18 @@ POPE_HOST_DEVICE Online<Acc> scan_row(const T* row, int64_t cols, Transform<Acc,
     return online;
 }
 
+// The results of a row, from the sum over all its threads.
+template <class T, class Acc, bool kSoftcap>
+POPE_HOST_DEVICE void finish_row(const T* row, int64_t cols, int64_t label, Transform<Acc, kSoftcap> transform,
+                                 Online<Acc> online, Acc* logprob, double* lse) {
+    const double log_sum = log(static_cast<double>(online.sum));
+    // From the same memory as the sum: a target taken from elsewhere could exceed it.
+    const bool known = label >= 0 && label < cols;
+    const Acc target = known ? transform(to_acc(row[label])) : static_cast<Acc>(NAN);
+    *logprob = static_cast<Acc>(static_cast<double>(target - online.top) - log_sum);
+    *lse = static_cast<double>(online.top) + log_sum;
+}
+
 // d logprob / d logits of the elements of a piece of a row, times a coefficient.
 template <class T, class Acc, bool kSoftcap>
 struct RowGradient {
@@ -204,5 +217,51 @@ struct ZeroRow {
         for (int i = 0; i < Pack<T>::kWidth; ++i) pack.x[i] = Storage<T>::from(0);
     }
 };
+
+// What a block does in backward: one piece of one row. Pieces fill the device when rows are few, and leave a short tail
+// when they are many.
+constexpr int64_t kPieceBytes = 65536;
+
+template <class T, class Acc, bool kSoftcap>
+struct Backward {
+    const T* logits;
+    int64_t row_stride, cols;
+    const int64_t* labels;
+    Transform<Acc, kSoftcap> transform;
+    const double* lse;
+    const Acc* coefficients;  // null for ones
+    T* out;
+    int64_t out_row_stride;
+
+    static constexpr int64_t kPiece = kPieceBytes / sizeof(T);
+
+    POPE_HOST_DEVICE int64_t pieces() const { return (cols + kPiece - 1) / kPiece; }
+
+    POPE_HOST_DEVICE void run(int64_t block, int thread, int threads) const {
+        const int64_t n = block / pieces();
+        const int64_t begin = (block % pieces()) * kPiece;
+        const int64_t count = cols - begin < kPiece ? cols - begin : kPiece;
+        const T* in = logits + n * row_stride + begin;
+        T* to = out + n * out_row_stride + begin;
+        const int64_t label = labels[n];
+        const Acc coefficient = coefficients == nullptr ? Acc(1) : coefficients[n];
+        if (label == kIgnoreIndex || coefficient == 0) {
+            map_row<false>(in, to, count, ZeroRow<T>{}, thread, threads);
+            return;
+        }
+        const double log_sum = lse[n];
+        const Acc high = static_cast<Acc>(log_sum);
+        const Acc low = static_cast<Acc>(log_sum - static_cast<double>(high));
+        const RowGradient<T, Acc, kSoftcap> gradient{transform, label - begin, high, low,
+                                                     coefficient * transform.scale};
+        map_row<true>(in, to, count, gradient, thread, threads);
+    }
+};
+
+template <class Acc, bool kSoftcap>
+Transform<Acc, kSoftcap> as_transform(LogitTransform t) {
+    const Acc cap = static_cast<Acc>(t.softcap);
+    return {static_cast<Acc>(t.scale), cap, kSoftcap ? Acc(1) / cap : Acc(0)};
+}
 
 }  // namespace pope::cuda
