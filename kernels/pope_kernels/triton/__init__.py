@@ -4,7 +4,7 @@
 without a GPU test them.
 """
 
-from ..products import add_outer, empty_large, project
+from ..products import add_outer, back_project, empty_large, project
 from .objective import slate_objective
 from .probe import probe
 from .rows import logit_gradient, token_logprobs
@@ -12,6 +12,7 @@ from .segments import response_sums, token_coefficients
 
 __all__ = [
     "add_outer",
+    "back_project",
     "empty_large",
     "logit_gradient",
     "probe",
