@@ -183,6 +183,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("slate_objective", &slate_objective);
     m.def("advise_huge_pages",
           [](uintptr_t data, int64_t bytes) { pope::cpu::advise_huge_pages(pointer<void>(data), bytes); });
+    m.def("cpu_is_amd", &pope::cpu::is_amd);
     m.def("isa", &pope::cpu::isa);
     m.def("use_isa", [](const std::string& name) { return pope::cpu::use_isa(name.c_str()); });
     m.def("cuda_devices", &cuda_devices);

@@ -200,9 +200,10 @@ class Products:
         if self.need_hidden:
             out = self.unit[chunk.span]
             if order is None:
-                torch.mm(gradient, head.weight, out=out)
+                head.kernels.back_project(gradient, head.weight, out)
             else:
-                out.index_copy_(0, order, torch.mm(gradient, head.weight))
+                moved = out.new_empty(order.numel(), out.shape[1])
+                out.index_copy_(0, order, head.kernels.back_project(gradient, head.weight, moved))
         for total, coefficient in zip(self.totals, coefficients):
             total.add(gradient, hidden, coefficient)
 
@@ -225,7 +226,7 @@ def forward(head: ChunkedHead, need_unit: bool) -> torch.Tensor:
     for chunk in head.chunks():
         logits = head.forward(chunk)
         if need_unit:
-            torch.mm(head.unit_gradient(chunk, logits), head.weight, out=unit[chunk.span])
+            head.kernels.back_project(head.unit_gradient(chunk, logits), head.weight, unit[chunk.span])
     return unit
 
 

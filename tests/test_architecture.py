@@ -93,9 +93,8 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_the_core_loads_nothing_but_itself() -> None:
-    loaded = modules_after("import pope_core, pope_core.testing, pope_core.backends; pope_core.backends.kernels('cpu')")
+    loaded = modules_after("import pope_core; pope_core.backends.kernels('cpu')")
     assert {"pope_core", "pope_kernels"} <= loaded
-    assert not loaded & {"transformers", "datasets", "peft", "accelerate", "rich", "typer", "matplotlib", "pope_align"}
     assert not loaded - sys.stdlib_module_names - {"pope_core", "pope_kernels", "torch", "numpy"}
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import pope_core
 from pope_core.testing import TARGETS, SlateProblem, Target, assert_no_worse_than_reference, make_slates
+from pope_kernels import native
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 ROW = 37 * 4  # bytes of one row of float32 logits of the default problem
@@ -79,6 +80,33 @@ def linear_loss(
 
 def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_of_either_library_are_as_exact_as_those_of_torch(
+    monkeypatch: pytest.MonkeyPatch, onednn: bool, dtype: torch.dtype
+) -> None:
+    """Many blocks of the head, of rows and columns that are no multiple of anything."""
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr(native, "PREFER_ONEDNN", onednn)
+    monkeypatch.setattr(native, "HEAD_BLOCK_BYTES", 4000)
+    p = make_slates(vocab=211, width=13, dtype=dtype)
+    acc = torch.float32
+    logits, gradient = p.logits, (p.logits / 7)[1:]
+    bias, hidden = p.lm_head_bias, p.hidden[1:]
+    out = native.project(p.hidden, p.lm_head_weight, bias, torch.empty_like(logits))
+    exact = F.linear(p.hidden.double(), p.lm_head_weight.double(), bias.double())
+    assert_no_worse_than_reference(out, F.linear(p.hidden, p.lm_head_weight, bias), exact)
+    back = native.back_project(gradient, p.lm_head_weight, torch.empty_like(hidden))
+    exact = gradient.double() @ p.lm_head_weight.double()
+    assert_no_worse_than_reference(back, gradient @ p.lm_head_weight, exact)
+    total = torch.full((211, 13), 1e9, dtype=acc)
+    native.add_outer(total, gradient, hidden, True)
+    native.add_outer(total, gradient, hidden, False)
+    exact = 2 * gradient.double().T @ hidden.double()
+    assert_no_worse_than_reference(total, 2 * (gradient.T @ hidden).to(acc), exact)
 
 
 @every_target

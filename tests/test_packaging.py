@@ -93,9 +93,8 @@ import pope_core, pope_kernels.native
 from pope_core.testing import make_slates
 p = make_slates()
 hidden = p.hidden.requires_grad_()
-offsets = p.response_offsets
-output = pope_core.linear_pope_loss(hidden, p.lm_head_weight, p.labels, *p.log_data, response_offsets=offsets)
-output.loss.backward()
+arguments = (p.labels, *p.log_data)
+pope_core.linear_pope_loss(hidden, p.lm_head_weight, *arguments, response_offsets=p.response_offsets).loss.backward()
 print(pope_core.__file__, pope_kernels.native.isa())
 """
     done = subprocess.run(

@@ -14,8 +14,15 @@ import pope_core
 from pope_core import _linear_ops
 from pope_core._plan import front_order
 from pope_core.testing import SlateProblem, make_slates
+from pope_kernels import native
 
 VOCAB, WIDTH = 37, 8
+
+
+@pytest.fixture(autouse=True)
+def _countable_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter knows torch.mm, not oneDNN's linear."""
+    monkeypatch.setattr(native, "PREFER_ONEDNN", False)
 
 
 def products(p: SlateProblem, *, rows: int = 12, needs: tuple[bool, bool, bool], **options: Any) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch  # before _C: torch brings the OpenMP runtime that the extension shares
+import torch.nn.functional as F
 
 from . import _C
 from .seam import composed
@@ -46,16 +47,31 @@ def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
     return logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, cols, logits.stride(0)
 
 
-#: Bytes of the lm_head that a matrix product takes at a time. With few rows, a product with all of a large head spends
-#: much of its time packing the head; a block that stays in the second-level cache is faster.
+#: Bytes of the lm_head, and of logits or products with it, that a matrix product takes at a time. With few rows, a
+#: product with all of a large head spends much of its time packing the head; a block that stays in the second-level
+#: cache is faster.
 HEAD_BLOCK_BYTES = 4 << 20
 
+#: Whether float32 products go to oneDNN. torch.mm calls MKL, which keeps to 256-bit instructions on AMD processors and
+#: takes nearly twice as long there (docs/kernels-cpu.md).
+PREFER_ONEDNN = _C.cpu_is_amd() and torch.backends.mkldnn.is_available()
 
-def head_blocks(vocab: int, width: int, itemsize: int) -> Iterator[slice]:
-    """Cut the rows of an lm_head ``[vocab, width]`` into blocks of about ``HEAD_BLOCK_BYTES``."""
-    step = max(1, HEAD_BLOCK_BYTES // (width * itemsize))
+
+def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
+    """Cut the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
+    vocab, width = weight.shape
+    step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * tokens.element_size()))
     for begin in range(0, vocab, step):
         yield slice(begin, min(begin + step, vocab))
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``F.linear`` by oneDNN, for matrices of any strides."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _with_onednn(tensor: torch.Tensor) -> bool:
+    return PREFER_ONEDNN and tensor.dtype == torch.float32
 
 
 def project(
@@ -65,11 +81,27 @@ def project(
     out: torch.Tensor,  # [n, V]
 ) -> torch.Tensor:
     """``F.linear(hidden, weight, bias)`` written to ``out``."""
-    for block in head_blocks(weight.shape[0], weight.shape[1], weight.element_size()):
-        if bias is None:
+    for block in head_blocks(weight, hidden):
+        if _with_onednn(weight):
+            out[:, block] = _linear(hidden, weight[block], None if bias is None else bias[block])
+        elif bias is None:
             torch.mm(hidden, weight[block].t(), out=out[:, block])
         else:
             torch.addmm(bias[block], hidden, weight[block].t(), out=out[:, block])
+    return out
+
+
+def back_project(
+    gradient: torch.Tensor,  # [n, V]
+    weight: torch.Tensor,  # [V, D]
+    out: torch.Tensor,  # [n, D]
+) -> torch.Tensor:
+    """``gradient @ weight`` written to ``out``."""
+    if not _with_onednn(weight):
+        return torch.mm(gradient, weight, out=out)
+    out.zero_()
+    for block in head_blocks(weight, gradient):
+        out += _linear(gradient[:, block], weight[block].t())
     return out
 
 
@@ -80,15 +112,16 @@ def add_outer(
     first: bool,
 ) -> None:
     """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``."""
-    if total.dtype == gradient.dtype:
+    if total.dtype == gradient.dtype and not _with_onednn(gradient):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
-    for block in head_blocks(total.shape[0], total.shape[1], gradient.element_size()):
-        product = torch.mm(gradient[:, block].t(), hidden)
+    product = _linear if _with_onednn(gradient) else F.linear
+    for block in head_blocks(total, gradient):
+        part = product(gradient[:, block].t(), hidden.t())
         if first:
-            total[block] = product
+            total[block] = part
         else:
-            total[block] += product
+            total[block] += part
 
 
 def token_logprobs(

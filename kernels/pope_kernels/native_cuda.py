@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from . import _C
-from .products import add_outer, empty_large, project
+from .products import add_outer, back_project, empty_large, project
 from .values import (
     DIVERSITY_FORMS,
     DTYPE_CODES,
@@ -24,6 +24,7 @@ from .values import (
 
 __all__ = [
     "add_outer",
+    "back_project",
     "empty_large",
     "group_coefficients",
     "logit_gradient",

@@ -22,6 +22,15 @@ def project(
     return torch.addmm(bias, hidden, weight.t(), out=out)
 
 
+def back_project(
+    gradient: torch.Tensor,  # [n, V]
+    weight: torch.Tensor,  # [V, D]
+    out: torch.Tensor,  # [n, D]
+) -> torch.Tensor:
+    """``gradient @ weight`` written to ``out``."""
+    return torch.mm(gradient, weight, out=out)
+
+
 def add_outer(
     total: torch.Tensor,  # [V, D] float32 or float64
     gradient: torch.Tensor,  # [n, V]

@@ -1,7 +1,7 @@
 """Compile every Triton kernel for a GPU that need not be there: ``compile_triton.py cuda 90`` or ``hip gfx942``.
 
-Prints one line per kernel with what the assembler reports (NVIDIA only). Run by tests/test_triton_compile.py in a process
-of its own: in the tests' process the kernels are interpreted.
+Prints one line per kernel with what the assembler reports (NVIDIA only). Run by tests/test_triton_compile.py in a
+process of its own: in the tests' process the kernels are interpreted.
 """
 
 from __future__ import annotations

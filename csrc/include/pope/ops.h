@@ -71,6 +71,9 @@ void slate_objective(const ObjectiveInputs& in, const ObjectiveOptions& options,
 // Hint that a freshly allocated buffer will be written whole.
 void advise_huge_pages(void* data, int64_t bytes);
 
+// Whether this is an AMD processor, where Intel's MKL does not use its widest instructions.
+bool is_amd();
+
 // The instruction set the row kernels run with: "avx512", "avx2" or "baseline".
 const char* isa();
 // Force one (for tests); false if this CPU lacks it or the name is unknown. "auto" restores the best.

@@ -4,7 +4,7 @@
 without a GPU test them.
 """
 
-from ..products import add_outer, empty_large, project
+from ..products import add_outer, back_project, empty_large, project
 from ..seam import composed
 from .objective import slate_objective
 from .probe import probe
@@ -15,6 +15,7 @@ group_coefficients = composed(response_sums, slate_objective, token_coefficients
 
 __all__ = [
     "add_outer",
+    "back_project",
     "empty_large",
     "group_coefficients",
     "logit_gradient",
