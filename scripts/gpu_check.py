@@ -1,8 +1,8 @@
 """Build, test, sanitize and measure on a machine with a GPU, which needs no network: ``python scripts/gpu_check.py``.
 
 It needs Python with torch, triton, pybind11, cmake, ninja, setuptools, pytest, pytest-benchmark and hypothesis. Rivals
-and anything missing may lie as wheels in ``--wheels`` (fetched elsewhere with ``pip download``). Everything is installed
-into ``--target``, nothing into the environment. A phase that fails is reported and the next one runs.
+and anything missing may lie as wheels in ``--wheels`` (fetched elsewhere with ``pip download``). All is installed into
+``--target``, nothing into the environment. A phase that fails is reported and the next one runs.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main() -> int:
     arguments = parser.parse_args()
     # The target comes first: the source tree beside this file holds no extension.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(arguments.target), os.environ.get("PYTHONPATH", "")])
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # its cmake and ninja
     python = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     work = {
         "build": lambda: build(arguments.target, arguments.wheels),

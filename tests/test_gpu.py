@@ -1,4 +1,4 @@
-"""What only a GPU can show: nothing waits for it, graphs, streams, devices, sizes beyond 32 bits, errors that surface."""
+"""What only a GPU can show: nothing waits for it, graphs, streams, devices, large sizes, errors that surface."""
 
 from __future__ import annotations
 
