@@ -142,7 +142,7 @@ def linear_response_logprobs(
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on.
         labels: ``[N]`` or ``[R, L]``.
         lm_head_bias: ``[V]``.
-        response_offsets: ``[R + 1]``; only with packed ``hidden``. On the CPU they spare a GPU a wait (docs/kernels.md).
+        response_offsets: ``[R + 1]``; only with packed ``hidden``. On the CPU they spare a GPU a wait.
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
