@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import pope_core
-from pope_core.types import IGNORE_INDEX
-
+from .data.rows import Tree, lay_out
 from .data.tokenize import EncodedSlate
-from .model import lm_head, response_hidden_states
+from .model import response_logprobs, rows_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,30 +135,8 @@ def _batches(requests: list[_Request], batch_tokens: int) -> Iterator[list[_Requ
 
 def _totals(batch: list[_Request], model: PreTrainedModel) -> list[float]:
     """Total log-probability of every response of one batch."""
-    length = len(batch[0].ids)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, request in enumerate(batch):
-        ids = torch.tensor(request.ids)
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-        labels[row, request.prompt_tokens : len(ids)] = ids[request.prompt_tokens :]
-    device = next(model.parameters()).device
-    hidden, packed_labels, response_offsets = response_hidden_states(
-        model, input_ids.to(device), attention_mask.to(device), labels.to(device)
-    )
-    head = lm_head(model)
-    logprobs = pope_core.linear_response_logprobs(
-        hidden,
-        head.weight,
-        packed_labels,
-        lm_head_bias=head.bias,
-        response_offsets=response_offsets,
-        length_normalize=False,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-    )
+    trees = [Tree(request.ids[: request.prompt_tokens], [request.ids[request.prompt_tokens :]]) for request in batch]
+    logprobs = response_logprobs(model, rows_on(model, lay_out(trees, share_prompt=False)), length_normalize=False)
     # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
     return logprobs.double().clamp(max=0.0).tolist()
 
