@@ -42,7 +42,7 @@ SMALL = {
 ARCHITECTURES = {
     "llama": lambda **o: LlamaForCausalLM(LlamaConfig(**SMALL, **o)),
     "gpt2": lambda **o: GPT2LMHeadModel(
-        GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, n_positions=64, **o)
+        GPT2Config(vocab_size=257, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **o)
     ),
     "qwen3": lambda **o: Qwen3ForCausalLM(Qwen3Config(head_dim=8, **SMALL, **o)),
     "phi3": lambda **o: Phi3ForCausalLM(Phi3Config(**SMALL, **o)),
