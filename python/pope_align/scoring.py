@@ -71,6 +71,22 @@ def score_responses(
     return [[totals.known[request.key] for request in of_slate] for of_slate in requests]
 
 
+def padded_responses(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of prompt and response as ``input_ids``, ``attention_mask`` and ``labels``, [R, L], padded on the right."""
+    shape = len(rows), max(len(prompt) + len(response) for prompt, response in rows)
+    input_ids = torch.zeros(shape, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    for row, (prompt, response) in enumerate(rows):
+        start, end = len(prompt), len(prompt) + len(response)
+        input_ids[row, :end] = torch.tensor([*prompt, *response])
+        attention_mask[row, :end] = 1
+        labels[row, start:end] = input_ids[row, start:end]
+    return input_ids, attention_mask, labels
+
+
 def model_fingerprint(model: torch.nn.Module) -> str:
     """A hash of what decides a model's log-probabilities: its configuration and its parameters, bit for bit."""
     digest = hashlib.sha256()
@@ -137,18 +153,10 @@ def _batches(requests: list[_Request], batch_tokens: int) -> Iterator[list[_Requ
 
 def _totals(batch: list[_Request], model: PreTrainedModel) -> list[float]:
     """Total log-probability of every response of one batch."""
-    length = len(batch[0].ids)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, request in enumerate(batch):
-        ids = torch.tensor(request.ids)
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-        labels[row, request.prompt_tokens : len(ids)] = ids[request.prompt_tokens :]
     device = next(model.parameters()).device
+    rows = [(request.ids[: request.prompt_tokens], request.ids[request.prompt_tokens :]) for request in batch]
     hidden, packed_labels, response_offsets = response_hidden_states(
-        model, input_ids.to(device), attention_mask.to(device), labels.to(device)
+        model, *(tensor.to(device) for tensor in padded_responses(rows))
     )
     head = lm_head(model)
     logprobs = pope_core.linear_response_logprobs(
