@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -94,8 +94,8 @@ class PopeTrainer(Trainer):
             model=model,
             args=args,
             data_collator=SlateCollator(_pad_token_id(tokenizer), args.length_normalize),
-            train_dataset=train_examples,  # type: ignore[arg-type]  # a list has all that the loader asks for
-            eval_dataset=eval_examples,  # type: ignore[arg-type]
+            train_dataset=train_examples,  # a list has all that the loader asks for
+            eval_dataset=eval_examples,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -266,11 +266,11 @@ def as_slates(source: SlateSource) -> Sequence[Slate]:
     """The slates of any `SlateSource`, read and validated unless they are slates already."""
     if isinstance(source, SlateLog):
         return source
-    if isinstance(source, Sequence) and not isinstance(source, str) and all(isinstance(row, Slate) for row in source):
+    if isinstance(source, list) and all(isinstance(row, Slate) for row in source):
         if not source:
             raise ValueError("slates: expected at least one slate, got none")
         return source
-    return read_slates(source)
+    return read_slates(cast("str | os.PathLike[str] | Iterable[Mapping[str, Any]]", source))
 
 
 def _check_sizes(slates: Sequence[Slate], args: PopeConfig) -> None:
