@@ -143,6 +143,15 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
         )
 
 
+def sharing_obstacle(model: PreTrainedModel | PeftModel, tree: Tree) -> str | None:
+    """Why ``model`` cannot compute a prompt once for all its responses, tried on ``tree``; None if it can."""
+    try:
+        check_head(model, tree, share_prompt=True)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def rows_on(model: PreTrainedModel | PeftModel, rows: TokenRows) -> TokenRows:
     """The rows on the model's device."""
     device = next(model.parameters()).device

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .collate import SlateCollator, SlateExample
 from .rows import TokenRows, Tree, lay_out
-from .schema import Slate, SlateError, SlateLog, Turn, group_split, read_slates, write_slates
+from .schema import Slate, SlateError, SlateLog, Turn, read_slates, write_slates
+from .split import group_folds, group_split
 from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
 from .utility import UtilityTransform, to_utility
 
@@ -22,6 +23,7 @@ __all__ = [
     "UtilityTransform",
     "encode_slate",
     "encode_slates",
+    "group_folds",
     "group_split",
     "lay_out",
     "read_slates",
