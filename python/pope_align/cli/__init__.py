@@ -11,6 +11,7 @@ import typer
 
 from .env import env
 from .score import score
+from .train import train
 
 app = typer.Typer(
     name="pope",
@@ -20,6 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(score)
+# The arguments of a run are those of a dataclass; its own parser reads and explains them.
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(env)
 
 
