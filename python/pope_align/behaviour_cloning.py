@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-import pope_core
-
 from ._extras import require
+from .data.rows import Tree, lay_out
 from .data.schema import Slate
 from .data.split import group_folds, group_split
 from .data.tokenize import EncodedSlate, encode_slates
 from .fit_report import BehaviourConfig, Evaluation, FitReport, response_key
 from .logging_policy import score_slates
-from .model import lm_head, response_hidden_states
-from .scoring import Progress, padded_responses, score_responses
+from .model import response_logprobs, rows_on
+from .scoring import Progress, score_responses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -187,10 +186,10 @@ class _Fit:
         self, model: Any, config: BehaviourConfig, train: Sequence[EncodedSlate], heldout: Sequence[EncodedSlate]
     ) -> None:
         self.model, self.config, self.heldout = model, config, heldout
-        self.rows = [(slate.prompt_ids, ids) for slate in train for ids in slate.completion_ids]
+        self.trees = [Tree(slate.prompt_ids, [ids]) for slate in train for ids in slate.completion_ids]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        self.steps_per_epoch = -(-len(self.rows) // config.batch_responses)
+        self.steps_per_epoch = -(-len(self.trees) // config.batch_responses)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.order = torch.Generator().manual_seed(config.seed)
 
@@ -210,7 +209,7 @@ class _Fit:
                 step_nats, step_tokens = self._step(batch)
                 nats, tokens = nats + step_nats, tokens + step_tokens
                 step, done = step + 1, done + len(batch)
-                report(done, len(self.rows) * config.epochs)
+                report(done, len(self.trees) * config.epochs)
                 if in_epoch not in marks:
                     continue
                 evaluations.append(Evaluation(step, nats / tokens, nats_per_token(self.heldout, self.model)))
@@ -223,18 +222,19 @@ class _Fit:
         self._restore(kept)
         return evaluations, best
 
-    def _epoch(self) -> Iterator[list[tuple[list[int], list[int]]]]:
-        order = torch.randperm(len(self.rows), generator=self.order).tolist()
+    def _epoch(self) -> Iterator[list[Tree]]:
+        order = torch.randperm(len(self.trees), generator=self.order).tolist()
         for start in range(0, len(order), self.config.batch_responses):
-            yield [self.rows[row] for row in order[start : start + self.config.batch_responses]]
+            yield [self.trees[row] for row in order[start : start + self.config.batch_responses]]
 
-    def _step(self, batch: list[tuple[list[int], list[int]]]) -> tuple[float, int]:
+    def _step(self, batch: list[Tree]) -> tuple[float, int]:
         """One optimizer step; returns the batch's total cross-entropy before it, and its tokens."""
         self.model.train()
-        tokens = sum(len(response) for _, response in batch)
+        tokens = sum(len(ids) for tree in batch for ids in tree.response_ids)
         total = 0.0
-        for rows in _micro_batches(batch, self.config.batch_tokens):
-            nats = -_total_logprobs(self.model, rows).sum()
+        for trees in _micro_batches(batch, self.config.batch_tokens):
+            rows = rows_on(self.model, lay_out(trees, share_prompt=False))
+            nats = -response_logprobs(self.model, rows, length_normalize=False).sum()
             torch.autograd.backward(nats / tokens)
             total += nats.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -263,30 +263,11 @@ class _Fit:
                 parameter.copy_(weight)
 
 
-def _total_logprobs(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> torch.Tensor:
-    """Total log-probability of each row's response, differentiable."""
-    device = next(model.parameters()).device
-    states = response_hidden_states(model, *(tensor.to(device) for tensor in padded_responses(rows)))
-    head = lm_head(model)
-    return pope_core.linear_response_logprobs(
-        states.hidden,
-        head.weight,
-        states.labels,
-        lm_head_bias=head.bias,
-        response_offsets=states.response_offsets,
-        length_normalize=False,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-    )
-
-
-def _micro_batches(
-    batch: list[tuple[list[int], list[int]]], batch_tokens: int
-) -> Iterator[list[tuple[list[int], list[int]]]]:
+def _micro_batches(batch: list[Tree], batch_tokens: int) -> Iterator[list[Tree]]:
     """Rows of like length, at most ``batch_tokens`` with their padding (a longer row goes alone)."""
-    rows: list[tuple[list[int], list[int]]] = []
-    for row in sorted(batch, key=lambda row: len(row[0]) + len(row[1]), reverse=True):
-        if rows and (len(rows[0][0]) + len(rows[0][1])) * (len(rows) + 1) > batch_tokens:
+    rows: list[Tree] = []
+    for row in sorted(batch, key=len, reverse=True):
+        if rows and len(rows[0]) * (len(rows) + 1) > batch_tokens:
             yield rows
             rows = []
         rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .collate import SlateCollator, SlateExample
+from .rows import TokenRows, Tree, lay_out
 from .schema import Slate, SlateError, SlateLog, Turn, read_slates, write_slates
 from .split import group_folds, group_split
 from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
@@ -15,6 +16,8 @@ __all__ = [
     "SlateError",
     "SlateExample",
     "SlateLog",
+    "TokenRows",
+    "Tree",
     "TruncationReport",
     "Turn",
     "UtilityTransform",
@@ -22,6 +25,7 @@ __all__ = [
     "encode_slates",
     "group_folds",
     "group_split",
+    "lay_out",
     "read_slates",
     "to_utility",
     "write_slates",
