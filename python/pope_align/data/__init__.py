@@ -5,7 +5,7 @@ from __future__ import annotations
 from .collate import SlateCollator, SlateExample
 from .rows import TokenRows, Tree, lay_out
 from .schema import Slate, SlateError, SlateLog, Turn, read_slates, write_slates
-from .split import group_folds, group_split
+from .split import group_folds, group_split, slate_group
 from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
 from .utility import UtilityTransform, to_utility
 
@@ -27,6 +27,7 @@ __all__ = [
     "group_split",
     "lay_out",
     "read_slates",
+    "slate_group",
     "to_utility",
     "write_slates",
 ]
