@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from .convert import convert
 from .env import env
 from .fit_logger import fit_logger
 from .score import score
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(convert)
 app.command()(score)
 app.command("fit-logger")(fit_logger)
 app.command()(env)

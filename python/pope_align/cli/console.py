@@ -13,6 +13,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
@@ -51,6 +52,27 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             rate = (done - start[1]) / (now - start[0]) if now > start[0] else 0.0
             speed = f", {rate:,.0f} {unit}/s, {(of - done) / rate:,.0f} s left" if rate else ""
             err.print(f"{what}: {done:,} of {of:,} {unit}{speed}")
+
+    yield report
+
+
+@contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield ``report(done)`` for work whose end is not known: a running count with its rate."""
+    if err.is_terminal:
+        columns = [TextColumn(what), SpinnerColumn(), TextColumn("{task.completed:,.0f}"), TextColumn(unit)]
+        with Progress(*columns, _Rate(unit), TimeElapsedColumn(), console=err) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    start = last = time.monotonic()
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_SECONDS:
+            last = now
+            err.print(f"{what}: {done:,} {unit}, {done / (now - start):,.0f} {unit}/s")
 
     yield report
 
