@@ -9,7 +9,9 @@ import sys
 
 import typer
 
+from .convert import convert
 from .env import env
+from .fit_logger import fit_logger
 from .score import score
 from .train import train
 
@@ -20,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(convert)
 app.command()(score)
+app.command("fit-logger")(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(env)

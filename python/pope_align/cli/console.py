@@ -8,8 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 #: Standard output, for results.
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -24,21 +35,57 @@ _PLAIN_SECONDS = 15.0
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield ``report(done, of)``: a bar with the time left on a terminal, a line now and then in a file."""
     if err.is_terminal:
-        columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+        columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate(unit)]
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
         return
     last = -_PLAIN_SECONDS
+    start: tuple[float, int] | None = None
 
     def report(done: int, of: int) -> None:
-        nonlocal last
+        nonlocal last, start
         now = time.monotonic()
+        start = start or (now, done)
         if done == of or now - last >= _PLAIN_SECONDS:
             last = now
-            err.print(f"{what}: {done} of {of} {unit}")
+            rate = (done - start[1]) / (now - start[0]) if now > start[0] else 0.0
+            speed = f", {rate:,.0f} {unit}/s, {(of - done) / rate:,.0f} s left" if rate else ""
+            err.print(f"{what}: {done:,} of {of:,} {unit}{speed}")
 
     yield report
+
+
+@contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield ``report(done)`` for work whose end is not known: a running count with its rate."""
+    if err.is_terminal:
+        columns = [TextColumn(what), SpinnerColumn(), TextColumn("{task.completed:,.0f}"), TextColumn(unit)]
+        with Progress(*columns, _Rate(unit), TimeElapsedColumn(), console=err) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    start = last = time.monotonic()
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_SECONDS:
+            last = now
+            err.print(f"{what}: {done:,} {unit}, {done / (now - start):,.0f} {unit}/s")
+
+    yield report
+
+
+class _Rate(ProgressColumn):
+    """Units a second, lately."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
