@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from .bounds import log_value_lower_bound, slate_lower_bounds
 from .confidence import Confidence, JointRegion, Quantity
 from .diagnostics import Diagnostics, diagnose, effective_sample_size, pareto_k
 from .estimate import Comparison, Estimate, compare
+from .estimators import METHODS, estimate
 from .log import LoggedSlates, PolicyScores
 from .pope import pope_value
+from .predictions import Predictions
+from .sets import set_value
+from .slope import bias_bound
 from .weights import Shrink, log_weights
 
 __all__ = [
+    "METHODS",
     "Comparison",
     "Confidence",
     "Diagnostics",
@@ -17,12 +23,18 @@ __all__ = [
     "JointRegion",
     "LoggedSlates",
     "PolicyScores",
+    "Predictions",
     "Quantity",
     "Shrink",
+    "bias_bound",
     "compare",
     "diagnose",
     "effective_sample_size",
+    "estimate",
+    "log_value_lower_bound",
     "log_weights",
     "pareto_k",
     "pope_value",
+    "set_value",
+    "slate_lower_bounds",
 ]

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .._extras import require
-from .log import Floats
+from ._checks import Floats
 from .ratios import Ratios
 
 Method = Literal["t", "bootstrap", "bayesian", "hoeffding", "bernstein"]
@@ -84,7 +84,7 @@ def quantities(ratios: Ratios, confidence: Confidence, row_ranges: Floats | None
 
 def t_interval(values: Floats, errors: Floats, degrees: int, level: float) -> tuple[Floats, Floats]:
     """Two-sided: ``value -+ t_{degrees, (1 + level) / 2} * error``."""
-    special = require("scipy.special", extra="eval", purpose="for t intervals")
+    special = require("scipy.special", extra="train", purpose="for t intervals")
     half = special.stdtrit(degrees, (1 + level) / 2) * errors
     return values - half, values + half
 
@@ -135,7 +135,7 @@ class JointRegion:
     @classmethod
     def of(cls, ratios: Ratios, level: float) -> JointRegion:
         """Hotelling's T^2 with C - 1 degrees, from the first two columns."""
-        special = require("scipy.special", extra="eval", purpose="for joint intervals")
+        special = require("scipy.special", extra="train", purpose="for joint intervals")
         degrees = ratios.num_clusters - 1
         quantile = special.fdtri(2, degrees - 1, level) if degrees > 1 else math.inf
         radius2 = 2 * degrees / (degrees - 1) * quantile if degrees > 1 else math.inf

@@ -10,7 +10,8 @@ import numpy as np
 
 from pope_core.types import Weighting
 
-from .log import Floats, LoggedSlates
+from ._checks import Floats
+from .log import LoggedSlates
 from .weights import Shrink, log_weights
 
 
@@ -107,7 +108,7 @@ def pareto_k(log_w: Floats) -> float:
     weights in the tail.
     """
     count = log_w.size
-    tail = math.ceil(min(count / 5, 3 * math.sqrt(count)))
+    tail = int(min(count / 5, 3 * math.sqrt(count)))
     if tail + 1 > count:
         return math.inf
     largest = np.sort(np.partition(log_w, count - tail - 1)[count - tail - 1 :]) - log_w.max()

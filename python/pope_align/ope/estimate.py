@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ._checks import Floats
 from .confidence import Confidence, JointRegion, Quantity, quantities
 from .diagnostics import Diagnostics
-from .log import Floats, LoggedSlates
+from .log import LoggedSlates
 from .ratios import Ratios
 from .verdict import Verdict, finite_findings, judge, log_findings
 
@@ -34,10 +35,11 @@ class Estimate:
     num_clusters: int
     options: Mapping[str, Any]
     labels: tuple[str, ...]
-    diagnostics: Diagnostics
+    diagnostics: Diagnostics | None  # None for the direct method, which weighs nothing
     verdict: Verdict
     reasons: tuple[str, ...]
     ratios: Ratios = field(repr=False, compare=False)  # columns V, V_CU, V_Div
+    chosen: Mapping[str, float] = field(default_factory=dict)  # by the data: a shrinkage parameter and its bias bound
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the sums, ready for JSON."""
@@ -47,7 +49,14 @@ class Estimate:
             if name not in ("ratios", "diagnostics", "confidence", "joint", "utility", "diversity")
         }
         parts = {name: asdict(getattr(self, name)) for name in ("utility", "diversity", "joint", "confidence")}
-        return {**plain, "options": dict(self.options), **parts, "diagnostics": self.diagnostics.to_dict()}
+        diagnostics = None if self.diagnostics is None else self.diagnostics.to_dict()
+        return {
+            **plain,
+            "options": dict(self.options),
+            "chosen": dict(self.chosen),
+            **parts,
+            "diagnostics": diagnostics,
+        }
 
     def __str__(self) -> str:
         value = f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -115,17 +124,19 @@ def finish(
     parts: Ratios,  # columns V_CU, V_Div
     *,
     diversity_weight: float,
-    diagnostics: Diagnostics,
+    diagnostics: Diagnostics | None,
     findings: Iterable[tuple[Verdict, str]],
     options: Mapping[str, Any],
     labels: Iterable[str],
     confidence: Confidence,
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
+    chosen: Mapping[str, float] | None = None,
 ) -> Estimate:
     """Put value, parts, intervals and verdict together; every estimator ends here."""
     ratios = parts.combine(np.array([[1.0, 1.0, 0.0], [diversity_weight, 0.0, 1.0]]))
     if row_ranges is not None:
-        row_ranges = np.stack([row_ranges[0] + diversity_weight * row_ranges[1], *row_ranges])
+        both = row_ranges[0] + (diversity_weight * row_ranges[1] if diversity_weight > 0 else 0.0)
+        row_ranges = np.stack([both, *row_ranges])
     with np.errstate(all="ignore"):  # what is not finite is refused below, with the reason
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
@@ -151,4 +162,5 @@ def finish(
         verdict=verdict,
         reasons=reasons,
         ratios=ratios,
+        chosen=dict(chosen or {}),
     )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ..data.schema import Slate
 from ..data.utility import UtilityTransform, to_utility
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from ._checks import Floats, Integers, Places, cluster_codes, offsets_of, vector
 
 #: How the log-probabilities of the logging policy were obtained; "unknown" when the log does not say.
 How = Literal["recorded", "behaviour_cloned", "proxy", "unknown"]
@@ -84,16 +82,16 @@ class LoggedSlates:
             ValueError: a shape or number that does not fit, with the policy, slate and response it was found in; fewer
                 than two clusters.
         """
-        utility = _vector("utility", utility)
+        utility = vector("utility", utility)
         count = utility.size
-        offsets = _offsets(np.arange(count + 1) if slate_offsets is None else slate_offsets, count)
+        offsets = offsets_of(np.arange(count + 1) if slate_offsets is None else slate_offsets, count)
         if how not in get_args(How):
             raise ValueError(f"how: expected one of {', '.join(get_args(How))}, got {how!r}")
         if unit not in ("total", "mean"):
             raise ValueError(f"unit: expected 'total' or 'mean', got {unit!r}")
         if not policies:
             raise ValueError("policies: expected at least one policy, got none")
-        place = _Places(offsets)
+        place = Places(offsets)
         low, high = utility_range
         if not (np.isfinite([low, high]).all() and low < high):
             raise ValueError(f"utility_range: expected two finite numbers, low < high, got {utility_range!r}")
@@ -112,7 +110,7 @@ class LoggedSlates:
             slate_offsets=offsets,
             logging=scores("logging_logprobs", PolicyScores(np.asarray(logging_logprobs), None, provenance)),
             policies={name: scores(f"policies[{name!r}]", given) for name, given in policies.items()},
-            clusters=_clusters(clusters, offsets.size - 1),
+            clusters=cluster_codes(clusters, offsets.size - 1),
             how=how,
             unit=unit,
             utility_range=(float(low), float(high)),
@@ -170,7 +168,7 @@ class LoggedSlates:
 
     def clustered_by(self, clusters: Sequence[Any] | npt.ArrayLike | None) -> LoggedSlates:
         """The same log with another unit of resampling: ``[S]`` ids, or None for every slate by itself."""
-        return replace(self, clusters=_clusters(clusters, self.num_slates))
+        return replace(self, clusters=cluster_codes(clusters, self.num_slates))
 
     @property
     def num_slates(self) -> int:
@@ -231,7 +229,7 @@ class LoggedSlates:
 
     def place(self, response: int) -> str:
         """Where response ``response`` stands, for messages."""
-        return _Places(self.slate_offsets).of(response)
+        return Places(self.slate_offsets).of(response)
 
 
 def _name(slate: Slate) -> str:
@@ -252,69 +250,3 @@ def _flatten(
                 f"log-probabilities, got {len(totals)}"
             )
     return [total for totals in given for total in totals]
-
-
-def _vector(name: str, values: npt.ArrayLike, length: int | None = None) -> Floats:
-    array = np.asarray(values)
-    shape = "[R]" if length is None else f"[{length}]"
-    if array.ndim != 1 or array.dtype.kind not in "fiu" or array.size == 0:
-        raise ValueError(f"{name}: expected numbers of shape {shape}, got {array.dtype} {list(array.shape)}")
-    if length is not None and array.size != length:
-        raise ValueError(f"{name}: expected {length} numbers, one per response, got {array.size}")
-    return array.astype(np.float64)
-
-
-def _offsets(values: npt.ArrayLike, count: int) -> Integers:
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or array.size < 2:
-        raise ValueError(f"slate_offsets: expected integers of shape [S + 1], got {array.dtype} {list(array.shape)}")
-    if array[0] != 0 or array[-1] != count:
-        raise ValueError(
-            f"slate_offsets: expected to run from 0 to the {count} responses, got {array[0]} to {array[-1]}"
-        )
-    empty = np.flatnonzero(np.diff(array.astype(np.int64)) <= 0)
-    if empty.size:
-        raise ValueError(f"slate_offsets: expected at least one response per slate, got none in slate {empty[0]}")
-    return array.astype(np.int64)
-
-
-def _clusters(ids: Sequence[Any] | npt.ArrayLike | None, count: int) -> Integers:
-    codes = np.arange(count) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
-    if codes.shape != (count,):
-        raise ValueError(f"clusters: expected {count} ids, one per slate, got shape {list(codes.shape)}")
-    if codes.max() == 0:
-        raise ValueError(
-            "clusters: expected at least two independent queries, got one; how much queries differ cannot be learnt "
-            "from one of them, so no interval is possible"
-        )
-    return codes.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Checks that say in which slate and response they failed."""
-
-    slate_offsets: Integers
-
-    def of(self, response: int) -> str:
-        slate = int(np.searchsorted(self.slate_offsets, response, side="right")) - 1
-        return f"response {response - self.slate_offsets[slate]} of slate {slate}"
-
-    def each(self, name: str, values: npt.NDArray[Any], fine: npt.NDArray[np.bool_], expected: str) -> None:
-        if not fine.all():
-            at = int(np.argmin(fine))
-            self.fail(name, at, expected, values[at])
-
-    def fail(self, name: str, at: int, expected: str, got: Any) -> NoReturn:
-        raise ValueError(f"{name}: {self.of(at)}: expected {expected}, got {got}")
-
-    def logprobs(self, name: str, values: npt.ArrayLike, unit: str) -> Floats:
-        array = _vector(name, values, int(self.slate_offsets[-1]))
-        expected = f"a finite log-probability <= 0 (nats, the {unit} over the response)"
-        self.each(name, array, np.isfinite(array) & (array <= 0), expected)
-        return array
-
-    def tokens(self, name: str, values: npt.ArrayLike) -> Integers:
-        array = _vector(name, values, int(self.slate_offsets[-1]))
-        self.each(name, array, (array >= 1) & (array == np.floor(array)), "an integer >= 1")
-        return array.astype(np.int64)

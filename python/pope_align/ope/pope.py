@@ -11,10 +11,11 @@ import numpy as np
 
 from pope_core.types import DiversityForm, Normalization, Objective, UtilityForm, Weighting
 
+from ._checks import Floats
 from .confidence import Confidence
 from .diagnostics import diagnose
 from .estimate import Estimate, finish
-from .log import Floats, LoggedSlates
+from .log import LoggedSlates
 from .ratios import Ratios
 from .verdict import propensity_findings, weight_findings
 from .weights import Shrink, log_weights
@@ -74,13 +75,15 @@ def pope_value(
         diversity_weight=diversity_weight,
         diagnostics=diagnostics,
         findings=[
-            *propensity_findings(log, length_normalize),
+            *propensity_findings(log, policy, length_normalize),
             *weight_findings(diagnostics, self_normalized=self_normalized, clipped=clip is not None),
         ],
         options=_options(objective, length_normalize),
         labels=labels(log, length_normalize=length_normalize, shrink=shrink, self_normalized=self_normalized),
         confidence=confidence,
-        row_ranges=_row_ranges(log, objective, confidence),
+        row_ranges=contribution_ranges(log, clip, diversity_weight, confidence)
+        if clip is not None and normalization == "none" and utility_form == "feedback"
+        else None,
     )
 
 
@@ -144,20 +147,25 @@ class _Range:
         return _Range(min(corners), max(corners))
 
 
-def _row_ranges(log: LoggedSlates, objective: Objective, confidence: Confidence) -> Floats | None:
-    """Least and greatest contribution of one slate to V_CU and V_Div, from what was declared."""
+def contribution_ranges(
+    log: LoggedSlates, max_weight: float, diversity_weight: float, confidence: Confidence
+) -> Floats | None:
+    """``[2, 2]``: least and greatest contribution of one slate to V_CU and V_Div, for intervals that need them.
+
+    Raises:
+        ValueError: the diversity counts and its range was not declared.
+    """
     if confidence.method not in ("hoeffding", "bernstein"):
         return None
-    if objective.normalization != "none" or objective.clip is None or objective.utility_form != "feedback":
-        return None
-    if confidence.diversity_range is None and objective.diversity_weight > 0:
+    if confidence.diversity_range is None and diversity_weight > 0:
         raise ValueError(
             f"diversity_range: {confidence.method!r} needs the declared range of the diversity reward when "
-            f"diversity_weight is {objective.diversity_weight:g}, got none"
+            f"diversity_weight is {diversity_weight:g}, got none"
         )
-    cu = _Range(*log.utility_range).times(0.0, objective.clip)
-    dv = _Range(*(confidence.diversity_range or (-math.inf, math.inf)))
-    dv = dv.times(0.0, objective.clip) if confidence.diversity_range else dv
+    cu = _Range(*log.utility_range).times(0.0, max_weight)
+    dv = _Range(-math.inf, math.inf)
+    if confidence.diversity_range is not None:
+        dv = _Range(*confidence.diversity_range).times(0.0, max_weight)
     return np.array([[cu.low, cu.high], [dv.low, dv.high]])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .log import Floats
+from ._checks import Floats
 
 #: Numbers in one block of bootstrap multiplicities: 32 MiB of float64.
 _BLOCK = 4 * 1024 * 1024

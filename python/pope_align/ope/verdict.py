@@ -11,6 +11,7 @@ from pope_core.types import MAX_LOG_WEIGHT
 from . import thresholds as limit
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
+from .provenance import provenance_differences
 
 Verdict = Literal["reliable", "caution", "refuse"]
 
@@ -35,8 +36,10 @@ def log_findings(log: LoggedSlates) -> Iterator[_Finding]:
         yield "caution", f"only {clusters} independent queries"
 
 
-def propensity_findings(log: LoggedSlates, length_normalize: bool) -> Iterator[_Finding]:
+def propensity_findings(log: LoggedSlates, policy: str, length_normalize: bool) -> Iterator[_Finding]:
     """What the propensities allow: weights that are no importance weights leave a bias no diagnostic sees."""
+    for difference in provenance_differences(log.logging.provenance, log.scores(policy).provenance):
+        yield "caution", difference
     if log.how == "proxy":
         yield "caution", "the logging policy is a proxy: this is no off-policy estimate"
     elif log.how == "behaviour_cloned":

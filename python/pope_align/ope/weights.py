@@ -10,7 +10,8 @@ import numpy as np
 
 from pope_core.types import Weighting
 
-from .log import Floats, LoggedSlates
+from ._checks import Floats
+from .log import LoggedSlates
 
 ShrinkKind = Literal["clip", "switch", "dros", "subgaussian"]
 
@@ -64,6 +65,15 @@ class Shrink:
             return log_w - np.logaddexp(0.0, 2 * log_w - math.log(self.lam))
         rest = math.log1p(-self.lam) if self.lam < 1 else -np.inf
         return log_w - np.logaddexp(rest, math.log(self.lam) + log_w)
+
+    @property
+    def max_weight(self) -> float:
+        """No shrunken weight is larger."""
+        if self.kind == "dros":
+            return math.sqrt(self.lam) / 2
+        if self.kind == "subgaussian":
+            return 1 / self.lam if self.lam > 0 else math.inf
+        return self.lam
 
     def touched(self, log_w: Floats) -> float:
         """Share of weights above the limit; NaN for the smooth kinds, which change all."""
