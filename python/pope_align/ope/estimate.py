@@ -133,11 +133,11 @@ def finish(
     chosen: Mapping[str, float] | None = None,
 ) -> Estimate:
     """Put value, parts, intervals and verdict together; every estimator ends here."""
-    ratios = parts.combine(np.array([[1.0, 1.0, 0.0], [diversity_weight, 0.0, 1.0]]))
     if row_ranges is not None:
         both = row_ranges[0] + (diversity_weight * row_ranges[1] if diversity_weight > 0 else 0.0)
         row_ranges = np.stack([both, *row_ranges])
     with np.errstate(all="ignore"):  # what is not finite is refused below, with the reason
+        ratios = parts.combine(np.array([[1.0, 1.0, 0.0], [diversity_weight, 0.0, 1.0]]))
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
     finite = finite_findings("the estimate", value.value, value.standard_error)
