@@ -10,6 +10,7 @@ import sys
 import typer
 
 from .env import env
+from .evaluate import evaluate
 from .score import score
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(score)
+app.command()(evaluate)
 app.command()(env)
 
 

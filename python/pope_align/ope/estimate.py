@@ -13,7 +13,7 @@ from .confidence import Confidence, JointRegion, Quantity, quantities
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
 from .ratios import Ratios
-from .verdict import Verdict, finite_findings, judge, log_findings
+from .verdict import Verdict, finite_findings, judge, log_findings, range_findings
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def finish(
     options: Mapping[str, Any],
     labels: Iterable[str],
     confidence: Confidence,
+    utility_range: tuple[float, float] | None = None,  # that V_CU cannot leave
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
     chosen: Mapping[str, float] | None = None,
 ) -> Estimate:
@@ -141,7 +142,8 @@ def finish(
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
     finite = finite_findings("the estimate", value.value, value.standard_error)
-    verdict, reasons = judge([*log_findings(log), *finite, *findings])
+    outside = [] if utility_range is None else range_findings(utility.low, utility.high, utility_range)
+    verdict, reasons = judge([*log_findings(log), *finite, *outside, *findings])
     return Estimate(
         policy=policy,
         estimator=estimator,

@@ -128,6 +128,7 @@ def estimate(
         },
         labels=labels(log, length_normalize=length_normalize, shrink=shrink, self_normalized=spec.self_normalize),
         confidence=confidence,
+        utility_range=log.utility_range,
         row_ranges=None
         if shrink is None or predictions is not None
         else contribution_ranges(log, shrink.max_weight, diversity_weight, confidence),
@@ -252,6 +253,7 @@ def _direct(
         findings=findings,
         options=options,
         labels=("model-based",),
+        utility_range=log.utility_range,
         confidence=confidence,
         chosen=predictions.quality,
     )

@@ -81,6 +81,7 @@ def pope_value(
         options=_options(objective, length_normalize),
         labels=labels(log, length_normalize=length_normalize, shrink=shrink, self_normalized=self_normalized),
         confidence=confidence,
+        utility_range=log.utility_range if utility_form == "feedback" else None,
         row_ranges=contribution_ranges(log, clip, diversity_weight, confidence)
         if clip is not None and normalization == "none" and utility_form == "feedback"
         else None,

@@ -94,3 +94,13 @@ def weight_findings(diagnostics: Diagnostics, *, self_normalized: bool, clipped:
 def finite_findings(name: str, *numbers: float) -> Iterator[_Finding]:
     if not all(math.isfinite(number) for number in numbers):
         yield "refuse", f"{name} is not finite: weights overflow, or all of them underflow to 0"
+
+
+def range_findings(low: float, high: float, declared: tuple[float, float]) -> Iterator[_Finding]:
+    """A mean utility cannot leave the range of the utilities; unnormalised weights can take an estimate there."""
+    least, most = declared
+    if low > most or high < least:
+        yield (
+            "refuse",
+            f"the interval of V_CU, {low:.3g} to {high:.3g}, is outside their range {least:g} to {most:g}",
+        )
