@@ -11,6 +11,7 @@ import typer
 
 from .convert import convert
 from .env import env
+from .evaluate import evaluate
 from .fit_logger import fit_logger
 from .score import score
 from .train import train
@@ -27,6 +28,7 @@ app.command()(score)
 app.command("fit-logger")(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(evaluate)
 app.command()(env)
 
 

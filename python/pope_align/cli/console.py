@@ -93,7 +93,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     if not out.is_terminal:
         out.print(f"# {title}")
         for row in [columns, *rows]:
-            out.print("\t".join(row), markup=False)
+            print("\t".join(row), file=out.file)  # rich would turn the tabs into spaces
         return
     drawn = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
