@@ -150,7 +150,8 @@ class Embedder:
         if not (norms > 0).all():
             index = int(np.argmin(norms))
             raise ValueError(f"texts[{index}]: expected a vector that is not zero from {self.report.model}, got zeros")
-        return vectors / norms
+        unit: Vectors = vectors / norms
+        return unit
 
     def _count(self, distinct: dict[bytes, str], from_cache: int) -> None:
         """Keep the report's counts of distinct texts, whatever the calls they come in."""
