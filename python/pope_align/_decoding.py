@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,8 +71,8 @@ def decode_batch(
     return [_until_stop(row, stop_ids) for row in output[:, length:].tolist()]
 
 
-class _Chooser(LogitsProcessor):
-    """Leaves one token possible in every row: the one that this row's own random stream chooses."""
+class _Chooser:
+    """A logits processor that leaves one token possible in every row: the one that this row's own random stream chooses."""
 
     def __init__(
         self,
@@ -115,7 +115,8 @@ class _Chooser(LogitsProcessor):
         return noise
 
     def _logits_alone(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=ids, use_cache=False, **self.only_last).logits[:, -1].float()
+        logits: torch.Tensor = self.model(input_ids=ids, use_cache=False, **self.only_last).logits
+        return logits[:, -1].float()
 
 
 def choose(

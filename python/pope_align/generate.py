@@ -113,10 +113,10 @@ def generate(
     report = progress or (lambda done, of, tokens: None)
     report(0, len(requests), 0)
     texts = [""] * len(requests)
-    done = tokens = 0
-    for index, completion in TransformersEngine(model, tokenizer, batch_size=batch_size).run(requests, sampling):
+    tokens = 0
+    answers = TransformersEngine(model, tokenizer, batch_size=batch_size).run(requests, sampling)
+    for done, (index, completion) in enumerate(answers, start=1):
         texts[index] = completion.text
-        done += 1
         tokens += completion.tokens
         report(done, len(requests), tokens)
     return [texts[start : start + n] for start in range(0, len(texts), n)]
@@ -152,8 +152,11 @@ def generate_for_slates(
     done: Journal | dict[str, Any] = Journal(journal, settings) if journal is not None else {}
     keys = slate_keys(slates)
     wanted = {f"{key}/{i}": (key, slate, i) for key, slate in zip(keys, slates) for i in range(n)}
-    pending = [name_ for name_ in wanted if name_ not in done]
-    requests = [Request(slate.prompt, answer_seed(f"{seed}/{key}", i)) for key, slate, i in map(wanted.get, pending)]
+    pending = [answer for answer in wanted if answer not in done]
+    requests = []
+    for answer in pending:
+        key, slate, i = wanted[answer]
+        requests.append(Request(slate.prompt, answer_seed(f"{seed}/{key}", i)))
     report = progress or (lambda done, of, tokens: None)
     count, tokens = len(wanted) - len(pending), 0
     report(count, len(wanted), tokens)
@@ -242,8 +245,8 @@ class TransformersEngine:
         for number, slate in enumerate(encoded, start=1):
             if len(slate.prompt_ids) + sampling.max_new_tokens > context:
                 raise ValueError(
-                    f"prompt {number}: expected room for {sampling.max_new_tokens} new tokens in the model's context of "
-                    f"{context}, got a prompt of {len(slate.prompt_ids)} tokens; shorten it or lower max_new_tokens"
+                    f"prompt {number}: expected room for {sampling.max_new_tokens} new tokens in the model's context "
+                    f"of {context}, got a prompt of {len(slate.prompt_ids)} tokens; shorten it or lower max_new_tokens"
                 )
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         stop_ids = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
