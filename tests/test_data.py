@@ -22,9 +22,11 @@ from pope_align.data import (
     Slate,
     SlateCollator,
     SlateError,
+    Tree,
     encode_slate,
     encode_slates,
     group_split,
+    lay_out,
     read_slates,
     to_utility,
     write_slates,
@@ -513,8 +515,12 @@ def test_a_batch_by_hand() -> None:
     batch = SlateCollator(pad_token_id=1, length_normalize=False)(EXAMPLES)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[5, 6, 7, 1, 1], [5, 6, 8, 9, 1], [4, 3, 1, 1, 1]],
-        "attention_mask": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
-        "labels": [[-100, -100, 7, -100, -100], [-100, -100, 8, 9, 1], [-100, 3, 1, -100, -100]],
+        "position_ids": [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4], [0, 1, 2, 0, 0]],
+        "tree": [[0, 0, 0, -1, -1], [0, 0, 0, 0, 0], [0, 0, 0, -1, -1]],
+        "branch": [[0, 0, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 0]],
+        "predictors": [1, 6, 7, 8, 10, 11],
+        "labels": [7, 8, 9, 1, 3, 1],
+        "response_offsets": [0, 1, 4, 6],
         "slate_offsets": [0, 2, 3],
         "utility": [0.0, 1.0, 0.5],
         "logging_logprobs": [-2.0, -6.0, -5.0],
@@ -522,6 +528,21 @@ def test_a_batch_by_hand() -> None:
     dtypes = {name: tensor.dtype for name, tensor in batch.items()}
     assert dtypes.pop("utility") == dtypes.pop("logging_logprobs") == torch.float32
     assert set(dtypes.values()) == {torch.int64}
+
+
+def test_rows_that_share_prompts_by_hand() -> None:
+    trees = [Tree(e["prompt_ids"], e["completion_ids"]) for e in EXAMPLES]
+    rows = lay_out(trees, share_prompt=True)
+    assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1], [4, 3, 1, 0, 0, 0]]
+    assert rows["position_ids"].tolist() == [[0, 1, 2, 2, 3, 4], [0, 1, 2, 0, 0, 0]]
+    assert rows["branch"].tolist() == [[0, 0, 1, 2, 2, 2], [0, 1, 1, 0, 0, 0]]
+    assert rows["predictors"].tolist() == [1, 1, 3, 4, 6, 7]  # the prompt's last token predicts twice
+    assert rows["labels"].tolist() == [7, 8, 9, 1, 3, 1]
+    one = lay_out(trees, share_prompt=True, max_tokens_per_row=9)
+    assert one["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1, 4, 3, 1]]
+    assert one["tree"].tolist() == [[0] * 6 + [1] * 3]
+    assert one["predictors"].tolist() == [1, 1, 3, 4, 6, 7]
+    assert lay_out(trees, share_prompt=True, max_tokens_per_row=8)["input_ids"].shape == (2, 6)
 
 
 def test_length_normalisation_divides_by_the_rows_own_labels() -> None:
@@ -555,7 +576,7 @@ def test_encoded_slates_go_straight_into_a_batch() -> None:
         "logging_logprobs": [-3.0, -4.0],
     }
     batch = SlateCollator(0, True)([example])
-    assert (batch["labels"] != -100).sum(1).tolist() == [len(ids) for ids in encoded.completion_ids]
+    assert batch["labels"].tolist() == [token for ids in encoded.completion_ids for token in ids]
     assert batch["utility"].tolist() == [1.0, 0.0]
 
 

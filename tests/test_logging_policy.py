@@ -253,7 +253,7 @@ def test_rounding_leaves_no_log_probability_above_zero(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Or a written log would not pass its own validation."""
-    monkeypatch.setattr(scoring.pope_core, "linear_response_logprobs", lambda *args, **options: torch.tensor([3e-8]))
+    monkeypatch.setattr(scoring, "response_logprobs", lambda *args, **options: torch.tensor([3e-8]))
     (scored,) = score_slates(SLATES[1:2], llama(), tokenizer, how="proxy", max_length=128)
     write_slates([scored], tmp_path / "log.jsonl")
     assert read_slates(tmp_path / "log.jsonl")[0].logging_logprobs == [0.0]

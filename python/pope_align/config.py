@@ -39,6 +39,10 @@ class PopeConfig(TrainingArguments):
             ``lora_dropout`` stays as it was asked for.
 
     Speed:
+        prompt_sharing: compute a prompt once for all responses of its slate: "on", "off", or "auto", which does so
+            wherever the model can and says so where it cannot.
+        max_tokens_per_row: with shared prompts, rows of several slates up to this many tokens, without padding between
+            them; None for one slate a row, which suits CPUs.
         chunk_bytes: budget of the logits buffer; None for the device's default.
         backend: of `pope_core`; None for the best one that runs here.
 
@@ -86,6 +90,12 @@ class PopeConfig(TrainingArguments):
     disable_dropout: bool = field(default=True, metadata={"help": "Set the dropout of the model to 0."})
 
     # speed
+    prompt_sharing: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "Compute a prompt once for all responses of its slate."}
+    )
+    max_tokens_per_row: int | None = field(
+        default=None, metadata={"help": "Rows of several slates up to this many tokens; none for one slate a row."}
+    )
     chunk_bytes: int | None = field(default=None, metadata={"help": "Budget of the logits buffer, in bytes."})
     backend: Backend | None = field(default=None, metadata={"help": "Backend of pope_core; none for the best here."})
 

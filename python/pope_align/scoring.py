@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import pope_core
-from pope_core.types import IGNORE_INDEX
-
+from .data.rows import Tree, lay_out
 from .data.tokenize import EncodedSlate
-from .model import lm_head, response_hidden_states
+from .model import response_logprobs, rows_on, sharing_obstacle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,8 +41,9 @@ def score_responses(
     """Total log-probability, in nats, of every response of every slate.
 
     Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed.
-    Only the response's positions reach the language-model head. Responses are batched by length, longest first, and
-    returned in their own order; equal responses are scored once. The model is in evaluation mode meanwhile, and its
+    Only the response's positions reach the language-model head, and a prompt is computed once for all responses of its
+    slate where the model can (`sharing_obstacle`). Slates are batched by length, longest first, and returned in their
+    own order; equal responses to equal prompts are scored once. The model is in evaluation mode meanwhile, and its
     modes are restored; no random state is touched.
 
     With ``cache_dir``, every finished batch is appended to a file there, so that a run that was killed goes on where it
@@ -55,7 +54,7 @@ def score_responses(
     Args:
         slates: token ids, as `encode_slates` gives them.
         model: any causal language model of transformers, on its device and in its dtype.
-        batch_tokens: upper bound of rows times length in one forward pass (a single longer response runs alone).
+        batch_tokens: upper bound of rows times length in one forward pass (a single longer row runs alone).
         cache_dir: folder of the cache, made if missing; None computes everything.
         progress: called after every batch, and once before the first.
 
@@ -64,10 +63,9 @@ def score_responses(
     """
     fingerprint = model_fingerprint(model) if cache_dir is not None else ""
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
-    unique = {request.key: request for of_slate in requests for request in of_slate}
     totals = _Cache.open(cache_dir, fingerprint) if cache_dir is not None else _Cache({}, None)
-    pending = [request for key, request in unique.items() if key not in totals.known]
-    _score(pending, model, totals, batch_tokens, len(unique), progress)
+    count = len({request.key for of_slate in requests for request in of_slate})
+    _score(_pending(requests, totals.known), model, totals, batch_tokens, count, progress)
     return [[totals.known[request.key] for request in of_slate] for of_slate in requests]
 
 
@@ -88,25 +86,44 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One response to score: its ids, how many of them are prompt, and the key of the answer."""
+    """One response to score, and the key of the answer."""
 
-    ids: tuple[int, ...]
-    prompt_tokens: int
+    prompt_ids: list[int]
+    response_ids: list[int]
     key: str
 
-    @property
-    def completion_tokens(self) -> int:
-        return len(self.ids) - self.prompt_tokens
-
     @classmethod
-    def of(cls, prompt_ids: list[int], completion_ids: list[int], fingerprint: str) -> _Request:
-        ids = (*prompt_ids, *completion_ids)
-        content = f"{_CACHE_VERSION} {fingerprint} {len(prompt_ids)} {' '.join(map(str, ids))}"
-        return cls(ids, len(prompt_ids), hashlib.sha256(content.encode()).hexdigest())
+    def of(cls, prompt_ids: list[int], response_ids: list[int], fingerprint: str) -> _Request:
+        ids = " ".join(map(str, [*prompt_ids, *response_ids]))
+        content = f"{_CACHE_VERSION} {fingerprint} {len(prompt_ids)} {ids}"
+        return cls(prompt_ids, response_ids, hashlib.sha256(content.encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Responses to one prompt that are computed together, in one row or a row each."""
+
+    requests: list[_Request]
+
+    @property
+    def tree(self) -> Tree:
+        return Tree(self.requests[0].prompt_ids, [request.response_ids for request in self.requests])
+
+
+def _pending(requests: list[list[_Request]], known: dict[str, float]) -> list[_Group]:
+    """What is not known yet, every response once."""
+    seen = set(known)
+    groups = []
+    for of_slate in requests:
+        wanted = {request.key: request for request in of_slate if request.key not in seen}
+        seen.update(wanted)
+        if wanted:
+            groups.append(_Group(list(wanted.values())))
+    return groups
 
 
 def _score(
-    pending: list[_Request],
+    pending: list[_Group],
     model: PreTrainedModel,
     totals: _Cache,
     batch_tokens: int,
@@ -114,55 +131,35 @@ def _score(
     progress: Progress | None,
 ) -> None:
     report = progress or (lambda done, of: None)
-    done = count - len(pending)
+    done = count - sum(len(group.requests) for group in pending)
     report(done, count)
+    if not pending:
+        return
     with _evaluating(model):
+        several = next((group.tree for group in pending if len(group.requests) > 1), None)
+        share = several is not None and sharing_obstacle(model, several) is None
+        if not share:
+            pending = [_Group([request]) for group in pending for request in group.requests]
         for batch in _batches(pending, batch_tokens):
-            totals.add(batch, _totals(batch, model))
-            done += len(batch)
+            requests = [request for group in batch for request in group.requests]
+            rows = rows_on(model, lay_out([group.tree for group in batch], share_prompt=share))
+            logprobs = response_logprobs(model, rows, length_normalize=False)
+            # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
+            totals.add(requests, logprobs.double().clamp(max=0.0).tolist())
+            done += len(requests)
             report(done, count)
 
 
-def _batches(requests: list[_Request], batch_tokens: int) -> Iterator[list[_Request]]:
+def _batches(groups: list[_Group], batch_tokens: int) -> Iterator[list[_Group]]:
     """Longest first: rows of a batch are alike in length, and a batch too large for the memory fails at the start."""
-    batch: list[_Request] = []
-    for request in sorted(requests, key=lambda request: len(request.ids), reverse=True):
-        if batch and len(batch[0].ids) * (len(batch) + 1) > batch_tokens:
+    batch: list[_Group] = []
+    for group in sorted(groups, key=lambda group: len(group.tree), reverse=True):
+        if batch and len(batch[0].tree) * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
-        batch.append(request)
+        batch.append(group)
     if batch:
         yield batch
-
-
-def _totals(batch: list[_Request], model: PreTrainedModel) -> list[float]:
-    """Total log-probability of every response of one batch."""
-    length = len(batch[0].ids)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, request in enumerate(batch):
-        ids = torch.tensor(request.ids)
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-        labels[row, request.prompt_tokens : len(ids)] = ids[request.prompt_tokens :]
-    device = next(model.parameters()).device
-    hidden, packed_labels, response_offsets = response_hidden_states(
-        model, input_ids.to(device), attention_mask.to(device), labels.to(device)
-    )
-    head = lm_head(model)
-    logprobs = pope_core.linear_response_logprobs(
-        hidden,
-        head.weight,
-        packed_labels,
-        lm_head_bias=head.bias,
-        response_offsets=response_offsets,
-        length_normalize=False,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-    )
-    # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
-    return logprobs.double().clamp(max=0.0).tolist()
 
 
 @contextmanager

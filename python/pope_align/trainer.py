@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -17,11 +18,12 @@ from pope_core.types import PopeLossOutput
 from ._extras import require
 from .config import PopeConfig
 from .data.collate import SlateCollator, SlateExample
+from .data.rows import TokenRows, Tree
 from .data.schema import Slate, SlateLog, read_slates
 from .data.tokenize import encode_slates
 from .data.utility import to_utility
 from .logging_policy import check_token_counts
-from .model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states
+from .model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states, sharing_obstacle
 from .window import SlateWindow
 
 if TYPE_CHECKING:
@@ -90,12 +92,13 @@ class PopeTrainer(Trainer):
             disable_dropout(model)
         if peft_config is not None:
             model = require("peft", extra="train", purpose="for peft_config").get_peft_model(model, peft_config)
+        collator = SlateCollator(_pad_token_id(tokenizer), args.length_normalize)
         super().__init__(
             model=model,
             args=args,
-            data_collator=SlateCollator(_pad_token_id(tokenizer), args.length_normalize),
-            train_dataset=train_examples,  # type: ignore[arg-type]  # a list has all that the loader asks for
-            eval_dataset=eval_examples,  # type: ignore[arg-type]
+            data_collator=collator,
+            train_dataset=train_examples,  # a list has all that the loader asks for
+            eval_dataset=eval_examples,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -103,7 +106,11 @@ class PopeTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
-        self._check_head(train_examples[0])
+        self.data_collator = replace(
+            collator,
+            share_prompt=self._shares_prompt(train_examples),
+            max_tokens_per_row=args.max_tokens_per_row,
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
@@ -172,7 +179,7 @@ class PopeTrainer(Trainer):
         policy = self.accelerator.unwrap_model(model)
         # Not through model.forward, which would compute all logits; so its autocast is entered here.
         with self.accelerator.autocast():
-            states = response_hidden_states(policy, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+            states = response_hidden_states(policy, cast(TokenRows, inputs))
             head = lm_head(policy)
             return pope_core.linear_pope_loss(
                 states.hidden,
@@ -197,16 +204,22 @@ class PopeTrainer(Trainer):
                 backend=self.args.backend,
             )
 
-    def _check_head(self, example: SlateExample) -> None:
-        """One response is enough to see that the head is understood."""
-        first = SlateExample(
-            prompt_ids=example["prompt_ids"],
-            completion_ids=example["completion_ids"][:1],
-            utility=example["utility"][:1],
-            logging_logprobs=example["logging_logprobs"][:1],
-        )
-        batch = self._prepare_inputs(self.data_collator([first]))
-        check_head(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+    def _shares_prompt(self, examples: list[SlateExample]) -> bool:
+        """Whether prompts are computed once per slate; on the way, check that model and head are understood.
+
+        Two responses are enough to see it; a log without slates of two has nothing to share.
+        """
+        example = next((example for example in examples if len(example["completion_ids"]) > 1), examples[0])
+        tree = Tree(example["prompt_ids"], example["completion_ids"][:2])
+        check_head(self.model, tree, share_prompt=False)
+        if self.args.prompt_sharing == "off" or len(tree.response_ids) == 1:
+            return False
+        obstacle = sharing_obstacle(self.model, tree)
+        if obstacle is not None:
+            if self.args.prompt_sharing == "on":
+                raise ValueError(f"prompt_sharing: {obstacle}")
+            logger.warning("prompt_sharing: off, every response computes its prompt anew: %s", obstacle)
+        return obstacle is None
 
 
 def slate_examples(
@@ -266,11 +279,11 @@ def as_slates(source: SlateSource) -> Sequence[Slate]:
     """The slates of any `SlateSource`, read and validated unless they are slates already."""
     if isinstance(source, SlateLog):
         return source
-    if isinstance(source, Sequence) and not isinstance(source, str) and all(isinstance(row, Slate) for row in source):
+    if isinstance(source, list) and all(isinstance(row, Slate) for row in source):
         if not source:
             raise ValueError("slates: expected at least one slate, got none")
         return source
-    return read_slates(source)
+    return read_slates(cast("str | os.PathLike[str] | Iterable[Mapping[str, Any]]", source))
 
 
 def _check_sizes(slates: Sequence[Slate], args: PopeConfig) -> None:

@@ -43,7 +43,7 @@ class SlateWindow:
         self.logging.append(batch["logging_logprobs"])
         self.utility.append(batch["utility"])
         self.sizes.append(batch["slate_offsets"].diff())
-        self.tokens += batch["attention_mask"].sum().item()
+        self.tokens += int((batch["tree"] >= 0).sum())
 
     def value(self, objective: Objective) -> PopeLossOutput:
         """The objective on all responses of the window."""

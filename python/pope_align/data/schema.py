@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -142,37 +141,6 @@ def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     writers[path.suffix](rows, partial)
     os.replace(partial, path)
-
-
-def group_split(
-    slates: Iterable[Slate], key: Callable[[Slate], str], holdout_fraction: float, seed: int
-) -> tuple[list[Slate], list[Slate]]:
-    """Split slates into train and held-out so that no group is on both sides.
-
-    Groups are ordered by ``sha256("{seed}:{group}")`` and the first ``round(holdout_fraction * groups)`` of them are
-    held out, but at least one and never all. So the split depends on the seed and the set of group names alone: not on
-    the order of the rows, on any random state, or on the platform. Slates keep their order.
-
-    Args:
-        key: the group of a slate, e.g. its conversation: ``lambda slate: slate.slate_id.partition("#")[0]``.
-        holdout_fraction: share of the *groups* held out, in (0, 1).
-
-    Raises:
-        ValueError: the fraction is outside (0, 1), or there are fewer than two groups.
-    """
-    if not 0 < holdout_fraction < 1:
-        raise ValueError(f"holdout_fraction: expected a number in (0, 1), got {holdout_fraction!r}")
-    keyed = [(key(slate), slate) for slate in slates]
-    groups = sorted(
-        {group for group, _ in keyed}, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest()
-    )
-    if len(groups) < 2:
-        raise ValueError(f"key: expected at least two groups, one for each side, got {groups}")
-    count = min(max(round(holdout_fraction * len(groups)), 1), len(groups) - 1)
-    held = set(groups[:count])
-    train = [slate for group, slate in keyed if group not in held]
-    heldout = [slate for group, slate in keyed if group in held]
-    return train, heldout
 
 
 # --- sources: numbered rows -----------------------------------------------------------------------------------------
