@@ -72,7 +72,7 @@ def decode_batch(
 
 
 class _Chooser:
-    """A logits processor that leaves one token possible in every row: the one that this row's own random stream chooses."""
+    """A logits processor that leaves one token possible in every row: the one that the row's own stream chooses."""
 
     def __init__(
         self,

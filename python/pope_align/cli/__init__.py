@@ -10,6 +10,7 @@ import sys
 import typer
 
 from .env import env
+from .generate import generate
 from .score import score
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(score)
+app.command()(generate)
 app.command()(env)
 
 

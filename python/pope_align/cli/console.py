@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,23 +21,35 @@ err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 _PLAIN_SECONDS = 15.0
 
 
+class Report(Protocol):
+    """Takes how much of how many is done, and perhaps a remark on how it goes."""
+
+    def __call__(self, done: int, of: int, remark: str = "") -> None: ...
+
+
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, unit: str) -> Iterator[Report]:
     """Yield ``report(done, of)``: a bar with the time left on a terminal, a line now and then in a file."""
     if err.is_terminal:
-        columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+        columns = [
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[remark]}"),
+        ]
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, of: bar.update(task, completed=done, total=of)
+            task = bar.add_task(what, total=None, remark="")
+            yield lambda done, of, remark="": bar.update(task, completed=done, total=of, remark=remark)
         return
     last = -_PLAIN_SECONDS
 
-    def report(done: int, of: int) -> None:
+    def report(done: int, of: int, remark: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if done == of or now - last >= _PLAIN_SECONDS:
             last = now
-            err.print(f"{what}: {done} of {of} {unit}")
+            err.print(f"{what}: {done} of {of} {unit} {remark}".rstrip())
 
     yield report
 
