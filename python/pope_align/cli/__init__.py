@@ -11,6 +11,7 @@ import typer
 
 from .env import env
 from .generate import generate
+from .metrics import metrics
 from .score import score
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(score)
 app.command()(generate)
+app.command()(metrics)
 app.command()(env)
 
 
