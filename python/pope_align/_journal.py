@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,17 @@ class Journal(Mapping[str, Any]):
             self._append({"key": key, "value": value})
             self._known[key] = value
 
+    def keep(self, key: str, value: Any) -> None:
+        """Store ``value`` unless another thread was first: then its value stays."""
+        with self._lock:
+            if key not in self._known:
+                self._append({"key": key, "value": value})
+                self._known[key] = value
+
     def __getitem__(self, key: str) -> Any:
         return self._known[key]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._known)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import typer
 
 from .env import env
 from .generate import generate
+from .judge import judge
 from .metrics import metrics
 from .score import score
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(score)
 app.command()(generate)
 app.command()(metrics)
+app.command()(judge)
 app.command()(env)
 
 
