@@ -13,6 +13,9 @@ from .convert import convert
 from .env import env
 from .evaluate import evaluate
 from .fit_logger import fit_logger
+from .generate import generate
+from .judge import judge
+from .metrics import metrics
 from .score import score
 from .train import train
 
@@ -29,6 +32,9 @@ app.command("fit-logger")(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command()(evaluate)
+app.command()(generate)
+app.command()(metrics)
+app.command()(judge)
 app.command()(env)
 
 

@@ -69,13 +69,13 @@ def fit_logger(
     start = load_model(model, dtype=dtype).to(best_device())
     if folds is None:
         train, heldout = group_split(slates, slate_group, holdout, seed)
-        with progress("fitting", "responses") as report:
+        with progress("fitting", "slates") as report:
             policy = fit_behaviour_policy(start, tokenizer, train, heldout, config, progress=report)
         policy.save(output, tokenizer)
         _show([policy.report])
         err.print(f"wrote the fitted policy to {output}", markup=False)
         return
-    with progress("fitting and scoring", "responses") as report:
+    with progress("fitting and scoring", "slates") as report:
         scored, reports = cross_fitted_slates(
             start,
             tokenizer,

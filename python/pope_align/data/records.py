@@ -158,7 +158,7 @@ def _open(path: Path) -> Any:
         zstandard = require("zstandard", extra="train", purpose="to read .zst files")
         # Reddit dumps are written with windows larger than the default limit.
         return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=1 << 31))
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix)
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix)
     return opener(path, "rb") if opener is not None else path.open("rb")
 
 
