@@ -10,6 +10,7 @@ import sys
 import typer
 
 from .convert import convert
+from .demo import demo
 from .env import env
 from .evaluate import evaluate
 from .fit_logger import fit_logger
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
 app.command()(convert)
 app.command()(score)
 app.command("fit-logger")(fit_logger)
