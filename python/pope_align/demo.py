@@ -255,7 +255,7 @@ def _evaluate(
     cluster: Callable[[Slate], str] | None,
 ) -> dict[str, Evaluation]:
     """Value before and after, under both normalisations, with bootstrap intervals over slates or conversations."""
-    evaluations = {}
+    evaluations: dict[str, Evaluation] = {}
     for normalization in NORMALIZATIONS:
         evaluations[normalization] = evaluate_policies(
             heldout,
