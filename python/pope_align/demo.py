@@ -188,6 +188,7 @@ def training_config(config: DemoConfig) -> PopeConfig:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=best_device().type != "cpu",
     )
 
 
