@@ -13,7 +13,7 @@ from torch import Tensor
 from .types import Backend
 
 if TYPE_CHECKING:
-    from pope_kernels.values import SlateValues
+    from pope_kernels.values import ObjectiveOptions, SlateValues
 
 #: The public operations; all of them have every backend.
 OPS = ("response_logprobs", "linear_response_logprobs", "slate_objective", "pope_loss", "linear_pope_loss")
@@ -66,17 +66,24 @@ class Kernels(Protocol):
         logging_logprobs: Tensor,
         utility: Tensor,
         slate_offsets: Tensor,
-        /,
-        *,
-        diversity_weight: float,
-        weighting: str,
-        normalization: str,
-        clip: float | None,
-        utility_form: str,
-        diversity_form: str,
-        num_slates: int,
+        options: ObjectiveOptions,
         dtype: torch.dtype,
+        /,
     ) -> SlateValues: ...
+
+    def group_coefficients(
+        self,
+        token_logprobs: Tensor,
+        labels: Tensor,
+        response_offsets: Tensor,
+        logging_logprobs: Tensor,
+        utility: Tensor,
+        slate_offsets: Tensor,
+        share: Tensor | None,
+        mean: bool,
+        options: ObjectiveOptions,
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Availability(NamedTuple):

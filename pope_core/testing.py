@@ -28,7 +28,13 @@ class Target(NamedTuple):
 #: interpreter is on, and then no GPU.
 TARGETS = [
     target
-    for target in map(Target, ("reference", "cpu", "triton", "triton", "cuda"), ("cpu", "cpu", "cpu", "cuda", "cuda"))
+    for target in (
+        Target("reference"),
+        Target("cpu"),
+        Target("triton"),
+        Target("triton", "cuda"),
+        Target("cuda", "cuda"),
+    )
     if availability(target.backend, target.device).usable
 ]
 

@@ -7,13 +7,20 @@ numbers are few (one a response); arithmetic is in float64, formulas and names a
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-from ..values import DIVERSITY_FORMS, MAX_LOG_WEIGHT, NORMALIZATIONS, UTILITY_FORMS, WEIGHTINGS, SlateValues
+from ..values import (
+    DIVERSITY_FORMS,
+    MAX_LOG_WEIGHT,
+    NORMALIZATIONS,
+    UTILITY_FORMS,
+    WEIGHTINGS,
+    ObjectiveOptions,
+    SlateValues,
+    new_slate_values,
+)
 
 LANES = 1024
 RESPONSE, SLATE, GEOMETRIC = (tl.constexpr(WEIGHTINGS[name]) for name in ("response", "slate", "geometric"))
@@ -301,32 +308,12 @@ def slate_objective(
     logging_logprobs: torch.Tensor,
     utility: torch.Tensor,
     slate_offsets: torch.Tensor,
-    *,
-    diversity_weight: float,
-    weighting: str,
-    normalization: str,
-    clip: float | None,
-    utility_form: str,
-    diversity_form: str,
-    num_slates: int,
+    options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
     """As ``native.slate_objective``; unsound inputs give NaN and ``sound`` false."""
     num_responses = response_logprobs.numel()
-    new = response_logprobs.new_empty
-    values = SlateValues(
-        value=new((), dtype=dtype),
-        utility_value=new((), dtype=dtype),
-        diversity_value=new((), dtype=dtype),
-        log_weights=new(num_responses, dtype=dtype),
-        weights=new(num_responses, dtype=dtype),
-        effective_sample_size=new((), dtype=dtype),
-        clip_fraction=new((), dtype=dtype),
-        coefficients=new(num_responses, dtype=torch.float64),
-        largest_log_weight=new((), dtype=torch.float64),
-        largest_slate=new((), dtype=torch.int64),
-        sound=new((), dtype=torch.bool),
-    )
+    values = new_slate_values(response_logprobs, dtype)
     objective_kernel[(1,)](
         response_logprobs,
         logging_logprobs,
@@ -334,16 +321,16 @@ def slate_objective(
         slate_offsets,
         slate_offsets.numel() - 1,
         num_responses,
-        *_split(diversity_weight),
-        *_split(0.0 if clip is None else math.log(clip)),
-        *_split(float(num_slates)),
+        *_split(options.diversity_weight),
+        *_split(0.0 if options.clip is None else options.log_clip),
+        *_split(float(options.num_slates)),
         MAX_LOG_WEIGHT,
         *values,
-        WEIGHTING=WEIGHTINGS[weighting],
-        NORMALIZATION=NORMALIZATIONS[normalization],
-        UTILITY_FORM=UTILITY_FORMS[utility_form],
-        DIVERSITY_FORM=DIVERSITY_FORMS[diversity_form],
-        CLIPPED=clip is not None,
+        WEIGHTING=WEIGHTINGS[options.weighting],
+        NORMALIZATION=NORMALIZATIONS[options.normalization],
+        UTILITY_FORM=UTILITY_FORMS[options.utility_form],
+        DIVERSITY_FORM=DIVERSITY_FORMS[options.diversity_form],
+        CLIPPED=options.clip is not None,
         LANES=LANES,
         num_warps=16,
     )
