@@ -12,6 +12,7 @@ import typer
 from .convert import convert
 from .env import env
 from .fit_logger import fit_logger
+from .inspect import inspect
 from .score import score
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(convert)
+app.command()(inspect)
 app.command()(score)
 app.command("fit-logger")(fit_logger)
 app.command()(env)
