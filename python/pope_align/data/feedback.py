@@ -163,8 +163,8 @@ def plackett_luce(rankings: Sequence[Ranking], items: int, *, penalty: float = 0
     Args:
         rankings: item numbers from best to worst; a list of numbers stands for tied items: ``[2, [0, 3], 1]``.
         items: how many items there are; they are ``0 ... items - 1``.
-        penalty: >= 0. The default gives the maximum of the likelihood itself, which is infinite where some items are
-            never placed behind the others: then it must be positive. ``choix.opt_rankings(..., alpha=penalty)`` is the same.
+        penalty: >= 0, as ``alpha`` of ``choix.opt_rankings``. The default gives the maximum of the likelihood itself,
+            which is infinite where some items are never placed behind the others: then it must be positive.
 
     Returns:
         ``[items]`` log-worths with mean 0; an item that no ranking compares has 0 (with a penalty).
