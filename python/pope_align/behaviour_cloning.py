@@ -25,7 +25,7 @@ from .data.split import group_folds, group_split
 from .data.tokenize import EncodedSlate, encode_slates
 from .fit_report import BehaviourConfig, Evaluation, FitReport, response_key
 from .logging_policy import score_slates
-from .model import response_logprobs, rows_on
+from .model import response_logprobs, rows_on, sharing_obstacle
 from .scoring import Progress, score_responses
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def fit_behaviour_policy(
         heldout_slates: what decides when to stop, and which weights are kept; best of other groups than the training
             slates (`group_split`).
         config: see `BehaviourConfig`; None for its defaults.
-        progress: called with the responses trained on so far and at most.
+        progress: called with the slates trained on so far and at most.
 
     Raises:
         ValueError: no slates on a side; a held-out response that is also trained on; a loss that is not finite.
@@ -132,7 +132,7 @@ def cross_fitted_slates(
         key: the group of a slate: whatever shares text or authors, such as its item or conversation.
         folds: how many policies are fitted; at least 2, and the groups must number more.
         cache_dir, overwrite: as in `score_slates`. A fit is not cached: it gives the same weights again.
-        progress: called with the responses trained on so far and at most, over all folds.
+        progress: called with the slates trained on so far and at most, over all folds.
 
     Returns:
         The slates in their order, scored, and the report of every fold's fit. The provenance of a slate names its
@@ -189,10 +189,12 @@ class _Fit:
         self, model: Any, config: BehaviourConfig, train: Sequence[EncodedSlate], heldout: Sequence[EncodedSlate]
     ) -> None:
         self.model, self.config, self.heldout = model, config, heldout
-        self.trees = [Tree(slate.prompt_ids, [ids]) for slate in train for ids in slate.completion_ids]
+        self.trees = [Tree(slate.prompt_ids, slate.completion_ids) for slate in train]
+        several = next((tree for tree in self.trees if len(tree.response_ids) > 1), None)
+        self.share_prompt = several is not None and sharing_obstacle(model, several) is None
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        self.steps_per_epoch = -(-len(self.trees) // config.batch_responses)
+        self.steps_per_epoch = -(-len(self.trees) // config.batch_slates)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.order = torch.Generator().manual_seed(config.seed)
 
@@ -227,16 +229,16 @@ class _Fit:
 
     def _epoch(self) -> Iterator[list[Tree]]:
         order = torch.randperm(len(self.trees), generator=self.order).tolist()
-        for start in range(0, len(order), self.config.batch_responses):
-            yield [self.trees[row] for row in order[start : start + self.config.batch_responses]]
+        for start in range(0, len(order), self.config.batch_slates):
+            yield [self.trees[index] for index in order[start : start + self.config.batch_slates]]
 
     def _step(self, batch: list[Tree]) -> tuple[float, int]:
         """One optimizer step; returns the batch's total cross-entropy before it, and its tokens."""
         self.model.train()
         tokens = sum(len(ids) for tree in batch for ids in tree.response_ids)
         total = 0.0
-        for trees in _micro_batches(batch, self.config.batch_tokens):
-            rows = rows_on(self.model, lay_out(trees, share_prompt=False))
+        for tree in batch:  # one at a time: no padding, and the memory of the largest
+            rows = rows_on(self.model, lay_out([tree], share_prompt=self.share_prompt))
             nats = -response_logprobs(self.model, rows, length_normalize=False).sum()
             torch.autograd.backward(nats / tokens)
             total += nats.item()
@@ -264,17 +266,6 @@ class _Fit:
         with torch.no_grad():
             for parameter, weight in zip(self.parameters, weights, strict=True):
                 parameter.copy_(weight)
-
-
-def _micro_batches(batch: list[Tree], batch_tokens: int) -> Iterator[list[Tree]]:
-    """Rows of like length, at most ``batch_tokens`` with their padding (a longer row goes alone)."""
-    rows: list[Tree] = []
-    for row in sorted(batch, key=len, reverse=True):
-        if rows and len(rows[0]) * (len(rows) + 1) > batch_tokens:
-            yield rows
-            rows = []
-        rows.append(row)
-    yield rows
 
 
 def _with_adapter(model: PreTrainedModel, rank: int) -> Any:

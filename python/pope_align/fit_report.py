@@ -21,8 +21,7 @@ class BehaviourConfig:
         max_length: tokens of prompt and response that are kept; score with the same.
         epochs: passes over the training responses, at most.
         learning_rate: highest one, after a linear rise over the first tenth of the steps; it falls linearly to 0.
-        batch_responses: responses of an optimizer step.
-        batch_tokens: upper bound of rows times length in one forward and backward pass.
+        batch_slates: slates of an optimizer step.
         evaluations_per_epoch: how often the held-out responses are scored.
         patience: stop after so many evaluations in a row without a new best.
         lora_rank: fit an adapter of this rank, merged at the end; None fits all weights.
@@ -35,8 +34,7 @@ class BehaviourConfig:
     max_length: int = 1024
     epochs: int = 3
     learning_rate: float = 5e-5
-    batch_responses: int = 16
-    batch_tokens: int = 4096
+    batch_slates: int = 4
     evaluations_per_epoch: int = 2
     patience: int = 2
     lora_rank: int | None = None

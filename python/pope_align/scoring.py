@@ -16,7 +16,7 @@ import torch
 
 from .data.rows import Tree, lay_out
 from .data.tokenize import EncodedSlate
-from .model import check_head, response_logprobs, rows_on
+from .model import check_head, response_logprobs, rows_on, sharing_obstacle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,12 +177,10 @@ def _shares_prompt(model: PreTrainedModel, plan: list[list[_Row]]) -> bool:
     check_head(model, tree, share_prompt=False)
     if len(tree.response_ids) == 1:
         return False
-    try:
-        check_head(model, tree, share_prompt=True)
-    except ValueError as error:
-        logger.warning("every response computes its prompt anew: %s", error)
-        return False
-    return True
+    obstacle = sharing_obstacle(model, tree)
+    if obstacle is not None:
+        logger.warning("every response computes its prompt anew: %s", obstacle)
+    return obstacle is None
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .data.rows import TokenRows, Tree
 from .data.schema import Slate, SlateLog, read_slates
 from .data.tokenize import encode_slates
 from .logging_policy import check_token_counts
-from .model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states
+from .model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states, sharing_obstacle
 from .window import SlateWindow
 
 if TYPE_CHECKING:
@@ -214,14 +214,12 @@ class PopeTrainer(Trainer):
         check_head(self.model, tree, share_prompt=False)
         if self.args.prompt_sharing == "off" or len(tree.response_ids) == 1:
             return False
-        try:
-            check_head(self.model, tree, share_prompt=True)
-        except ValueError as error:
+        obstacle = sharing_obstacle(self.model, tree)
+        if obstacle is not None:
             if self.args.prompt_sharing == "on":
-                raise
-            logger.warning("prompt_sharing: off, every response computes its prompt anew: %s", error)
-            return False
-        return True
+                raise ValueError(f"prompt_sharing: {obstacle}")
+            logger.warning("prompt_sharing: off, every response computes its prompt anew: %s", obstacle)
+        return obstacle is None
 
 
 def slate_examples(

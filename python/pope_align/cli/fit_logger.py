@@ -27,8 +27,7 @@ def fit_logger(
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and response that are kept.")] = 1024,
     epochs: Annotated[int, typer.Option(help="Passes over the training responses, at most.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-5,
-    batch_responses: Annotated[int, typer.Option(help="Responses of an optimizer step.")] = 16,
-    batch_tokens: Annotated[int, typer.Option(help="Rows times length of a forward pass, at most.")] = 4096,
+    batch_slates: Annotated[int, typer.Option(help="Slates of an optimizer step.")] = 4,
     patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a new best.")] = 2,
     lora_rank: Annotated[int | None, typer.Option(help="Fit an adapter of this rank; default: all weights.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the order, dropout and the adapter.")] = 0,
@@ -59,8 +58,7 @@ def fit_logger(
         max_length=max_length,
         epochs=epochs,
         learning_rate=learning_rate,
-        batch_responses=batch_responses,
-        batch_tokens=batch_tokens,
+        batch_slates=batch_slates,
         patience=patience,
         lora_rank=lora_rank,
         seed=seed,
@@ -71,13 +69,13 @@ def fit_logger(
     start = load_model(model, dtype=dtype).to(best_device())
     if folds is None:
         train, heldout = group_split(slates, slate_group, holdout, seed)
-        with progress("fitting", "responses") as report:
+        with progress("fitting", "slates") as report:
             policy = fit_behaviour_policy(start, tokenizer, train, heldout, config, progress=report)
         policy.save(output, tokenizer)
         _show([policy.report])
         err.print(f"wrote the fitted policy to {output}", markup=False)
         return
-    with progress("fitting and scoring", "responses") as report:
+    with progress("fitting and scoring", "slates") as report:
         scored, reports = cross_fitted_slates(
             start,
             tokenizer,
