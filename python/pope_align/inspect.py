@@ -166,7 +166,7 @@ def _histogram(
 ) -> None:
     if log:
         low, high = max(values.min(), 1), max(values.max(), 2)
-        axes.hist(np.maximum(values, 1), bins=np.geomspace(low, high * 1.001, 40))
+        axes.hist(np.maximum(values, 1), bins=np.geomspace(low, high * 1.001, 40).tolist())
         axes.set_xscale("log")
     else:
         axes.hist(values, bins=40)
