@@ -21,7 +21,7 @@ from .predictions import Predictions
 from .ratios import Ratios
 from .slope import bias_bound, ladder, slope
 from .thresholds import FEW_CLUSTERS
-from .verdict import Verdict, propensity_findings, weight_findings
+from .verdict import model_findings, propensity_findings, weight_findings
 from .weights import Shrink, ShrinkKind, log_weights
 
 
@@ -105,9 +105,12 @@ def estimate(
         shrink, chosen = _shrinkage(log, spec.shrink, lam, log_w, known, diversity_weight)
     diagnostics = diagnose(log, policy, weighting=spec.weighting, length_normalize=length_normalize, shrink=shrink)
     with np.errstate(over="ignore", invalid="ignore"):
+        unshrunk = None if shrink is None else _correction(log, log_w, known, spec)
         parts = _correction(log, log_w if shrink is None else shrink.log(log_w), known, spec)
         if predictions is not None:
-            parts = _sum(_mean(log, known.target), parts)
+            direct = _mean(log, known.target)
+            parts = _sum(direct, parts)
+            unshrunk = None if unshrunk is None else _sum(direct, unshrunk)
     return finish(
         log,
         policy,
@@ -126,13 +129,14 @@ def estimate(
             **({"lam": lam if lam is not None else "slope"} if spec.shrink else {}),
             **({"reward_model": predictions.source} if predictions else {}),
         },
-        labels=labels(log, length_normalize=length_normalize, shrink=shrink, self_normalized=spec.self_normalize),
+        labels=labels(log, biased=length_normalize, shrink=shrink, self_normalized=spec.self_normalize),
         confidence=confidence,
         utility_range=log.utility_range,
         row_ranges=None
         if shrink is None or predictions is not None
         else contribution_ranges(log, shrink.max_weight, diversity_weight, confidence),
         chosen=chosen | (predictions.quality if predictions else {}),
+        unshrunk=unshrunk,
     )
 
 
@@ -236,7 +240,11 @@ def _direct(
             f"diversity_weight {diversity_weight:g}, got none; pass it, or diversity_weight=0"
         )
     diversity = np.zeros(log.num_slates) if predictions.target_diversity is None else predictions.target_diversity
-    findings: list[tuple[Verdict, str]] = [("caution", "rests on the reward model alone: its bias shows nowhere")]
+    rewards = reward_parts(log, policy, diversity_form=diversity_form, length_normalize=length_normalize)
+    log_w = log_weights(log, policy, "response", length_normalize=length_normalize)
+    with np.errstate(over="ignore", invalid="ignore"):
+        correction = _correction(log, log_w, _known(log, rewards, predictions), METHODS["dr"])
+        error = float(np.sqrt(correction.covariance()[0, 0]))
     options: dict[str, Any] = {
         "diversity_weight": diversity_weight,
         "diversity_form": diversity_form,
@@ -250,7 +258,7 @@ def _direct(
         _mean(log, np.stack([predictions.target, diversity], axis=1)),
         diversity_weight=diversity_weight,
         diagnostics=None,
-        findings=findings,
+        findings=model_findings(float(correction.values()[0]), error),
         options=options,
         labels=("model-based",),
         utility_range=log.utility_range,
