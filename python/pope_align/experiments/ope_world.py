@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..ope import LoggedSlates, Predictions
 
-TOKENS, LENGTH, QUERIES = 3, 5, 50
+TOKENS, LENGTH = 3, 5
 _EOS, _PROMPT = TOKENS, 3  # id of the end token; tokens of a prompt
 
 Floats = npt.NDArray[np.float64]
@@ -87,13 +87,13 @@ def _draw(cumulative: Floats, rows: npt.NDArray[np.int64], random: np.random.Gen
     return np.minimum(chosen, cumulative.shape[1] - 1)
 
 
-def make_world(seed: int = 0) -> World:
-    """A random Llama as the logger; targets by temperature, and by 2, 4, 8 and 16 exact steps of policy gradient."""
+def make_world(seed: int = 0, *, queries: int = 50, tuned: tuple[int, ...] = (2, 4, 8, 16)) -> World:
+    """A random Llama as the logger; targets by temperature, and by ``tuned`` steps of exact policy gradient."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=TOKENS + 1 + QUERIES,
+            vocab_size=TOKENS + 1 + queries,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -102,22 +102,22 @@ def make_world(seed: int = 0) -> World:
         )
     )
     responses, tokens = _responses()
-    reward, believed = _rewards(responses, tokens, random)
+    reward, believed = _rewards(responses, tokens, queries, random)
     with torch.no_grad():
-        logits = _logits(model)
+        logits = _logits(model, queries)
         targets = {f"temperature {t:g}": _totals(logits / t, responses) for t in (0.9, 0.7, 0.5, 1.5)}
         logging = _totals(logits, responses)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
     goal = torch.from_numpy(reward).float()
-    for step in range(1, 17):
-        log_pi = _log_pi(_logits(model), responses)
+    for step in range(1, max(tuned) + 1):
+        log_pi = _log_pi(_logits(model, queries), responses)
         loss = -(log_pi.exp() * goal).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step in (2, 4, 8, 16):
+        if step in tuned:
             with torch.no_grad():
-                targets[f"tuned {step}"] = _totals(_logits(model), responses)
+                targets[f"tuned {step}"] = _totals(_logits(model, queries), responses)
     return World(logging, targets, reward, believed, tokens)
 
 
@@ -133,26 +133,25 @@ def _responses() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def _rewards(
-    responses: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64], random: np.random.Generator
+    responses: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64], queries: int, random: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """True rewards depend on query, tokens and length; the reward model sees the average query only."""
     counts = np.stack([(responses == token).sum(1) for token in range(TOKENS + 1)], axis=1) / tokens[:, None]  # [N, T]
     first = np.eye(TOKENS + 1)[responses[:, 0]]
     features = np.concatenate([counts, first, (tokens[:, None] - 3.5) / 2], axis=1)  # [N, F]
-    taste = random.normal(0, 1.0, features.shape[1]) + random.normal(0, 0.7, (QUERIES, features.shape[1]))  # [Q, F]
+    taste = random.normal(0, 1.0, features.shape[1]) + random.normal(0, 0.7, (queries, features.shape[1]))  # [Q, F]
     score = taste @ features.T
     reward = 1 / (1 + np.exp(-1.5 * (score - score.mean())))
     return reward, np.broadcast_to(0.2 + 0.6 * reward.mean(0), reward.shape)
 
 
-def _logits(model: LlamaForCausalLM) -> torch.Tensor:
+def _logits(model: LlamaForCausalLM, queries: int) -> torch.Tensor:
     """``[Q, contexts, TOKENS + 1]``: of the next token after every string of ordinary tokens, by query."""
     strings = torch.tensor(list(itertools.product(range(TOKENS), repeat=LENGTH - 1)))  # [3^4, 4]
-    queries = torch.arange(QUERIES) + TOKENS + 1
-    prompt = queries[:, None, None].expand(-1, len(strings), _PROMPT)
-    whole = torch.cat([prompt, strings.expand(QUERIES, -1, -1)], dim=2).reshape(-1, _PROMPT + LENGTH - 1)
+    prompt = (torch.arange(queries) + TOKENS + 1)[:, None, None].expand(-1, len(strings), _PROMPT)
+    whole = torch.cat([prompt, strings.expand(queries, -1, -1)], dim=2).reshape(-1, _PROMPT + LENGTH - 1)
     logits = model(input_ids=whole).logits[:, _PROMPT - 1 :, : TOKENS + 1]
-    return logits.reshape(QUERIES, len(strings), LENGTH, TOKENS + 1).double()
+    return logits.reshape(queries, len(strings), LENGTH, TOKENS + 1).double()
 
 
 def _log_pi(logits: torch.Tensor, responses: npt.NDArray[np.int64]) -> torch.Tensor:
