@@ -22,7 +22,7 @@ from .ope_world import World, make_world
 ALPHA = 0.05
 SIZES = (1, 2, 4, 8)
 #: Slates of a log, and how many logs of that size are drawn for each cell.
-LOGS = {100: 120, 1000: 40, 10_000: 8}
+LOGS = {100: 100, 1000: 30, 10_000: 6}
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _errors(rows: list[Row]) -> dict[str, float]:
     return {
         "rmse": float(np.sqrt(np.mean(errors**2))),
         "bias": float(errors.mean()),
-        "deviation": float(errors.std(ddof=1)),
+        "deviation": float(errors.std()),
         "covered": _share(row.covered for row in rows),
         "ess_fraction": float(np.mean([row.ess_fraction for row in rows])),
         **{v: _share(row.verdict == v for row in rows) for v in ("reliable", "caution", "refuse")},
