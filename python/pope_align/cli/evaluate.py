@@ -117,6 +117,10 @@ def _show(evaluation: Evaluation) -> None:
         size = f"{first.num_responses} responses, {first.num_slates} slates, {first.num_clusters} queries"
         title = f"{name}: {size}; {first.estimator}: {', '.join(first.labels) or 'unnormalised'}"
         table(title, columns, [_row(each) for each in mine])
+        for each in mine:
+            if each.chosen:
+                facts = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in each.chosen.items())
+                out.print(f"  {each.estimator}: {facts}", markup=False)
         by_reason: dict[str, list[str]] = {}
         for each in mine:
             for reason in each.reasons:
