@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from pope_core.types import DiversityForm, Normalization, UtilityForm, Weighting
 
+from ..data.feedback import UtilityTransform
 from ..data.schema import Slate, SlateLog, read_slates
-from ..data.utility import UtilityTransform
 from ._checks import Floats
 from .confidence import Confidence
 from .estimate import Comparison, Estimate, compare

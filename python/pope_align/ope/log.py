@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..data.feedback import UtilityTransform, to_utility
 from ..data.schema import Slate
-from ..data.utility import UtilityTransform, to_utility
 from ._checks import Floats, Integers, Places, cluster_codes, offsets_of, vector
 
 logger = logging.getLogger(__name__)
