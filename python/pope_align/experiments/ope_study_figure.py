@@ -31,6 +31,7 @@ def study_figure(summary: dict[str, Any]) -> Figure:
     axes = figure.subplots(2, 2)
     cells = summary["cells"]
     _lines(axes[0, 0], cells, "slates", {"target": "tuned 4", "size": 4}, "slates in the log")
+    axes[0, 0].legend(frameon=False, fontsize=8)
     _lines(axes[0, 1], cells, "size", {"target": "tuned 4", "slates": 1000}, "responses in a slate k")
     _coverage(axes[1, 0], summary["estimators"])
     _verdicts(axes[1, 1], summary)
@@ -51,7 +52,6 @@ def _lines(axes: Axes, cells: list[dict[str, Any]], by: str, fixed: dict[str, An
     axes.set_ylabel("root mean squared error of V")
     axes.set_title(", ".join(f"{key}: {value}" for key, value in fixed.items()), fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
 
 
 def _coverage(axes: Axes, estimators: dict[str, Any]) -> None:
@@ -88,10 +88,10 @@ def _verdicts(axes: Axes, summary: dict[str, Any]) -> None:
             for verdict in _VERDICTS:
                 shares[verdict].append(cell[verdict])
     for verdict, colour in _VERDICTS.items():
-        axes.barh(names, shares[verdict], left=left, color=colour, label=verdict)
+        axes.barh(names, shares[verdict], left=left, color=colour)
         left += shares[verdict]
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=6.5)
-    axes.set_xlabel("share of logs")
-    axes.set_title("Verdicts, 1,000 slates, targets by distance", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axes.margins(y=0.01)
+    axes.set_xlabel("share of logs (green: reliable, yellow: caution, red: refuse)")
+    axes.set_title("Verdicts on logs of 1,000 slates, nearest target first", fontsize=10)
