@@ -31,7 +31,7 @@ def study_figure(summary: dict[str, Any]) -> Figure:
     axes = figure.subplots(2, 2)
     cells = summary["cells"]
     _lines(axes[0, 0], cells, "slates", {"target": "tuned 4", "size": 4}, "slates in the log")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
     _lines(axes[0, 1], cells, "size", {"target": "tuned 4", "slates": 1000}, "responses in a slate k")
     _coverage(axes[1, 0], summary["estimators"])
     _verdicts(axes[1, 1], summary)
