@@ -29,7 +29,7 @@ class FaultyServer:
         self,
         answer: Callable[[list[dict[str, str]]], str],
         script: Callable[[int], Sequence[str]] = lambda number: (),
-        delay: float = 1.0,
+        delay: float = 2.5,
     ) -> None:
         self.answer, self.script, self.delay = answer, script, delay
         self.sendings: Counter[str] = Counter()
@@ -79,7 +79,8 @@ def running(server: FaultyServer) -> Iterator[FaultyServer]:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
-                self.wfile.write(text.encode()[: len(text) // 2])
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self.wfile.write(text.encode()[: len(text) // 2])
                 self.close_connection = True
                 return None
             if fault == "slow":
