@@ -27,14 +27,14 @@ Matrix matrix(uintptr_t data, int dtype, int64_t rows, int64_t cols, int64_t row
 void token_logprobs(uintptr_t logits, int dtype, int64_t rows, int64_t cols, int64_t row_stride, uintptr_t labels,
                     double scale, double softcap, uintptr_t logprobs, uintptr_t lse, int threads) {
     pope::cpu::token_logprobs(matrix(logits, dtype, rows, cols, row_stride), pointer<int64_t>(labels),
-                              LogitTransform{scale, softcap}, pointer<void>(logprobs), pointer<void>(lse), threads);
+                              LogitTransform{scale, softcap}, pointer<void>(logprobs), pointer<double>(lse), threads);
 }
 
 void logit_gradient(uintptr_t logits, int dtype, int64_t rows, int64_t cols, int64_t row_stride, uintptr_t labels,
                     double scale, double softcap, uintptr_t lse, uintptr_t coefficients, uintptr_t out,
                     int64_t out_row_stride, int threads) {
     pope::cpu::logit_gradient(matrix(logits, dtype, rows, cols, row_stride), pointer<int64_t>(labels),
-                              LogitTransform{scale, softcap}, pointer<void>(lse), pointer<void>(coefficients),
+                              LogitTransform{scale, softcap}, pointer<double>(lse), pointer<void>(coefficients),
                               matrix(out, dtype, rows, cols, out_row_stride), threads);
 }
 
@@ -52,11 +52,15 @@ void token_coefficients(uintptr_t grad, bool is_double, uintptr_t labels, uintpt
 
 // Returns (value, utility_value, diversity_value, effective_sample_size, clip_fraction, largest_log_weight, its slate).
 py::tuple slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprobs, uintptr_t utility,
-                          uintptr_t slate_offsets, int64_t num_slates, double diversity_weight, int weighting,
-                          int normalization, double log_clip, int utility_form, int diversity_form,
+                          uintptr_t slate_offsets, int64_t num_slates, int64_t num_responses, double diversity_weight,
+                          int weighting, int normalization, double log_clip, int utility_form, int diversity_form,
                           double slate_denominator, uintptr_t log_weights, uintptr_t weights, uintptr_t coefficients) {
-    const pope::ObjectiveInputs in{pointer<double>(response_logprobs), pointer<double>(logging_logprobs),
-                                   pointer<double>(utility), pointer<int64_t>(slate_offsets), num_slates};
+    const pope::ObjectiveInputs in{pointer<double>(response_logprobs),
+                                   pointer<double>(logging_logprobs),
+                                   pointer<double>(utility),
+                                   pointer<int64_t>(slate_offsets),
+                                   num_slates,
+                                   num_responses};
     const pope::ObjectiveOptions options{diversity_weight,
                                          static_cast<pope::Weighting>(weighting),
                                          static_cast<pope::Normalization>(normalization),
@@ -99,6 +103,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("slate_objective", &slate_objective);
     m.def("advise_huge_pages",
           [](uintptr_t data, int64_t bytes) { pope::cpu::advise_huge_pages(pointer<void>(data), bytes); });
+    m.def("cpu_is_amd", &pope::cpu::is_amd);
     m.def("isa", &pope::cpu::isa);
     m.def("use_isa", [](const std::string& name) { return pope::cpu::use_isa(name.c_str()); });
     m.def("cuda_devices", &cuda_devices);

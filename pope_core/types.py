@@ -8,14 +8,13 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from pope_kernels.values import MAX_LOG_WEIGHT as MAX_LOG_WEIGHT
+
 Weighting = Literal["response", "slate", "geometric"]
 Normalization = Literal["none", "slate", "batch"]
 UtilityForm = Literal["feedback", "log_likelihood"]
 DiversityForm = Literal["neg_log_prob", "entropy"]
 Backend = Literal["cpu", "cuda", "triton", "reference"]
-
-#: With ``clip=None``, a log-weight above this bound is an error: exp(80) is 5.5e34, no longer a weight anyone meant.
-MAX_LOG_WEIGHT = 80.0
 
 #: The label of a position that holds no response token (the Hugging Face convention).
 IGNORE_INDEX = -100
@@ -42,9 +41,10 @@ class Objective:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.diversity_weight) and self.diversity_weight >= 0):
+        # Plain comparisons (NaN fails them too): a trace may hold these numbers as symbols.
+        if not 0 <= self.diversity_weight < math.inf:
             raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
-        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected None or a finite number > 0, got {self.clip!r}")
         if self.num_slates is not None:
             if self.num_slates < 1:

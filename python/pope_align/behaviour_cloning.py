@@ -119,7 +119,7 @@ def cross_fitted_slates(
     folds: int = 5,
     cache_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    progress: Callable[[int], Progress] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Slate], list[FitReport]]:
     """Score every response with a behaviour-cloned policy that saw nothing of its group.
 
@@ -132,7 +132,7 @@ def cross_fitted_slates(
         key: the group of a slate: whatever shares text or authors, such as its item or conversation.
         folds: how many policies are fitted; at least 2, and the groups must number more.
         cache_dir, overwrite: as in `score_slates`. A fit is not cached: it gives the same weights again.
-        progress: given the fold (from 0), returns the progress of its fit.
+        progress: called with the slates trained on so far and at most, over all folds.
 
     Returns:
         The slates in their order, scored, and the report of every fold's fit. The provenance of a slate names its
@@ -150,9 +150,7 @@ def cross_fitted_slates(
     for fold in range(folds):
         rest = [slate for slate, its_fold in zip(slates, fold_of, strict=True) if its_fold != fold]
         train, stop = group_split(rest, key, 1 / folds, config.seed)
-        policy = fit_behaviour_policy(
-            model, tokenizer, train, stop, config, progress=None if progress is None else progress(fold)
-        )
+        policy = fit_behaviour_policy(model, tokenizer, train, stop, config, progress=_part(progress, fold, folds))
         mine = [number for number, its_fold in enumerate(fold_of) if its_fold == fold]
         of_fold = score_slates(
             [slates[number] for number in mine],
@@ -168,6 +166,11 @@ def cross_fitted_slates(
         scored.update(zip(mine, of_fold, strict=True))
         reports.append(policy.report)
     return [scored[number] for number in range(len(slates))], reports
+
+
+def _part(progress: Progress | None, fold: int, folds: int) -> Progress | None:
+    """The progress of one fold's fit as that of all folds, counted alike."""
+    return None if progress is None else lambda done, of: progress(fold * of + done, folds * of)
 
 
 def nats_per_token(slates: Sequence[EncodedSlate], model: PreTrainedModel, *, batch_tokens: int = 8192) -> float:

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from pope_core.types import Backend, DiversityForm, Normalization, Objective, UtilityForm, Weighting
 
-from .data.utility import UtilityTransform
+from .data.feedback import UtilityTransform
 
 
 @dataclass

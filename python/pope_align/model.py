@@ -170,7 +170,12 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
         OSError: transformers found no such model.
     """
     folder, gguf_file = _locate(name_or_path)
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if gguf_file is not None and quantizer is not None:
+        # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
+        quantizer.remove_quantization_config(model)
+    return model
 
 
 def best_device() -> torch.device:

@@ -18,10 +18,10 @@ from pope_core.types import PopeLossOutput
 from ._extras import require
 from .config import PopeConfig
 from .data.collate import SlateCollator, SlateExample
+from .data.feedback import to_utility
 from .data.rows import TokenRows, Tree
 from .data.schema import Slate, SlateLog, read_slates
 from .data.tokenize import encode_slates
-from .data.utility import to_utility
 from .logging_policy import check_token_counts
 from .model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states, sharing_obstacle
 from .window import SlateWindow

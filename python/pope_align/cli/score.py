@@ -42,7 +42,7 @@ def score(
     err.print(str(slates), markup=False)
     tokenizer = load_tokenizer(model)
     policy = load_model(model, dtype=dtype).to(best_device())
-    with progress("scoring", "responses") as report:
+    with progress("scoring", "tokens") as report:
         scored = score_slates(
             slates,
             policy,

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 
 from .schema import Slate
+
+
+def slate_group(slate: Slate) -> str:
+    """The group of a slate where nothing else is said: its ``slate_id`` up to the first ``#``, or else its prompt."""
+    if slate.slate_id is not None:
+        return slate.slate_id.partition("#")[0]
+    return slate.prompt if isinstance(slate.prompt, str) else json.dumps(slate.prompt, sort_keys=True)
 
 
 def group_split(
