@@ -24,6 +24,7 @@ from .values import (
 
 __all__ = [
     "add_outer",
+    "back_project",
     "empty_large",
     "group_coefficients",
     "logit_gradient",
