@@ -26,6 +26,7 @@ demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it 
 
 test: $(VENV)/.dev lint  ## Lint, types and all tests
 	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest tests -m interpreted -q
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
 
 lint: $(VENV)/.dev

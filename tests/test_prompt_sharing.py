@@ -10,7 +10,8 @@ import torch
 from pope_align.config import PopeConfig
 from pope_align.data import SlateCollator, Tree, lay_out
 from pope_align.model import check_head, response_hidden_states
-from pope_align.trainer import PopeTrainer, slate_examples
+from pope_align.trainer import PopeTrainer
+from pope_align.training_data import slate_examples
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -110,7 +111,7 @@ def test_a_model_with_a_recurrent_state_is_refused_with_the_reason_or_falls_back
     with caplog.at_level(logging.WARNING):
         trainer = PopeTrainer(model, PopeConfig(str(tmp_path), **options), make_slates(2), None, tiny_tokenizer)
     assert "prompt_sharing: off, every response computes its prompt anew" in caplog.text
-    assert not trainer.data_collator.share_prompt
+    assert not trainer.data_collator.collate.share_prompt
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "phi3", "gemma3"])
@@ -129,8 +130,8 @@ def test_the_loss_and_its_gradient_do_not_depend_on_sharing(
             max_tokens_per_row=max_tokens,
         )
         trainer = PopeTrainer(make(architecture, "sdpa"), args, slates, None, tiny_tokenizer)
-        assert trainer.data_collator.share_prompt == (sharing == "on")
-        batch = trainer.data_collator(slate_examples("slates", slates, tiny_tokenizer, args))
+        assert trainer.data_collator.collate.share_prompt == (sharing == "on")
+        batch = trainer.data_collator([trainer.train_dataset[index] for index in range(5)])
         loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=5)
         loss.backward()
         losses.append(loss.detach())

@@ -20,7 +20,8 @@ from pope_align.model import (
     response_hidden_states,
     response_logprobs,
 )
-from pope_align.trainer import PopeTrainer, disable_dropout, slate_examples
+from pope_align.trainer import PopeTrainer, disable_dropout
+from pope_align.training_data import IndexedCollator, slate_dataset
 from torch.nn.functional import softplus
 from transformers import (
     CohereConfig,
@@ -69,8 +70,8 @@ def config(path: Path, **options) -> PopeConfig:
 
 
 def batch_of(slates, tokenizer, args: PopeConfig) -> dict[str, torch.Tensor]:
-    examples = slate_examples("slates", slates, tokenizer, args)
-    return SlateCollator(0, args.length_normalize)(examples)
+    dataset = slate_dataset("slates", slates, tokenizer, args)
+    return IndexedCollator(SlateCollator(0, args.length_normalize))([dataset[index] for index in range(len(slates))])
 
 
 def reference_output(model, batch, args: PopeConfig, **options):
@@ -358,7 +359,7 @@ def test_slates_come_as_rows_files_and_datasets(make_tiny_model, tiny_tokenizer,
     ]
     sources = [slates, log, tmp_path / "slates.jsonl", rows, datasets.Dataset.from_list(rows)]
     trainers = [PopeTrainer(make_tiny_model(), config(tmp_path), source, None, tiny_tokenizer) for source in sources]
-    assert all(trainer.train_dataset == trainers[0].train_dataset for trainer in trainers)
+    assert all(trainer.train_dataset.examples == trainers[0].train_dataset.examples for trainer in trainers)
 
 
 def objectives():

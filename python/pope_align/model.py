@@ -68,6 +68,11 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
     return ResponseHiddenStates(states.flatten(0, 1)[rows["predictors"]], rows["labels"], rows["response_offsets"])
 
 
+def output_layer(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    """The module whose matrix `lm_head` reads."""
+    return _pretrained(model).get_output_embeddings()
+
+
 def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
     """The language-model head of ``model``, in the terms of `pope_core.linear_pope_loss`.
 
@@ -77,15 +82,15 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
     Raises:
         ValueError: the head is not a plain ``torch.nn.Linear``, so its matrix is not all that it does.
     """
-    base = _pretrained(model)
-    head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:
+    head = output_layer(model)
+    if type(head).forward is not torch.nn.Linear.forward:  # FSDP makes a subclass of its own that has this forward
         raise ValueError(
             f"model: expected an output layer that is a plain torch.nn.Linear, got {type(head).__name__}; the loss "
             "reads its matrix directly, so an adapter on it or its quantisation would be passed over. Leave the head "
             "out of the adapter's target_modules and modules_to_save, and unquantised"
         )
-    config = base.config.get_text_config()
+    assert isinstance(head, torch.nn.Linear)
+    config = _pretrained(model).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)

@@ -13,7 +13,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ._extras import require
 from .config import PopeConfig
 from .curves import plot_training
-from .trainer import PopeTrainer, SlateSource
+from .trainer import PopeTrainer
+from .training_data import SlateSource
 
 if TYPE_CHECKING:
     from peft import PeftConfig
