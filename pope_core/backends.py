@@ -101,7 +101,7 @@ def availability(backend: Backend, device_type: str) -> Availability:
 
 def _native(device_type: str) -> Availability:
     if device_type != "cpu":
-        return Availability(False, f"it serves CPU tensors, got tensors on {device_type}")
+        return Availability(False, f"the CPU kernels serve CPU tensors, got tensors on {device_type}")
     try:
         native = importlib.import_module("pope_kernels.native")
     except ImportError as error:
@@ -113,7 +113,7 @@ def _native(device_type: str) -> Availability:
 
 def _cuda(device_type: str) -> Availability:
     if device_type != "cuda":
-        return Availability(False, f"it serves CUDA tensors, got tensors on {device_type}")
+        return Availability(False, f"the CUDA kernels serve CUDA tensors, got tensors on {device_type}")
     if torch.version.cuda is None:
         return Availability(False, "this torch was built without CUDA")
     if (missing := _missing_product()) is not None:
@@ -161,13 +161,15 @@ def select(device: torch.device, requested: Backend | None) -> Backend:
     The best is "cpu" for CPU tensors, and "cuda" for others where it was built and fits the device, else "triton".
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the CPU's kernels are asked for on another device.
         RuntimeError: the backend cannot run here; the message says why.
     """
     name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device)
     if name not in get_args(Backend):
         raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))} or None, got {name!r}")
     backend = cast(Backend, name)
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend: 'cpu' serves CPU tensors, got tensors on {device}")
     usable, reason = availability(backend, device.type)
     if not usable:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from pope_align.data import Slate, write_slates
+from pope_align.data import Slate, encode_slates
 from pope_align.generations import Generation, GenerationSet, prompt_key
 from pope_align.metrics.embeddings import Embedder, default_model, embed, packaged_model
 from pope_align.metrics.evaluate import MetricOptions, PromptMetrics, evaluate_generations, policy_scores
 from pope_align.metrics.figures import bars, pareto
 from pope_align.metrics.page import write_page
-from pope_align.metrics.references import read_references
 from pope_align.metrics.registry import BY_NAME
 from pope_align.metrics.summary import summarize, write_json, write_prompt_metrics
+from pope_align.scoring import score_responses
 
 TEXT = json.loads((Path(__file__).parent / "golden" / "text.json").read_text())
 
@@ -31,7 +31,13 @@ def letters(texts, progress=None) -> np.ndarray:
 
 def slates() -> list[Slate]:
     return [
-        Slate("Name a fruit", ["apple", "pear", "fig"], [5.0, 3.0, 0.0], slate_id="fruit"),
+        Slate(
+            "Name a fruit",
+            ["apple", "pear", "fig"],
+            [5.0, 3.0, 0.0],
+            slate_id="fruit",
+            group_scores=[{"a": 1.0}, {"a": 1.0, "b": 1.0}, {"b": 0.0}],
+        ),
         Slate("Name a fruit", ["plum", "lime"], [1.0, 1.0], slate_id="fruit 2"),
         Slate([{"role": "user", "content": "Name a tree"}], ["oak"], [2.0], slate_id="tree"),
         Slate("Name a river", ["Rhine", "Nile"], [2.0, 4.0], ranks=[1, 2]),
@@ -50,7 +56,6 @@ def test_a_prompt_s_metrics_are_those_of_the_functions() -> None:
         slates(),
         embedder=letters,
         score_references=lambda some: [np.arange(len(slate.completions)) * -1.0 for slate in some],
-        group_scores=[[{"a": 1.0}, {"a": 1.0, "b": 1.0}, {"b": 0.0}], None, None, None],
         align_fn=lambda pairs: [0.25] * len(pairs),
     )
     values = {name: column.tolist() for name, column in table.values.items()}
@@ -93,8 +98,6 @@ def test_generations_of_another_origin_join_by_prompt_and_strangers_are_counted(
     assert table.unmatched == 1
     with pytest.raises(ValueError, match="expected prompts or keys of the references, got none: first key 'who'"):
         evaluate_generations(GenerationSet("m", rows[2:]), slates(), embedder=letters)
-    with pytest.raises(ValueError, match="group_scores: expected 4 entries, one per slate, got 1"):
-        evaluate_generations(GenerationSet("m", rows), slates(), embedder=letters, group_scores=[None])
 
 
 def test_only_the_slates_with_answers_are_scored_under_the_policy(make_tiny_model, tiny_tokenizer) -> None:
@@ -108,9 +111,6 @@ def test_only_the_slates_with_answers_are_scored_under_the_policy(make_tiny_mode
     assert seen == slates()[2:3]
     assert table.values["plackett_luce"].tolist() == [0]
     (scores,) = policy_scores(slates()[:1], model, tiny_tokenizer)
-    from pope_align.data import encode_slates
-    from pope_align.scoring import score_responses
-
     encoded, _ = encode_slates(slates()[:1], tiny_tokenizer, max_length=1024)
     (totals,) = score_responses(encoded, model)
     assert scores == pytest.approx(np.array(totals) / [len(ids) for ids in encoded[0].completion_ids])
@@ -203,38 +203,6 @@ def test_everything_is_written_and_holds_no_nan(tmp_path: Path) -> None:
     assert "a&lt;b&gt;" in page
     assert "9 &lt; 10 texts" in page
     assert page.count("data:image/png;base64,") == 2
-
-
-# --- references with groups -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_group_scores_are_read_beside_the_slates(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"refs.{ending}"
-    groups = [[{"0": 0.7}, {"0": 0.9, "1": 0.75}], None]
-    rows = [
-        {"prompt": "A?", "completions": ["x", "y"], "scores": [1.0, 2.0], "group_scores": groups[0]},
-        {"prompt": "B?", "completions": ["z"], "scores": [1.0], "group_scores": groups[1]},
-    ]
-    if ending == "jsonl":
-        path.write_text("\n\n".join(json.dumps(row) for row in rows))
-    else:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    log, read = read_references(path)
-    assert len(log) == 2
-    assert read == groups
-    write_slates(log, tmp_path / f"plain.{ending}")
-    assert read_references(tmp_path / f"plain.{ending}")[1] is None
-
-
-def test_bad_group_scores_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "refs.jsonl"
-    cases = (([{"a": 1}], "expected a list of 2 objects"), ([{"a": "x"}, {}], r"group_scores\[0\]: expected"))
-    for value, message in cases:
-        row = {"prompt": "A?", "completions": ["x", "y"], "scores": [1, 2], "group_scores": value}
-        path.write_text(json.dumps(row))
-        with pytest.raises(ValueError, match=f"row 1: .*{message}"):
-            read_references(path)
 
 
 # --- MiniLM ---------------------------------------------------------------------------------------------------------

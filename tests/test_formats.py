@@ -247,3 +247,13 @@ def test_token_log_probabilities_are_summed(tmp_path: Path) -> None:
         convert("table", [path], tmp_path / "out.jsonl")
     with pytest.raises(ValueError, match=r"mapping: expected names among prompt, .*, got question"):
         convert("table", [path], tmp_path / "out.jsonl", ConvertOptions(mapping={"question": "prompt"}))
+
+
+def test_the_page_on_data_lists_every_format_with_its_feedback_and_an_example() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if "`pope convert --from " in row}
+    assert set(rows) == set(FORMATS)
+    for name, row in rows.items():
+        cells = row.split(" | ")
+        assert cells[-2] == ", ".join(f"`{kind}`" for kind in FORMATS[name].feedback)
+        assert f"`pope convert --from {name} " in cells[-1]

@@ -58,7 +58,7 @@ def start(work: Path, name: str, **death: object) -> subprocess.Popen[str]:
         **death,
     }
     path = work / f"{name}.json"
-    path.write_text(json.dumps(plan))
+    path.write_text(json.dumps([plan]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(path)], env=environment, stderr=subprocess.PIPE, text=True
@@ -71,7 +71,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def history(work: Path, name: str) -> list[dict[str, float]]:
-    entries = json.loads((work / name / "history.json").read_text())
+    entries = json.loads((work / name / "history.json").read_text())["history"]
     return [{key: value for key, value in entry.items() if key not in TIMED} for entry in entries]
 
 

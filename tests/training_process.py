@@ -2,7 +2,8 @@
 
     python tests/training_process.py run.json
 
-The JSON names the folder of the model, the slates, the options of `PopeConfig`, how to die, and where the results go.
+The JSON is a list of runs: the folder of the model, the slates, the options of `PopeConfig`, how to die, and where the
+results go.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
 from pope_align.config import PopeConfig
 from pope_align.data import read_slates
 from pope_align.trainer import PopeTrainer
@@ -44,10 +46,30 @@ def die_writing(name: str) -> None:
     torch.save = half
 
 
-def main(path: str) -> None:
-    with open(path, encoding="utf-8") as file:
-        run = json.load(file)
+def shard_on_cpus() -> None:
+    """Let accelerate shard over gloo as it does over NCCL: it leaves FSDP out where processes have no accelerator."""
+    PartialState().distributed_type = DistributedType.MULTI_GPU
+
+
+def count_gathers(gathers: list[list[str]]) -> None:
+    """Note the parameters of every gathering of FSDP2."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as groups
+
+    gather = groups.foreach_all_gather
+
+    def noted(parameters: Any, *rest: Any, **options: Any) -> Any:
+        gathers.append([parameter._param_fqn for parameter in parameters])
+        return gather(parameters, *rest, **options)
+
+    groups.foreach_all_gather = noted
+
+
+def train(run: dict[str, Any]) -> None:
     args = PopeConfig(**run["options"])
+    gathers: list[list[str]] = []
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        shard_on_cpus()
+        count_gathers(gathers)
     slates = read_slates(run["slates"])
     if "die_writing" in run:
         die_writing(run["die_writing"])
@@ -62,8 +84,11 @@ def main(path: str) -> None:
     trainer.save_model(run["saved"])
     if trainer.is_world_process_zero():
         with open(run["history"], "w", encoding="utf-8") as file:
-            json.dump(trainer.state.log_history, file)
+            json.dump({"history": trainer.state.log_history, "gathers": gathers}, file)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with open(sys.argv[1], encoding="utf-8") as file:
+        runs = json.load(file)
+    for run in runs:
+        train(run)

@@ -128,28 +128,18 @@ def plot_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> Non
     """Draw the distributions of an `Inspection` into a picture (.png, .pdf, .svg)."""
     pyplot = require("matplotlib.pyplot", extra="train", purpose="to draw pictures")
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
-    panels = axes.ravel()
-    largest = int(inspection.k.max())
-    panels[0].hist(inspection.k, bins=np.arange(0.5, largest + 1.5) if largest <= 80 else 40)
-    panels[0].set(title="responses per slate", xlabel="k", ylabel="slates")
-    _histogram(panels[1], inspection.response_chars, "length of responses", "characters", log=True)
-    _histogram(panels[2], inspection.prompt_chars, "length of prompts", "characters", log=True, unit="slates")
-    heavy = np.ptp(inspection.scores) > 50
-    scores = np.sign(inspection.scores) * np.log10(1 + np.abs(inspection.scores)) if heavy else inspection.scores
-    _histogram(panels[3], scores, "scores", "sign(s) log10(1 + |s|)" if heavy else "score")
-    panels[4].hist(inspection.utilities, bins=np.linspace(0, 1, 26))
-    panels[4].set(title=f"utilities ({inspection.transform})", xlabel="utility", ylabel="responses")
-    scored = [policy for policy in inspection.propensities if policy.per_token.size]
-    for policy in scored:
-        panels[5].hist(
-            policy.per_token, bins=40, alpha=0.6, label=f"{policy.how}: {policy.nats_per_token:.2f} nats/token"
-        )
-    panels[5].set(title="logging policy", xlabel="mean log-probability per token (nats)", ylabel="responses")
-    if scored:
-        panels[5].legend(frameon=False, fontsize="small")
-    else:
-        panels[5].text(0.5, 0.5, "not scored", ha="center", va="center", transform=panels[5].transAxes)
-    for panel in panels:
+    sizes, responses, prompts, scores, utilities, policies = axes.ravel()
+    _sizes(sizes, inspection.k)
+    _lengths(responses, inspection.response_chars, "length of responses", "responses")
+    _lengths(prompts, inspection.prompt_chars, "length of prompts", "slates")
+    values, heavy = inspection.scores, np.ptp(inspection.scores) > 50
+    shown = np.sign(values) * np.log10(1 + np.abs(values)) if heavy else values
+    scores.hist(shown, bins=_bins(shown))
+    scores.set(title="scores", xlabel="sign(s) log10(1 + |s|)" if heavy else "score", ylabel="responses")
+    utilities.hist(inspection.utilities, bins=np.linspace(0, 1, 26))
+    utilities.set(title=f"utilities ({inspection.transform})", xlabel="utility", ylabel="responses")
+    _policies(policies, inspection.propensities)
+    for panel in axes.ravel():
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -161,16 +151,44 @@ def quantiles(values: Numbers) -> tuple[float, float, float, float, float]:
     return float(least), float(low), float(middle), float(high), float(most)
 
 
-def _histogram(
-    axes: Axes, values: Numbers, title: str, label: str, *, log: bool = False, unit: str = "responses"
-) -> None:
-    if log:
-        low, high = max(values.min(), 1), max(values.max(), 2)
-        axes.hist(np.maximum(values, 1), bins=np.geomspace(low, high * 1.001, 40).tolist())
-        axes.set_xscale("log")
+def _sizes(axes: Axes, k: Numbers) -> None:
+    largest = int(k.max())
+    if largest <= 24:
+        numbers, counts = np.unique(k, return_counts=True)
+        axes.bar(numbers, counts)
+        axes.set_xticks(range(1, largest + 1))
     else:
-        axes.hist(values, bins=40)
-    axes.set(title=title, xlabel=label, ylabel=unit)
+        axes.hist(k, bins=_bins(k))
+    axes.set(title="responses per slate", xlabel="k", ylabel="slates")
+
+
+def _lengths(axes: Axes, characters: Numbers, title: str, unit: str) -> None:
+    ticker = require("matplotlib.ticker", extra="train", purpose="to draw pictures")
+    low, high = max(characters.min(), 1), max(characters.max(), 2)
+    axes.hist(np.maximum(characters, 1), bins=np.geomspace(low, high * 1.001, _bins(characters) + 1).tolist())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set(title=title, xlabel="characters", ylabel=unit)
+
+
+def _policies(axes: Axes, policies: Sequence[Propensities]) -> None:
+    axes.set(title="logging policy", xlabel="mean log-probability per token (nats)", ylabel="responses")
+    scored = [policy for policy in policies if policy.per_token.size]
+    for policy in scored:
+        label = f"{policy.how}: {policy.nats_per_token:.2f} nats per token"
+        axes.hist(policy.per_token, bins=_bins(policy.per_token), alpha=0.6, label=label)
+    if scored:
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # room for the legend
+        axes.legend(frameon=False, fontsize="small")
+    else:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no log-probabilities per token", ha="center", va="center", transform=axes.transAxes)
+
+
+def _bins(values: Numbers) -> int:
+    return int(np.clip(np.sqrt(values.size), 8, 40))
 
 
 def _propensities(slates: Sequence[Slate]) -> list[Propensities]:

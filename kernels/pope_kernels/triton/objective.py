@@ -23,6 +23,7 @@ from ..values import (
 )
 
 LANES = 1024
+WARPS = 16
 RESPONSE, SLATE, GEOMETRIC = (tl.constexpr(WEIGHTINGS[name]) for name in ("response", "slate", "geometric"))
 NONE, BY_SLATE, BATCH = (tl.constexpr(NORMALIZATIONS[name]) for name in ("none", "slate", "batch"))
 LOG_LIKELIHOOD = tl.constexpr(UTILITY_FORMS["log_likelihood"])
@@ -159,7 +160,7 @@ def objective_kernel(
     size_sum = tl.zeros((LANES,), tl.float64)
     size_squares = tl.zeros((LANES,), tl.float64)
     for first in range(0, num_slates, LANES):
-        begin, size, _ = slates_of(offsets, first, num_slates, num_responses, LANES)
+        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         shift = slate_shift(
@@ -175,7 +176,7 @@ def objective_kernel(
             if CLIPPED:
                 log_omega = tl.minimum(raw, log_clip)
             tl.store(weights_out + at, tl.exp(log_omega), mask=mine)
-            gain, diversity, _ = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
+            gain, diversity, slope = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
             e = tl.where(mine, tl.exp(log_omega - shift), 0.0)
             in_utility += e * gain
             in_diversity += e * diversity
@@ -217,7 +218,7 @@ def objective_kernel(
 
     # dV/dl.
     for first in range(0, num_slates, LANES):
-        begin, size, _ = slates_of(offsets, first, num_slates, num_responses, LANES)
+        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         shift = slate_shift(
@@ -236,7 +237,7 @@ def objective_kernel(
                 if CLIPPED:
                     log_omega = tl.minimum(log_omega, log_clip)
                 e = tl.where(mine, tl.exp(log_omega - shift), 0.0)
-                gain, diversity, _ = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
+                gain, diversity, slope = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
                 in_reward += e * (gain + alpha * diversity)
                 in_weight += e
             in_weight = tl.where(size > 0, in_weight, 1.0)
@@ -246,7 +247,7 @@ def objective_kernel(
         if WEIGHTING != RESPONSE:
             for j in range(tl.max(size, 0)):
                 at, mine = begin + j, j < size
-                gain, diversity, _ = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
+                gain, diversity, slope = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
                 excess += tl.where(mine, gain + alpha * diversity - baseline, 0.0)
             if WEIGHTING == GEOMETRIC:
                 excess = excess / k
@@ -332,6 +333,6 @@ def slate_objective(
         DIVERSITY_FORM=DIVERSITY_FORMS[options.diversity_form],
         CLIPPED=options.clip is not None,
         LANES=LANES,
-        num_warps=16,
+        num_warps=WARPS,
     )
     return values
