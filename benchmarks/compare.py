@@ -51,12 +51,17 @@ def report(file: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [f"{run['device']}; {versions}; commit {run['commit'][:12]}.", ""]
     groups = defaultdict(list)
-    for row in run["rows"]:
+    for row in (row for row in run["rows"] if "skipped" not in row):
         shape = row["shape"]
         what = f"From {row['source']}: {shape['tokens']} tokens, {shape['vocab']} words"
-        groups[what + (f", width {shape['width']}" if row["source"] == "hidden" else "")].append(row)
+        what += f", width {shape['width']}" if row["source"] == "hidden" else ""
+        what += ", ragged responses" if row.get("ragged") else ""
+        what += "" if row.get("trainable", True) else ", frozen head"
+        groups[what].append(row)
     for title, rows in groups.items():
         lines += [title, "", *table(rows), ""]
+    skipped = {f"- {row['name']}: {row['skipped']}": None for row in run["rows"] if "skipped" in row}
+    lines += ["Did not take part:", *skipped, ""] if skipped else []
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import conditions, results_file
+from harness import conditions, gpu_conditions, results_file
 
 ROWS: dict[str, list[dict[str, Any]]] = {}
 
@@ -32,9 +32,15 @@ def record() -> Callable[..., None]:
     return add
 
 
+@pytest.fixture
+def record_gpu() -> Callable[..., None]:
+    """``record_gpu(**row)``: keep a row that was measured with CUDA events."""
+    return lambda **row: ROWS.setdefault("gpu", []).append(row)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     for kind, rows in ROWS.items():
-        about = conditions()
+        about = conditions() if kind == "cpu" else gpu_conditions()
         file = results_file(kind, about["device"])
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")

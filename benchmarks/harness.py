@@ -256,6 +256,33 @@ def conditions() -> dict[str, Any]:
     }
 
 
+def gpu_conditions() -> dict[str, Any]:
+    """:func:`conditions` of the GPU: its driver, the rivals' versions, and the rates that floors are stated in."""
+    from bench_gpu import device_rates
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    about = conditions()
+    rivals = {name: version(name) for name in ("triton", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
+    return {
+        **about,
+        "device": torch.cuda.get_device_name(),
+        "driver": driver.stdout.strip(),
+        "versions": {**about["versions"], "cuda": str(torch.version.cuda), **rivals},
+        **device_rates(),
+    }
+
+
 def results_file(kind: str, device: str) -> Path:
     return RESULTS / f"{kind}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 

@@ -323,9 +323,14 @@ class LossPass:
                 products.take(chunk, logits, [coefficient[here] for coefficient in coefficients])
 
     def _batch_coefficients(self, groups: GroupCoefficients, batch: Batch) -> list[torch.Tensor]:
-        span = groups.responses(batch.first_group, batch.last_group)
-        self.response_logprobs[span] = self.head.response_logprobs(span.start, span.stop, self.mean)
-        return [
-            self.head.token_coefficients(coefficient, span.start, span.stop, self.mean)
-            for coefficient in groups(self.response_logprobs, batch.first_group, batch.last_group)
-        ]
+        responses = groups.responses(batch.first_group, batch.last_group)
+        tokens, offsets = self.head.span(responses.start, responses.stop)
+        self.response_logprobs[responses], coefficients = groups(
+            self.head.logprobs[tokens],
+            self.head.tokens.labels[tokens],
+            offsets,
+            batch.first_group,
+            batch.last_group,
+            self.mean,
+        )
+        return coefficients

@@ -78,11 +78,12 @@ def _chunked_head(
     return ChunkedHead(kernels(backend), tokens, weight, bias, logit_scale, logit_softcap, chunk_bytes)
 
 
-def _check_tokens(labels: Tensor, response_offsets: Tensor, vocab: int) -> None:
+def _check_tokens(labels: Tensor, response_offsets: Tensor, vocab: int, compact: bool) -> None:
     if not _checks.deferred(labels.device):
         _checks.packed_values(labels, response_offsets, vocab)
-    elif response_offsets.device.type == "cpu":
-        _checks.segments("response_offsets", response_offsets, labels.numel(), "the number of labels")
+    elif not compact:  # the plan needs the offsets on the host; those of padded rows are our own
+        host = both(response_offsets, labels.device).host
+        _checks.segments("response_offsets", host, labels.numel(), "the number of labels")
 
 
 def _linear_response_logprobs(
@@ -100,7 +101,7 @@ def _linear_response_logprobs(
     compute_dtype: torch.dtype,
     need_unit: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_tokens(labels, response_offsets, weight.shape[0])
+    _check_tokens(labels, response_offsets, weight.shape[0], compact)
     head = _chunked_head(
         hidden,
         weight,
@@ -304,7 +305,7 @@ def _linear_pope_loss(
     num_slates: int | None,
 ) -> tuple[Tensor, ...]:
     slates = both(slate_offsets, hidden.device)
-    _check_tokens(labels, response_offsets, weight.shape[0])
+    _check_tokens(labels, response_offsets, weight.shape[0], compact)
     _checks.segments("slate_offsets", slates.host, response_offsets.numel() - 1, "the number of responses")
     if not _checks.deferred(hidden.device):
         _checks.objective_data(logging_logprobs, utility, slate_offsets, response_offsets.numel() - 1)

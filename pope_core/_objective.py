@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,32 +23,6 @@ _CHECKED = (
 )
 
 
-def evaluate(
-    kernels: Kernels,
-    response_logprobs: torch.Tensor,  # [R] float64
-    logging_logprobs: torch.Tensor,  # [R] float64
-    utility: torch.Tensor,  # [R] float64
-    slate_offsets: torch.Tensor,  # [S + 1] int64
-    objective: Objective,
-    dtype: torch.dtype = torch.float64,
-) -> SlateValues:
-    """The value, its parts, weights and diagnostics in ``dtype``, and ``dV / d response_logprobs``."""
-    return kernels.slate_objective(
-        response_logprobs,
-        logging_logprobs,
-        utility,
-        slate_offsets,
-        diversity_weight=objective.diversity_weight,
-        weighting=objective.weighting,
-        normalization=objective.normalization,
-        clip=objective.clip,
-        utility_form=objective.utility_form,
-        diversity_form=objective.diversity_form,
-        num_slates=objective.num_slates or slate_offsets.numel() - 1,
-        dtype=dtype,
-    )
-
-
 def evaluate_checked(
     kernels: Kernels,
     response_logprobs: torch.Tensor,
@@ -59,11 +32,15 @@ def evaluate_checked(
     objective: Objective,
     dtype: torch.dtype,
 ) -> SlateValues:
-    """:func:`evaluate` of a whole call, refusing inputs that would make it NaN or infinite."""
+    """The value, its parts, weights and diagnostics in ``dtype``, and ``dV / d response_logprobs``, of a whole call.
+
+    Refuses inputs that would make it NaN or infinite.
+    """
     deferred = _checks.deferred(response_logprobs.device)
     if not deferred:
         _checks.finite("response_logprobs", response_logprobs, slate_offsets)
-    values = evaluate(kernels, response_logprobs, logging_logprobs, utility, slate_offsets, objective, dtype)
+    options = objective.options(slate_offsets.numel() - 1)
+    values = kernels.slate_objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, dtype)
     if deferred:
         assert values.sound is not None, "a GPU backend checks its inputs"
         _checks.later(values.sound, _CHECKED)
@@ -98,34 +75,44 @@ class GroupCoefficients:
         if by_response:
             host = torch.arange(num_responses + 1)
             self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
+        options = objective.options(sizes.numel())
+        self.terms = [(options, utility)]
         if objective.normalization == "batch":
-            numerator = replace(objective, normalization="none", num_slates=1)
-            mass = replace(numerator, diversity_weight=0.0, utility_form="feedback")
+            numerator = options._replace(normalization="none", num_slates=1)
+            mass = numerator._replace(diversity_weight=0.0, utility_form="feedback")
             self.terms = [(numerator, utility), (mass, torch.ones_like(utility))]
-        else:
-            self.terms = [(replace(objective, num_slates=objective.num_slates or sizes.numel()), utility)]
 
     def responses(self, first_group: int, last_group: int) -> slice:
         return slice(int(self.offsets.host[first_group]), int(self.offsets.host[last_group]))
 
-    def __call__(self, response_logprobs: torch.Tensor, first_group: int, last_group: int) -> list[torch.Tensor]:
-        """One coefficient per response of the groups and term; ``response_logprobs`` [R] need be known for
-        those only.
-        """
+    def __call__(
+        self,
+        token_logprobs: torch.Tensor,  # [n] of the groups' responses
+        labels: torch.Tensor,  # [n]
+        response_offsets: torch.Tensor,  # [r + 1] within them
+        first_group: int,
+        last_group: int,
+        mean: bool,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Log-probabilities of the groups' responses, and one coefficient per token and term."""
         span = self.responses(first_group, last_group)
         offsets = self.offsets.device[first_group : last_group + 1] - span.start
+        share = self.share[span] if self.by_response else None
         coefficients = []
-        for objective, utility in self.terms:
-            values = evaluate(
-                self.kernels,
-                response_logprobs[span],
+        for options, utility in self.terms:
+            logprobs, each = self.kernels.group_coefficients(
+                token_logprobs,
+                labels,
+                response_offsets,
                 self.logging_logprobs[span],
                 utility[span],
                 offsets,
-                objective,
+                share,
+                mean,
+                options,
             )
-            coefficients.append(values.coefficients * self.share[span] if self.by_response else values.coefficients)
-        return coefficients
+            coefficients.append(each)
+        return logprobs, coefficients
 
     def combine(self, accumulated: Sequence[torch.Tensor], values: SlateValues) -> torch.Tensor:
         """Join one accumulated tensor per term into the gradient of the value (in place, in the first)."""

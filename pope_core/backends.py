@@ -13,7 +13,7 @@ from torch import Tensor
 from .types import Backend
 
 if TYPE_CHECKING:
-    from pope_kernels.values import SlateValues
+    from pope_kernels.values import ObjectiveOptions, SlateValues
 
 #: The public operations; all of them have every backend.
 OPS = ("response_logprobs", "linear_response_logprobs", "slate_objective", "pope_loss", "linear_pope_loss")
@@ -66,17 +66,24 @@ class Kernels(Protocol):
         logging_logprobs: Tensor,
         utility: Tensor,
         slate_offsets: Tensor,
-        /,
-        *,
-        diversity_weight: float,
-        weighting: str,
-        normalization: str,
-        clip: float | None,
-        utility_form: str,
-        diversity_form: str,
-        num_slates: int,
+        options: ObjectiveOptions,
         dtype: torch.dtype,
+        /,
     ) -> SlateValues: ...
+
+    def group_coefficients(
+        self,
+        token_logprobs: Tensor,
+        labels: Tensor,
+        response_offsets: Tensor,
+        logging_logprobs: Tensor,
+        utility: Tensor,
+        slate_offsets: Tensor,
+        share: Tensor | None,
+        mean: bool,
+        options: ObjectiveOptions,
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Availability(NamedTuple):
@@ -94,7 +101,7 @@ def availability(backend: Backend, device_type: str) -> Availability:
 
 def _native(device_type: str) -> Availability:
     if device_type != "cpu":
-        return Availability(False, f"it serves CPU tensors, got tensors on {device_type}")
+        return Availability(False, f"the CPU kernels serve CPU tensors, got tensors on {device_type}")
     try:
         native = importlib.import_module("pope_kernels.native")
     except ImportError as error:
@@ -106,7 +113,7 @@ def _native(device_type: str) -> Availability:
 
 def _cuda(device_type: str) -> Availability:
     if device_type != "cuda":
-        return Availability(False, f"it serves CUDA tensors, got tensors on {device_type}")
+        return Availability(False, f"the CUDA kernels serve CUDA tensors, got tensors on {device_type}")
     if torch.version.cuda is None:
         return Availability(False, "this torch was built without CUDA")
     if (missing := _missing_product()) is not None:
@@ -154,13 +161,15 @@ def select(device: torch.device, requested: Backend | None) -> Backend:
     The best is "cpu" for CPU tensors, and "cuda" for others where it was built and fits the device, else "triton".
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the CPU's kernels are asked for on another device.
         RuntimeError: the backend cannot run here; the message says why.
     """
     name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device)
     if name not in get_args(Backend):
         raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))} or None, got {name!r}")
     backend = cast(Backend, name)
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend: 'cpu' serves CPU tensors, got tensors on {device}")
     usable, reason = availability(backend, device.type)
     if not usable:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")

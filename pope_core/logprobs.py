@@ -84,7 +84,7 @@ def response_logprobs(
             arithmetic in float32 (float64 for float64).
         labels: ``[N]`` or ``[R, L]`` token ids, -100 where no response token stands.
         response_offsets: ``[R + 1]``, response ``r`` being tokens ``[offsets[r], offsets[r + 1])``; only with packed
-            logits.
+            logits. Offsets may stay on the CPU.
         length_normalize: divide by the number of response tokens.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
@@ -137,12 +137,12 @@ def linear_response_logprobs(
     logits a second time (8NDV). Where the loss is POPE's, :func:`linear_pope_loss` needs 6NDV.
 
     Args:
-        hidden: ``[N, D]`` or ``[R, L, D]``, as ``logits`` in :func:`response_logprobs`; ignored positions never reach
-            the product.
+        hidden: ``[N, D]`` or ``[R, L, D]``, as ``logits`` in :func:`response_logprobs`; the ignored positions of the
+            latter never reach the product.
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on.
         labels: ``[N]`` or ``[R, L]``.
         lm_head_bias: ``[V]``.
-        response_offsets: ``[R + 1]``; only with packed ``hidden``.
+        response_offsets: ``[R + 1]``; only with packed ``hidden``. On the CPU they spare a GPU a wait.
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).

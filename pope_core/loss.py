@@ -122,15 +122,17 @@ def linear_pope_loss(
     log-probabilities are, so each chunk of logits becomes its gradient in place: three matrix products (6NDV) with a
     trainable head, two (4NDV) with a frozen one, against four for a fused per-token log-probability. A slate (with
     weighting="response" and normalization "none" or "batch": a response) that exceeds ``chunk_bytes`` on its own
-    computes its logits twice; normalization="batch" forms the product for the head's gradient twice. Only wanted
-    gradients are computed, in the forward; backward scales them.
+    computes its logits twice; normalization="batch" forms the product for the head's gradient twice. Responses with a
+    gradient of exactly zero (diversity_weight=0) join no product but the first. Only wanted gradients are computed, in
+    the forward; backward scales them.
 
     Args:
-        hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; ignored
-            positions never reach the product.
+        hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; its
+            ignored positions never reach the product.
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. The gradient of a 16-bit head is
             accumulated in float32.
         labels, logging_logprobs, utility, slate_offsets, response_offsets, length_normalize: as in :func:`pope_loss`.
+            Offsets on the CPU spare a GPU a wait (docs/kernels.md).
         lm_head_bias: ``[V]``.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,13 +25,21 @@ class Target(NamedTuple):
         return "triton-interpreted" if self == ("triton", "cpu") else self.backend
 
 
+@functools.cache
+def _targets() -> list[Target]:
+    every = (Target("reference"), Target("cpu"), Target("triton"), Target("triton", "cuda"), Target("cuda", "cuda"))
+    return [target for target in every if availability(target.backend, target.device).usable]
+
+
 #: Where every op is tested: each backend on each device that it can run on here. Triton serves the CPU only while its
 #: interpreter is on, and then no GPU.
-TARGETS = [
-    target
-    for target in map(Target, ("reference", "cpu", "triton", "triton", "cuda"), ("cpu", "cpu", "cpu", "cuda", "cuda"))
-    if availability(target.backend, target.device).usable
-]
+TARGETS: list[Target]
+
+
+def __getattr__(name: str) -> list[Target]:  # to find out imports what each backend needs, and runs a kernel
+    if name == "TARGETS":
+        return _targets()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)

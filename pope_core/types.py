@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from pope_kernels.values import MAX_LOG_WEIGHT as MAX_LOG_WEIGHT
+from pope_kernels.values import ObjectiveOptions
 
 Weighting = Literal["response", "slate", "geometric"]
 Normalization = Literal["none", "slate", "batch"]
@@ -54,6 +55,10 @@ class Objective:
                     "num_slates: has no meaning with normalization='batch', which divides by the sum of the weights "
                     f"and not by a number of slates; got {self.num_slates!r}"
                 )
+
+    def options(self, slates_in_call: int) -> ObjectiveOptions:
+        """As the kernels take them, with the slates of the call where no number was given."""
+        return ObjectiveOptions(*self.flat()[:-1], num_slates=self.num_slates or slates_in_call)
 
     def flat(self) -> tuple[float, str, str, float | None, str, str, int | None]:
         """The options in the order of the operators' arguments."""

@@ -33,7 +33,7 @@ def test_without_a_choice_cpu_tensors_take_the_native_kernels(monkeypatch: pytes
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_a_usable_backend_may_be_asked_for(target: Target) -> None:
     assert backends.select(torch.device(target.device), target.backend) == target.backend
-    usable, reason = backends.availability(target.backend)
+    usable, reason = backends.availability(target.backend, target.device)
     assert usable
     assert reason
 
@@ -43,7 +43,7 @@ def test_an_unknown_backend_is_refused() -> None:
         value("mps")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", [b for b in get_args(Backend) if not backends.availability(b).usable])
+@pytest.mark.parametrize("backend", [b for b in get_args(Backend) if not backends.availability(b, "cpu").usable])
 def test_a_backend_that_cannot_run_raises_with_its_reason(backend: Backend) -> None:
     with pytest.raises(RuntimeError, match=f"^backend '{backend}' cannot run: .{{20,}}"):
         value(backend)
@@ -81,7 +81,7 @@ class TestEnvironmentVariable:
             value(None)
 
     def test_does_not_fall_back_either(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        unusable = [b for b in get_args(Backend) if not backends.availability(b).usable]
+        unusable = [b for b in get_args(Backend) if not backends.availability(b, "cpu").usable]
         if not unusable:
             pytest.skip("every backend can run here")
         monkeypatch.setenv("POPE_BACKEND", unusable[0])

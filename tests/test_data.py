@@ -11,7 +11,6 @@ import string
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -22,9 +21,11 @@ from pope_align.data import (
     Slate,
     SlateCollator,
     SlateError,
+    Tree,
     encode_slate,
     encode_slates,
     group_split,
+    lay_out,
     read_slates,
     to_utility,
     write_slates,
@@ -71,6 +72,8 @@ def logs(draw: st.DrawFn) -> list[Slate]:
                 logging_policy=draw(
                     st.none() | st.dictionaries(unicode_text, unicode_text | st.integers() | st.none(), max_size=3)
                 ),
+                group_scores=draw(st.none() | each(st.dictionaries(unicode_text, finite, max_size=2))),
+                origin=draw(st.none() | st.dictionaries(unicode_text, unicode_text | st.integers(), max_size=2)),
             )
         )
     return slates
@@ -145,6 +148,10 @@ BAD_ROWS = [
     ({"responders": ["me", 5]}, "responders[1]", "got 5"),
     ({"logging_policy": 4}, "logging_policy", "describing the logging policy, got 4"),
     ({"logging_policy": "{"}, "logging_policy", "JSON"),
+    ({"origin": 4}, "origin", "where the slate came from, got 4"),
+    ({"group_scores": [{"a": 1.0}]}, "group_scores", "2 entries"),
+    ({"group_scores": [{"a": 1.0}, 3]}, "group_scores[1]", "a number for each group, got 3"),
+    ({"group_scores": [{"a": 1.0}, {"a": "x"}]}, "group_scores[1].a", "a finite number"),
 ]
 
 
@@ -252,53 +259,6 @@ def test_group_split_is_the_same_on_every_machine_and_refuses_what_it_cannot_spl
         group_split(slates, lambda s: "one", 0.5, 0)
     with pytest.raises(ValueError, match="holdout_fraction"):
         group_split(slates, lambda s: s.slate_id or "", 1.0, 0)
-
-
-# --- utility --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("transform", "scores", "expected"),
-    [
-        ("minmax", [1, 2, 5], [0, 0.25, 1]),
-        ("log1p_minmax", [0, math.e - 1, math.e**2 - 1], [0, 0.5, 1]),
-        ("log1p_minmax", [1 - math.e, 0, math.e - 1], [0, 0.5, 1]),
-        ("rank", [10, 3, 99], [0.5, 0, 1]),
-        ("rank", [1, 1, 2, 3], [1 / 6, 1 / 6, 2 / 3, 1]),
-        ("none", [0, 0.3, 1], [0, 0.3, 1]),
-        ("none", [0.2, 0.2], [0.2, 0.2]),
-    ],
-)
-def test_utilities_by_hand(transform: str, scores: list[float], expected: list[float]) -> None:
-    np.testing.assert_allclose(to_utility(scores, transform), expected, atol=1e-12)
-
-
-@quick
-@given(scores=st.lists(finite, min_size=1, max_size=64), transform=st.sampled_from(["minmax", "log1p_minmax", "rank"]))
-def test_utilities_keep_the_order_and_stay_in_the_unit_interval(scores: list[float], transform: str) -> None:
-    utility = to_utility(scores, transform)
-    assert utility.min() >= 0
-    assert utility.max() <= 1
-    order = np.argsort(scores, kind="stable")
-    assert (np.diff(utility[order]) >= 0).all()
-    if len(set(scores)) == 1:
-        assert (utility == 0.5).all()
-    elif transform == "minmax":
-        assert utility.min() == 0
-        assert utility.max() == 1
-    elif transform == "rank":
-        assert sum(utility) == pytest.approx(len(scores) / 2)
-
-
-def test_utilities_refuse_bad_scores_by_name() -> None:
-    with pytest.raises(ValueError, match=r"scores\[1\]: expected a number in \[0, 1\] with transform='none', got 1\.5"):
-        to_utility([0.5, 1.5], "none")
-    with pytest.raises(ValueError, match=r"scores\[0\]: expected a finite number, got nan"):
-        to_utility([math.nan], "minmax")
-    with pytest.raises(ValueError, match="transform: expected one of minmax"):
-        to_utility([1.0], "softmax")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="non-empty"):
-        to_utility([], "rank")
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
@@ -513,8 +473,12 @@ def test_a_batch_by_hand() -> None:
     batch = SlateCollator(pad_token_id=1, length_normalize=False)(EXAMPLES)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[5, 6, 7, 1, 1], [5, 6, 8, 9, 1], [4, 3, 1, 1, 1]],
-        "attention_mask": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
-        "labels": [[-100, -100, 7, -100, -100], [-100, -100, 8, 9, 1], [-100, 3, 1, -100, -100]],
+        "position_ids": [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4], [0, 1, 2, 0, 0]],
+        "tree": [[0, 0, 0, -1, -1], [0, 0, 0, 0, 0], [0, 0, 0, -1, -1]],
+        "branch": [[0, 0, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 0]],
+        "predictors": [1, 6, 7, 8, 10, 11],
+        "labels": [7, 8, 9, 1, 3, 1],
+        "response_offsets": [0, 1, 4, 6],
         "slate_offsets": [0, 2, 3],
         "utility": [0.0, 1.0, 0.5],
         "logging_logprobs": [-2.0, -6.0, -5.0],
@@ -522,6 +486,21 @@ def test_a_batch_by_hand() -> None:
     dtypes = {name: tensor.dtype for name, tensor in batch.items()}
     assert dtypes.pop("utility") == dtypes.pop("logging_logprobs") == torch.float32
     assert set(dtypes.values()) == {torch.int64}
+
+
+def test_rows_that_share_prompts_by_hand() -> None:
+    trees = [Tree(e["prompt_ids"], e["completion_ids"]) for e in EXAMPLES]
+    rows = lay_out(trees, share_prompt=True)
+    assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1], [4, 3, 1, 0, 0, 0]]
+    assert rows["position_ids"].tolist() == [[0, 1, 2, 2, 3, 4], [0, 1, 2, 0, 0, 0]]
+    assert rows["branch"].tolist() == [[0, 0, 1, 2, 2, 2], [0, 1, 1, 0, 0, 0]]
+    assert rows["predictors"].tolist() == [1, 1, 3, 4, 6, 7]  # the prompt's last token predicts twice
+    assert rows["labels"].tolist() == [7, 8, 9, 1, 3, 1]
+    one = lay_out(trees, share_prompt=True, max_tokens_per_row=9)
+    assert one["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1, 4, 3, 1]]
+    assert one["tree"].tolist() == [[0] * 6 + [1] * 3]
+    assert one["predictors"].tolist() == [1, 1, 3, 4, 6, 7]
+    assert lay_out(trees, share_prompt=True, max_tokens_per_row=8)["input_ids"].shape == (2, 6)
 
 
 def test_length_normalisation_divides_by_the_rows_own_labels() -> None:
@@ -555,7 +534,7 @@ def test_encoded_slates_go_straight_into_a_batch() -> None:
         "logging_logprobs": [-3.0, -4.0],
     }
     batch = SlateCollator(0, True)([example])
-    assert (batch["labels"] != -100).sum(1).tolist() == [len(ids) for ids in encoded.completion_ids]
+    assert batch["labels"].tolist() == [token for ids in encoded.completion_ids for token in ids]
     assert batch["utility"].tolist() == [1.0, 0.0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pope_align.scoring as scoring
 import pytest
 import torch
-from pope_align.data import Slate, encode_slate, read_slates, write_slates
+from pope_align.data import Slate, TokenRows, encode_slate, read_slates, write_slates
 from pope_align.logging_policy import check_token_counts, score_slates
 from pope_align.scoring import model_fingerprint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -30,6 +31,7 @@ SLATES = [
     Slate("Count.", ["1, 2, 3, 4, 5, 6, 7, 8, 9, 10", "1", "1", "one two", "1, 2"], [5, 4, 3, 2, 1]),
 ]
 RESPONSES = 8  # distinct ones: "1" stands twice in the last slate
+TOKENS = sum(len(text) + 1 for slate in SLATES for text in dict.fromkeys(slate.completions))  # bytes, and the ends
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,8 @@ def test_a_killed_run_goes_on_where_it_stopped(
     class Killed(Exception):
         pass
 
-    def kill_after_two_batches(done: int, count: int) -> None:
-        reports.append((done, count))
+    def kill_after_two_batches(done: int, of: int) -> None:
+        reports.append((done, of))
         if len(reports) == 3:
             raise Killed
 
@@ -140,25 +142,79 @@ def test_a_killed_run_goes_on_where_it_stopped(
     with pytest.raises(Killed):
         score_slates(SLATES, model, tokenizer, progress=kill_after_two_batches, **options)
     saved = reports[-1][0]
-    assert reports[0] == (0, RESPONSES)
-    assert 0 < saved < RESPONSES
+    assert reports[0] == (0, TOKENS)
+    assert 0 < saved < TOKENS
 
     (cache,) = tmp_path.glob("*.jsonl")
-    assert len(cache.read_text().splitlines()) == saved
+    assert len(cache.read_text().splitlines()) == 2
     with cache.open("a") as file:
-        file.write('{"key": "half a li')  # as a kill in the middle of a write leaves it
+        file.write('{"half a ke')  # as a kill in the middle of a write leaves it
 
     reports.clear()
     resumed = score_slates(SLATES, model, tokenizer, progress=lambda *r: reports.append(r), **options)
-    assert reports[0] == (saved, RESPONSES)
-    assert reports[-1] == (RESPONSES, RESPONSES)
-    np.testing.assert_allclose(totals_of(resumed), totals_of(whole), rtol=1e-5)
-    assert len(cache.read_text().splitlines()) == RESPONSES
+    assert reports[0] == (saved, TOKENS)
+    assert reports[-1] == (TOKENS, TOKENS)
+    assert totals_of(resumed) == totals_of(whole)  # to the last bit
+    entries = [json.loads(line) for line in cache.read_text().splitlines()]
+    assert sum(map(len, entries)) == RESPONSES
 
     reports.clear()
     again = score_slates(SLATES, model, tokenizer, progress=lambda *r: reports.append(r), **options)
-    assert reports == [(RESPONSES, RESPONSES)]
+    assert reports == [(TOKENS, TOKENS)]
     assert again == resumed
+
+
+def test_a_log_that_grew_pays_for_the_new_responses_only(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"how": "proxy", "max_length": 128, "cache_dir": tmp_path}
+    before = score_slates(SLATES, model, tokenizer, **options)
+    grown = [replace(SLATES[0], completions=[*SLATES[0].completions, "Because."], scores=[3, 0, 1, 2]), *SLATES[1:]]
+    scored: list[int] = []
+    compute = scoring.response_logprobs
+
+    def counting(model: PreTrainedModel, rows: TokenRows, **options: bool) -> torch.Tensor:
+        scored.append(len(rows["response_offsets"]) - 1)
+        return compute(model, rows, **options)
+
+    monkeypatch.setattr(scoring, "response_logprobs", counting)
+    after = score_slates(grown, model, tokenizer, **options)
+    assert scored == [1]
+    assert totals_of(after)[:3] + totals_of(after)[4:] == totals_of(before)
+    np.testing.assert_allclose(
+        totals_of(after), totals_of(score_slates(grown, model, tokenizer, **{**options, "cache_dir": None})), rtol=1e-5
+    )
+
+
+def test_a_prompt_is_computed_once_for_its_responses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    compute = scoring.response_logprobs
+
+    def watching(model: PreTrainedModel, rows: TokenRows, **options: bool) -> torch.Tensor:
+        shapes.append(tuple(rows["input_ids"].shape))
+        return compute(model, rows, **options)
+
+    monkeypatch.setattr(scoring, "response_logprobs", watching)
+    shared = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
+    longest = len("Why is the sky blue?") + sum(len(text) + 1 for text in SLATES[0].completions)
+    assert shapes == [(3, longest)]  # bytes, and the end of each response
+    monkeypatch.setattr(scoring, "_TREE_TOKENS", 1)
+    apart = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
+    assert sum(rows for rows, _ in shapes[1:]) == RESPONSES
+    np.testing.assert_allclose(totals_of(shared), totals_of(apart), rtol=1e-5)
+
+
+def test_a_model_that_cannot_share_a_prompt_is_scored_all_the_same(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "sharing_obstacle", lambda model, tree: "its layers carry a state")
+        scored = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
+    assert "every response computes its prompt anew: its layers carry a state" in caplog.text
+    np.testing.assert_allclose(totals_of(scored), totals_of(expected), rtol=1e-5)
 
 
 def test_another_model_does_not_read_this_models_cache(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -208,7 +264,7 @@ def test_random_states_and_the_models_modes_are_left_alone(tokenizer: PreTrained
     assert all(parameter.grad is None for parameter in model.parameters())
     assert totals_of(first) == totals_of(score_slates(SLATES, model, tokenizer, how="proxy", max_length=128))
 
-    def fail(done: int, count: int) -> None:
+    def fail(done: int, of: int) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -253,7 +309,7 @@ def test_rounding_leaves_no_log_probability_above_zero(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Or a written log would not pass its own validation."""
-    monkeypatch.setattr(scoring.pope_core, "linear_response_logprobs", lambda *args, **options: torch.tensor([3e-8]))
+    monkeypatch.setattr(scoring, "response_logprobs", lambda *args, **options: torch.tensor([3e-8]))
     (scored,) = score_slates(SLATES[1:2], llama(), tokenizer, how="proxy", max_length=128)
     write_slates([scored], tmp_path / "log.jsonl")
     assert read_slates(tmp_path / "log.jsonl")[0].logging_logprobs == [0.0]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import pope_core
-from pope_core import _linear_ops
+from pope_core import _linear, _linear_ops
+from pope_core._offsets import Offsets, both
 from pope_core._plan import front_order
 from pope_core.testing import SlateProblem, make_slates
 from pope_kernels import native
@@ -122,6 +123,24 @@ def test_gradients_with_clipped_and_unrewarded_responses(chunk_rows: int, normal
         grads.append([t.grad for t in inputs[: 2 + bias]])
     for actual, expected in zip(grads[1], grads[0], strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_operator_sees_the_callers_own_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host copies of device offsets are kept per tensor object: a copy made on the way would be read back each time."""
+    seen: list[torch.Tensor] = []
+
+    def spy(offsets: torch.Tensor, device: torch.device) -> Offsets:
+        seen.append(offsets)
+        return both(offsets, device)
+
+    monkeypatch.setattr(_linear, "both", spy)
+    monkeypatch.setattr(_linear_ops, "both", spy)
+    p = make_slates(vocab=VOCAB, width=WIDTH)
+    hidden = p.hidden.requires_grad_()
+    arguments = (p.labels, *p.log_data)
+    pope_core.linear_pope_loss(hidden, p.lm_head_weight, *arguments, response_offsets=p.response_offsets)
+    assert len(seen) == 2
+    assert {id(offsets) for offsets in seen} == {id(p.response_offsets), id(p.slate_offsets)}
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))

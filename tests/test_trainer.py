@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from pope_align.config import PopeConfig
-from pope_align.data import SlateCollator
-from pope_align.model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states
-from pope_align.trainer import PopeTrainer, disable_dropout, slate_examples
+from pope_align.data import SlateCollator, Tree
+from pope_align.model import (
+    check_head,
+    lm_head,
+    load_model,
+    load_tokenizer,
+    response_hidden_states,
+    response_logprobs,
+)
+from pope_align.trainer import PopeTrainer, disable_dropout
+from pope_align.training_data import IndexedCollator, slate_dataset
 from torch.nn.functional import softplus
 from transformers import (
     CohereConfig,
@@ -53,22 +61,25 @@ ARCHITECTURES = {
 }
 
 
+TREE = Tree([11, 12, 13], [[21, 22], [31, 32, 33, 34], [41]])
+
+
 def config(path: Path, **options) -> PopeConfig:
     defaults = {"gradient_accumulation_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
     return PopeConfig(str(path), **{**defaults, "save_strategy": "no", "max_length": 64, "max_steps": 2, **options})
 
 
 def batch_of(slates, tokenizer, args: PopeConfig) -> dict[str, torch.Tensor]:
-    examples = slate_examples("slates", slates, tokenizer, args)
-    return SlateCollator(0, args.length_normalize)(examples)
+    dataset = slate_dataset("slates", slates, tokenizer, args)
+    return IndexedCollator(SlateCollator(0, args.length_normalize))([dataset[index] for index in range(len(slates))])
 
 
 def reference_output(model, batch, args: PopeConfig, **options):
     """The float64 objective on the model's own logits."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits = model(input_ids=batch["input_ids"], attention_mask=(batch["tree"] >= 0).long()).logits
     return reference.pope_loss(
         logits,
-        batch["labels"],
+        batch["input_ids"].where(batch["branch"] > 0, -100),
         batch["logging_logprobs"],
         batch["utility"],
         batch["slate_offsets"],
@@ -90,24 +101,11 @@ def test_hidden_states_and_head_give_the_logits_of_every_architecture(
     model = make().eval()
     args = config(tmp_path)
     batch = batch_of(make_slates(3), tiny_tokenizer, args)
-    states, head = (
-        response_hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["labels"]),
-        lm_head(model),
-    )
-    assert states.hidden.shape[0] == int((batch["labels"] != -100).sum())  # no prompt, no padding
-    ours = pope_core.linear_response_logprobs(
-        states.hidden,
-        head.weight,
-        states.labels,
-        lm_head_bias=head.bias,
-        response_offsets=states.response_offsets,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-    )
+    assert response_hidden_states(model, batch).hidden.shape[0] == batch["labels"].numel()  # no prompt, no padding
+    ours = response_logprobs(model, batch, length_normalize=True)
     torch.testing.assert_close(
         ours.double(), reference_output(model, batch, args).response_logprobs, rtol=1e-5, atol=1e-5
     )
-    check_head(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
 
 
 def test_a_model_that_treats_its_logits_in_an_unknown_way_is_refused(
@@ -122,9 +120,8 @@ def test_a_model_that_treats_its_logits_in_an_unknown_way_is_refused(
         return output
 
     model.forward = doubled
-    batch = batch_of(make_slates(1), tiny_tokenizer, config(tmp_path))
     with pytest.raises(ValueError, match="in a way that is not supported"):
-        check_head(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+        check_head(model, TREE, share_prompt=False)
 
 
 def test_an_adapted_head_is_refused_and_an_adapted_body_is_used(make_tiny_model, tiny_tokenizer, make_slates, tmp_path):
@@ -137,17 +134,11 @@ def test_an_adapted_head_is_refused_and_an_adapted_body_is_used(make_tiny_model,
         make_tiny_model(), peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     )
     batch = batch_of(make_slates(2), tiny_tokenizer, config(tmp_path))
-    check_head(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+    check_head(model, TREE, share_prompt=False)
     with model.disable_adapter():
-        plain = response_hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["labels"]).hidden
-    adapted = response_hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["labels"]).hidden
+        plain = response_hidden_states(model, batch).hidden
+    adapted = response_hidden_states(model, batch).hidden
     assert not torch.allclose(plain, adapted, atol=1e-3)
-
-
-def test_a_response_without_prompt_is_refused(make_tiny_model) -> None:
-    ids = torch.tensor([[1, 2, 3]])
-    with pytest.raises(ValueError, match="response token at position 0"):
-        response_hidden_states(make_tiny_model(), ids, torch.ones_like(ids), ids)
 
 
 def test_models_load_from_a_folder_and_bad_places_are_named(make_tiny_model, tiny_tokenizer, tmp_path) -> None:
@@ -290,7 +281,7 @@ def test_evaluation_does_not_depend_on_its_batches(make_tiny_model, tiny_tokeniz
         ).evaluate()
         for size in (1, 5)
     )
-    timed = ("second", "runtime")
+    timed = ("second", "time")
     names = [name for name in one if not any(word in name for word in timed)]
     assert {name: one[name] for name in names} == pytest.approx({name: all_[name] for name in names}, rel=1e-4)
 
@@ -368,7 +359,7 @@ def test_slates_come_as_rows_files_and_datasets(make_tiny_model, tiny_tokenizer,
     ]
     sources = [slates, log, tmp_path / "slates.jsonl", rows, datasets.Dataset.from_list(rows)]
     trainers = [PopeTrainer(make_tiny_model(), config(tmp_path), source, None, tiny_tokenizer) for source in sources]
-    assert all(trainer.train_dataset == trainers[0].train_dataset for trainer in trainers)
+    assert all(trainer.train_dataset.examples == trainers[0].train_dataset.examples for trainer in trainers)
 
 
 def objectives():

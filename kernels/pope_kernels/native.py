@@ -1,4 +1,4 @@
-"""Tensors in, tensors out, over the native extension: the only importer of ``_C``.
+"""Tensors in, tensors out, over the native extension: with ``native_cuda.py`` the only importer of ``_C``.
 
 Callers hand over contiguous CPU tensors of the right dtype (``pope_core`` sees to that); this module allocates the
 outputs and passes addresses, sizes and the number of threads.
@@ -6,16 +6,23 @@ outputs and passes addresses, sizes and the number of threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch  # before _C: torch brings the OpenMP runtime that the extension shares
 import torch.nn.functional as F
 
 from . import _C
-from .values import DIVERSITY_FORMS, NORMALIZATIONS, UTILITY_FORMS, WEIGHTINGS, SlateValues, accumulation_dtype
-
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+from .seam import composed
+from .values import (
+    DIVERSITY_FORMS,
+    DTYPE_CODES,
+    NORMALIZATIONS,
+    UTILITY_FORMS,
+    WEIGHTINGS,
+    ObjectiveOptions,
+    SlateValues,
+    accumulation_dtype,
+)
 
 isa = _C.isa
 use_isa = _C.use_isa
@@ -209,14 +216,7 @@ def slate_objective(
     logging_logprobs: torch.Tensor,  # [R] float64
     utility: torch.Tensor,  # [R] float64
     slate_offsets: torch.Tensor,  # [S + 1] int64
-    *,
-    diversity_weight: float,
-    weighting: str,
-    normalization: str,
-    clip: float | None,
-    utility_form: str,
-    diversity_form: str,
-    num_slates: int,
+    options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
     """The value of the slates, its parts and the weights in ``dtype``, and ``dV / d response_logprobs``."""
@@ -228,13 +228,13 @@ def slate_objective(
         _address(slate_offsets),
         slate_offsets.numel() - 1,
         response_logprobs.numel(),
-        diversity_weight,
-        WEIGHTINGS[weighting],
-        NORMALIZATIONS[normalization],
-        math.inf if clip is None else math.log(clip),
-        UTILITY_FORMS[utility_form],
-        DIVERSITY_FORMS[diversity_form],
-        float(num_slates),
+        options.diversity_weight,
+        WEIGHTINGS[options.weighting],
+        NORMALIZATIONS[options.normalization],
+        options.log_clip,
+        UTILITY_FORMS[options.utility_form],
+        DIVERSITY_FORMS[options.diversity_form],
+        float(options.num_slates),
         _address(log_weights),
         _address(weights),
         _address(coefficients),
@@ -252,3 +252,6 @@ def slate_objective(
         largest_slate=torch.tensor(slate),
         sound=None,
     )
+
+
+group_coefficients = composed(response_sums, slate_objective, token_coefficients)

@@ -1,11 +1,13 @@
-"""What every backend shares: the codes of the options, and what one evaluation of the objective gives."""
+"""What every backend shares: the codes of dtypes and options, and what one evaluation of the objective gives."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 WEIGHTINGS = {"response": 0, "slate": 1, "geometric": 2}
 NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
 UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
@@ -18,6 +20,22 @@ MAX_LOG_WEIGHT = 80.0
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64 inputs, float32 for every other."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class ObjectiveOptions(NamedTuple):
+    """``pope_core.types.Objective`` as the kernels take it: validated, and with a number of slates."""
+
+    diversity_weight: float
+    weighting: str
+    normalization: str
+    clip: float | None
+    utility_form: str
+    diversity_form: str
+    num_slates: int
+
+    @property
+    def log_clip(self) -> float:
+        return math.inf if self.clip is None else math.log(self.clip)
 
 
 class SlateValues(NamedTuple):
@@ -39,3 +57,21 @@ class SlateValues(NamedTuple):
     def reported(self) -> tuple[torch.Tensor, ...]:
         """The seven fields that a caller sees, in order."""
         return self[:7]
+
+
+def new_slate_values(like: torch.Tensor, dtype: torch.dtype) -> SlateValues:
+    """Room for the results on the device of ``like`` [R]: a tensor each, for outputs of an operator may not overlap."""
+    num_responses, new = like.numel(), like.new_empty
+    return SlateValues(
+        value=new((), dtype=dtype),
+        utility_value=new((), dtype=dtype),
+        diversity_value=new((), dtype=dtype),
+        log_weights=new(num_responses, dtype=dtype),
+        weights=new(num_responses, dtype=dtype),
+        effective_sample_size=new((), dtype=dtype),
+        clip_fraction=new((), dtype=dtype),
+        coefficients=new(num_responses, dtype=torch.float64),
+        largest_log_weight=new((), dtype=torch.float64),
+        largest_slate=new((), dtype=torch.int64),
+        sound=new((), dtype=torch.bool),
+    )

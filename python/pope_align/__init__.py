@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from .data import Slate as Slate
     from .data import read_slates as read_slates
     from .data import write_slates as write_slates
-    from .evaluate import evaluate_policies as evaluate_policies
     from .logging_policy import score_slates as score_slates
+    from .ope import evaluate_policies as evaluate_policies
     from .trainer import PopeTrainer as PopeTrainer
 
 _HOMES = {
     "PopeConfig": "config",
     "PopeTrainer": "trainer",
     "Slate": "data",
-    "evaluate_policies": "evaluate",
+    "evaluate_policies": "ope",
     "read_slates": "data",
     "score_slates": "logging_policy",
     "write_slates": "data",

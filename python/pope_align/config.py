@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ from transformers import TrainingArguments
 
 from pope_core.types import Backend, DiversityForm, Normalization, Objective, UtilityForm, Weighting
 
-from .data.utility import UtilityTransform
+from .data.feedback import UtilityTransform
 
 
 @dataclass
@@ -29,6 +30,15 @@ class PopeConfig(TrainingArguments):
         diversity_form: "neg_log_prob" or "entropy".
         length_normalize: mean log-probability per token (biased, less variance) instead of the total.
 
+    Safety:
+        kl_weight: weight of a penalty on leaving the model as it was at the start, on the logged responses (see
+            `pope_align.policy_loss.penalty_to_start`); it lets self-normalised weights go with "neg_log_prob". Their
+            log-probabilities under the start are computed before training.
+        stop_if_ess_below: stop when the effective sample size, as a share of the responses since the last log, falls
+            below this; None only warns.
+        early_stopping_patience: evaluations without a better held-out value (self-normalised, unless
+            ``metric_for_best_model`` says otherwise) after which to stop; the best model is kept. None never stops.
+
     Data:
         utility_transform: how the scores of a slate become utilities in [0, 1]; see `pope_align.data.to_utility`.
         max_length: tokens of prompt and response that are kept.
@@ -39,6 +49,10 @@ class PopeConfig(TrainingArguments):
             ``lora_dropout`` stays as it was asked for.
 
     Speed:
+        prompt_sharing: compute a prompt once for all responses of its slate: "on", "off", or "auto", which does so
+            wherever the model can and says so where it cannot.
+        max_tokens_per_row: with shared prompts, rows of several slates up to this many tokens, without padding between
+            them; None for one slate a row, which suits CPUs.
         chunk_bytes: budget of the logits buffer; None for the device's default.
         backend: of `pope_core`; None for the best one that runs here.
 
@@ -52,6 +66,12 @@ class PopeConfig(TrainingArguments):
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "Slates per device and evaluation batch."})
     gradient_accumulation_steps: int = field(default=8, metadata={"help": "Micro-batches per optimizer step."})
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
+    metric_for_best_model: str | None = field(
+        default=None, metadata={"help": "Held-out metric that tells the best model; with early stopping, the value."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay False: a loss that is no number stops the run and is explained."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: slates are not columns."})
 
     # objective
@@ -73,6 +93,15 @@ class PopeConfig(TrainingArguments):
         default=True, metadata={"help": "Mean log-probability per token (biased, less variance), not the total."}
     )
 
+    # safety
+    kl_weight: float = field(default=0.0, metadata={"help": "Weight of a penalty on leaving the start."})
+    stop_if_ess_below: float | None = field(
+        default=None, metadata={"help": "Stop when this share of the responses' weights is no longer effective."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better held-out value after which to stop."}
+    )
+
     # data
     utility_transform: UtilityTransform = field(
         default="minmax", metadata={"help": "How the scores of a slate become utilities in [0, 1]."}
@@ -86,14 +115,39 @@ class PopeConfig(TrainingArguments):
     disable_dropout: bool = field(default=True, metadata={"help": "Set the dropout of the model to 0."})
 
     # speed
+    prompt_sharing: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "Compute a prompt once for all responses of its slate."}
+    )
+    max_tokens_per_row: int | None = field(
+        default=None, metadata={"help": "Rows of several slates up to this many tokens; none for one slate a row."}
+    )
     chunk_bytes: int | None = field(default=None, metadata={"help": "Budget of the logits buffer, in bytes."})
     backend: Backend | None = field(default=None, metadata={"help": "Backend of pope_core; none for the best here."})
 
     def __post_init__(self) -> None:
+        if self.early_stopping_patience is not None:
+            self.load_best_model_at_end = True
+            self.restore_callback_states_from_checkpoint = True  # the count of evaluations without a better value
+            if not self.metric_for_best_model:
+                self.metric_for_best_model = "eval_pope/value_self_normalized"
+                self.greater_is_better = True
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns: expected False, because slates are not columns; got True")
-        refuse_degenerate(self.objective)
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "logging_nan_inf_filter: expected False, because a loss that is no number stops the run; got True"
+            )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                "train_sampling_strategy: expected 'random' or 'sequential', whose order resumes exactly, got "
+                f"{self.train_sampling_strategy!r}"
+            )
+        if not (math.isfinite(self.kl_weight) and self.kl_weight >= 0):
+            raise ValueError(f"kl_weight: expected a finite number >= 0, got {self.kl_weight!r}")
+        if self.stop_if_ess_below is not None and not 0 < self.stop_if_ess_below < 1:
+            raise ValueError(f"stop_if_ess_below: expected None or a share in (0, 1), got {self.stop_if_ess_below!r}")
+        refuse_degenerate(self.objective, anchored=self.kl_weight > 0)
 
     @property
     def objective(self) -> Objective:
@@ -108,18 +162,22 @@ class PopeConfig(TrainingArguments):
         )
 
 
-def refuse_degenerate(objective: Objective) -> None:
+def refuse_degenerate(objective: Objective, *, anchored: bool = False) -> None:
     """Refuse objectives that estimate a value well enough but that training drives to nonsense.
+
+    Args:
+        anchored: a penalty holds the policy to its start, so that log-probabilities cannot run away together.
 
     Raises:
         ValueError: with the reason and what to use instead. docs/training.md derives each.
     """
     self_normalized = objective.normalization != "none"
-    if self_normalized and objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0:
+    unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
+    if self_normalized and unbounded and not anchored:
         raise ValueError(
             f"diversity_form: 'neg_log_prob' has no anchor with normalization={objective.normalization!r}: "
             "self-normalised weights see only ratios of probabilities, so the reward -l grows without bound as all "
-            "log-probabilities fall; use diversity_form='entropy' (bounded), diversity_weight=0, or "
+            "log-probabilities fall; use diversity_form='entropy' (bounded), diversity_weight=0, a kl_weight > 0, or "
             "normalization='none' with a clip"
         )
     if (

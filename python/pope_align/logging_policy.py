@@ -12,6 +12,9 @@ the provenance beside them as ``Slate.logging_policy``:
 ``dtype``                  of the weights
 ``max_length``             tokens of prompt and response that were kept
 ``versions``               of torch, transformers and pope-core
+``fit``                    of a behaviour-cloned policy with a report (`pope_align.fit_report`): held-out nats per
+                           token before and after, responses fitted to, seed, ``fold`` and ``folds`` when
+                           cross-fitted, and ``in_sample``, how many of this slate's responses it was fitted to
 =========================  ================================================================================
 """
 
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .data.schema import Slate
 from .data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
+from .fit_report import FitReport, response_key
 from .scoring import Progress, model_fingerprint, score_responses
 
 if TYPE_CHECKING:
@@ -48,6 +52,8 @@ def score_slates(
     batch_tokens: int = 8192,
     cache_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    fit: FitReport | None = None,
+    fold: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> list[Slate]:
     """The same slates with ``logging_logprobs`` (totals, nats), ``completion_tokens`` and ``logging_policy`` filled in.
@@ -64,30 +70,38 @@ def score_slates(
         batch_tokens: upper bound of rows times length in one forward pass (a single longer response runs alone).
         cache_dir: folder of the cache, made if missing; None computes everything.
         overwrite: replace log-probabilities that the slates already carry.
+        fit: the report of a behaviour-cloned model's fit, for the provenance. Responses that the model was fitted to
+            are counted there, and warned of: their log-probabilities are too high.
+        fold: number of this fold and of all folds, when cross-fitted.
         progress: called after every batch, and once before the first.
 
     Raises:
-        ValueError: an unknown ``how``; a slate that already has ``logging_logprobs`` without ``overwrite``; anything
-            that `encode_slate` refuses; a cache file that is not one.
+        ValueError: an unknown ``how``; a ``fit`` with another ``how``, or made at another ``max_length``; a slate that
+            already has ``logging_logprobs`` without ``overwrite``; anything that `encode_slate` refuses; a cache file
+            that is not one.
     """
     if how not in get_args(How):
         raise ValueError(f"how: expected one of {', '.join(get_args(How))}, got {how!r}")
+    if fit is not None:
+        _check_fit(fit, how, max_length)
     if not overwrite:
         _refuse_scored(slates)
     encoded, report = encode_slates(slates, tokenizer, max_length=max_length)
     logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s", report)
     fingerprint = model_fingerprint(model)
     policy = _provenance(how, model, fingerprint, tokenizer, max_length)
+    if fit is not None:
+        policy["fit"] = _fit_provenance(fit, fold)
     totals = score_responses(encoded, model, batch_tokens=batch_tokens, cache_dir=cache_dir, progress=progress)
-    return [
-        replace(
-            slate,
-            logging_logprobs=of_slate,
-            completion_tokens=[len(ids) for ids in tokens.completion_ids],
-            logging_policy=dict(policy),
-        )
-        for slate, tokens, of_slate in zip(slates, encoded, totals, strict=True)
-    ]
+    scored = []
+    for slate, tokens, of_slate in zip(slates, encoded, totals, strict=True):
+        its_policy = dict(policy)
+        if fit is not None:
+            its_policy["fit"] = {**policy["fit"], "in_sample": _in_sample(slate, fit)}
+        counts = [len(ids) for ids in tokens.completion_ids]
+        scored.append(replace(slate, logging_logprobs=of_slate, completion_tokens=counts, logging_policy=its_policy))
+    _warn_in_sample(scored)
+    return scored
 
 
 def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
@@ -110,6 +124,42 @@ def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
                 f"{where}: completion_tokens[{index}]: expected the {scored} tokens that logging_logprobs was summed "
                 f"over, got {len(ids)}; use the max_length it was scored with ({scored_length}), or score the log again"
             )
+
+
+def _check_fit(fit: FitReport, how: How, max_length: int) -> None:
+    if how != "behaviour_cloned":
+        raise ValueError(f"how: expected 'behaviour_cloned' for a model with the report of a fit, got {how!r}")
+    if fit.config.max_length != max_length:
+        raise ValueError(
+            f"max_length: expected {fit.config.max_length}, which the policy was fitted with, got {max_length}"
+        )
+
+
+def _fit_provenance(fit: FitReport, fold: tuple[int, int] | None) -> dict[str, Any]:
+    return {
+        "heldout_nats_per_token": fit.heldout_nats_per_token,
+        "heldout_nats_per_token_before": fit.heldout_nats_per_token_before,
+        "train_responses": fit.train_responses,
+        "seed": fit.config.seed,
+        "fold": None if fold is None else fold[0],
+        "folds": None if fold is None else fold[1],
+    }
+
+
+def _in_sample(slate: Slate, fit: FitReport) -> int:
+    return sum(response_key(slate.prompt, completion) in fit.seen for completion in slate.completions)
+
+
+def _warn_in_sample(slates: Sequence[Slate]) -> None:
+    fits = [(slate.logging_policy or {}).get("fit") for slate in slates]
+    count = sum(fit["in_sample"] for fit in fits if fit is not None)
+    if count:
+        logger.warning(
+            "%d of %d responses were scored by a policy that was fitted to them, which finds them too likely: "
+            "importance weights come out too small; cross-fit (pope fit-logger --folds) to avoid it",
+            count,
+            sum(len(slate.completions) for slate in slates),
+        )
 
 
 def _refuse_scored(slates: Iterable[Slate]) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_peft_available
 
 import pope_core
-from pope_core.types import IGNORE_INDEX
 
 from ._extras import require
+from .attention import is_shared, shared_prompt_mask, why_not
+from .data.rows import TokenRows, Tree, lay_out
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,37 +36,41 @@ class ResponseHiddenStates(NamedTuple):
     response_offsets: torch.Tensor  # [R + 1] int64
 
 
-def response_hidden_states(
-    model: PreTrainedModel | PeftModel,
-    input_ids: torch.Tensor,  # [R, L]
-    attention_mask: torch.Tensor,  # [R, L]
-    labels: torch.Tensor,  # [R, L], -100 where no response token stands
-) -> ResponseHiddenStates:
-    """Run the transformer body and keep only the rows that predict response tokens.
+def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) -> ResponseHiddenStates:
+    """Run the transformer body and keep only the positions that predict response tokens.
 
-    Equivalent::
+    Equivalent, for one prompt and one response::
 
-        hidden = model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1][:, :-1]
-        hidden[labels[:, 1:] != -100]
+        hidden = model(prompt_ids + response_ids, output_hidden_states=True).hidden_states[-1]
+        hidden[len(prompt_ids) - 1 : -1]
 
-    without computing a logit. The causal shift is done here: row ``t - 1`` predicts the token at ``t``. Prompt and
-    padding never reach the head.
+    without computing a logit. Prompts and padding never reach the head. Rows with shared prompts get a block mask and
+    restarting positions (see `attention.shared_prompt_mask`); the result is the same up to rounding.
 
     Args:
         model: a causal language model of transformers, or a ``PeftModel`` around one (its adapters are active).
-        input_ids, attention_mask, labels: ``[R, L]``, padded on the right, as `pope_align.data.SlateCollator` makes
-            them.
+        rows: as `pope_align.data.lay_out` makes them, on the model's device.
 
     Raises:
-        ValueError: a label at position 0, which nothing predicts; a model without a separate body.
+        ValueError: a model without a separate body, or, for rows with shared prompts, one that cannot take them.
     """
-    if bool((labels[:, 0] != IGNORE_INDEX).any()):
-        raise ValueError("labels: expected a prompt token before every response, got a response token at position 0")
-    states = _body(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    predicted = labels[:, 1:]  # [R, L - 1]
-    kept = predicted != IGNORE_INDEX
-    response_offsets = F.pad(kept.sum(1).cumsum(0), (1, 0))
-    return ResponseHiddenStates(states[:, :-1][kept], predicted[kept], response_offsets)
+    body = _body(model)
+    if is_shared(rows):
+        config = _pretrained(model).config.get_text_config()
+        reason = why_not(config)
+        if reason is not None:
+            raise ValueError(f"model: expected one that can compute a prompt once for all its responses, but {reason}")
+        mask = shared_prompt_mask(config, rows, next(body.parameters()).dtype)
+        placed = {"attention_mask": mask, "position_ids": rows["position_ids"]}
+    else:
+        placed = {"attention_mask": (rows["tree"] >= 0).long()}
+    states = body(input_ids=rows["input_ids"], use_cache=False, **placed).last_hidden_state  # [B, L, D]
+    return ResponseHiddenStates(states.flatten(0, 1)[rows["predictors"]], rows["labels"], rows["response_offsets"])
+
+
+def output_layer(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    """The module whose matrix `lm_head` reads."""
+    return _pretrained(model).get_output_embeddings()
 
 
 def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
@@ -78,62 +82,85 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
     Raises:
         ValueError: the head is not a plain ``torch.nn.Linear``, so its matrix is not all that it does.
     """
-    base = _pretrained(model)
-    head = base.get_output_embeddings()
-    if type(head) is not torch.nn.Linear:
+    head = output_layer(model)
+    if type(head).forward is not torch.nn.Linear.forward:  # FSDP makes a subclass of its own that has this forward
         raise ValueError(
             f"model: expected an output layer that is a plain torch.nn.Linear, got {type(head).__name__}; the loss "
             "reads its matrix directly, so an adapter on it or its quantisation would be passed over. Leave the head "
             "out of the adapter's target_modules and modules_to_save, and unquantised"
         )
-    config = base.config.get_text_config()
+    assert isinstance(head, torch.nn.Linear)
+    config = _pretrained(model).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
     return LmHead(head.weight, head.bias, float(scale) / float(divisor), float(softcap) if softcap else None)
 
 
-@torch.no_grad()
-def check_head(
-    model: PreTrainedModel | PeftModel,
-    input_ids: torch.Tensor,  # [R, L]
-    attention_mask: torch.Tensor,  # [R, L]
-    labels: torch.Tensor,  # [R, L]
-) -> None:
-    """Compare log-probabilities from hidden states and head with those of the model's own logits, on one small batch.
+def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows, *, length_normalize: bool) -> torch.Tensor:
+    """`pope_core.linear_response_logprobs` of the model's own hidden states and head: ``[R]`` nats."""
+    states, head = response_hidden_states(model, rows), lm_head(model)
+    return pope_core.linear_response_logprobs(
+        states.hidden,
+        head.weight,
+        states.labels,
+        lm_head_bias=head.bias,
+        response_offsets=states.response_offsets,
+        length_normalize=length_normalize,
+        logit_scale=head.logit_scale,
+        logit_softcap=head.logit_softcap,
+    )
 
-    Whatever a model does between its body and its logits that `lm_head` does not know of shows here.
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: bool) -> None:
+    """Compare log-probabilities as training computes them with those of the model's own logits, on one small tree.
+
+    Whatever a model does between its body and its logits that `lm_head` does not know of shows here, and so does a body
+    that does not heed the mask of a shared prompt.
 
     Raises:
         ValueError: a response's mean log-probability differs by more than rounding.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        states = response_hidden_states(model, input_ids, attention_mask, labels)
-        head = lm_head(model)
-        ours = pope_core.linear_response_logprobs(
-            states.hidden,
-            head.weight,
-            states.labels,
-            lm_head_bias=head.bias,
-            response_offsets=states.response_offsets,
-            logit_scale=head.logit_scale,
-            logit_softcap=head.logit_softcap,
+        rows = rows_on(model, lay_out([tree], share_prompt=share_prompt))
+        ours = response_logprobs(model, rows, length_normalize=True)
+        apart = [Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids]
+        alone = [rows_on(model, lay_out([tree], share_prompt=False)) for tree in apart]
+        logits = [model(input_ids=row["input_ids"], use_cache=False).logits[0][row["predictors"]] for row in alone]
+        theirs = pope_core.response_logprobs(
+            torch.cat(logits), rows["labels"], response_offsets=rows["response_offsets"]
         )
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        theirs = pope_core.response_logprobs(logits, labels)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     difference = float((ours - theirs).abs().max())
     # The model rounds its logits to its own dtype; a few units in the last place of a typical logit are fine.
-    tolerance = max(1e-3, 20 * torch.finfo(logits.dtype).eps)
+    tolerance = max(1e-3, 20 * torch.finfo(logits[0].dtype).eps)
     if not difference <= tolerance:
+        how = " with a prompt shared by its responses" if share_prompt else ""
         raise ValueError(
             f"model: {type(_pretrained(model)).__name__} computes its logits from its hidden states in a way that is "
-            "not supported: mean log-probabilities from hidden states and head differ from the model's own by "
+            f"not supported{how}: mean log-probabilities from hidden states and head differ from the model's own by "
             f"{difference:.3g} nats (allowed: {tolerance:.3g})"
         )
+
+
+def sharing_obstacle(model: PreTrainedModel | PeftModel, tree: Tree) -> str | None:
+    """Why ``model`` cannot compute a prompt once for all its responses, tried on ``tree``; None if it can."""
+    try:
+        check_head(model, tree, share_prompt=True)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def rows_on(model: PreTrainedModel | PeftModel, rows: TokenRows) -> TokenRows:
+    """The rows on the model's device."""
+    device = next(model.parameters()).device
+    return cast(TokenRows, {name: cast(torch.Tensor, tensor).to(device) for name, tensor in rows.items()})
 
 
 def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
@@ -148,7 +175,12 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
         OSError: transformers found no such model.
     """
     folder, gguf_file = _locate(name_or_path)
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if gguf_file is not None and quantizer is not None:
+        # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
+        quantizer.remove_quantization_config(model)
+    return model
 
 
 def best_device() -> torch.device:

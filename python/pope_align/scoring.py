@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import pope_core
-from pope_core.types import IGNORE_INDEX
-
+from .data.rows import Tree, lay_out
 from .data.tokenize import EncodedSlate
-from .model import lm_head, response_hidden_states
+from .model import check_head, response_logprobs, rows_on, sharing_obstacle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Called with the number of distinct responses scored so far and in all.
+#: Called with the number of response tokens scored so far and in all (distinct responses count once).
 Progress = Callable[[int, int], None]
 
-#: Part of every cache key; a change of what is computed changes it.
-_CACHE_VERSION = "1"
+#: Part of every cache key and of the cache's name; a change of what is computed changes it.
+_CACHE_VERSION = "2"
+
+#: A prompt is computed once for responses of up to this many tokens in all; where attention skips nothing of what the
+#: mask hides, longer rows would cost more than computing the prompt again.
+_TREE_TOKENS = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +45,32 @@ def score_responses(
     """Total log-probability, in nats, of every response of every slate.
 
     Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed.
-    Only the response's positions reach the language-model head. Responses are batched by length, longest first, and
-    returned in their own order; equal responses are scored once. The model is in evaluation mode meanwhile, and its
-    modes are restored; no random state is touched.
+    Only the response's positions reach the language-model head. A prompt is computed once for several of its responses
+    where the model can (one that cannot is told from a first comparison, and a warning says why). Rows are batched by
+    length, longest first; equal responses are scored once. The model is in evaluation mode meanwhile, and its modes
+    are restored; no random state is touched.
 
-    With ``cache_dir``, every finished batch is appended to a file there, so that a run that was killed goes on where it
-    stopped and a log that grew pays for the new responses only. An entry's key is the SHA-256 of the cache version, the
-    model's fingerprint (configuration, and names, dtypes, shapes and bytes of all parameters), the number of prompt
-    tokens and the token ids: nothing else decides the number.
+    With ``cache_dir``, every finished batch is appended to a file there, so that a log that grew pays for the new
+    responses only, and a run that was killed goes on where it stopped: the batches follow from the log alone and are
+    kept whole or not at all, so it ends with the very bits of a run that was not. An entry's key is the SHA-256 of the
+    cache version, the model's fingerprint (configuration, and names, dtypes, shapes and bytes of all parameters), the
+    number of prompt tokens and the token ids: nothing else decides the number, up to rounding.
 
     Args:
         slates: token ids, as `encode_slates` gives them.
         model: any causal language model of transformers, on its device and in its dtype.
-        batch_tokens: upper bound of rows times length in one forward pass (a single longer response runs alone).
+        batch_tokens: upper bound of rows times length in one forward pass (a single longer row runs alone).
         cache_dir: folder of the cache, made if missing; None computes everything.
         progress: called after every batch, and once before the first.
 
     Raises:
-        ValueError: a cache file that is not one.
+        ValueError: a cache file that is not one; a model whose head or logits are not supported.
     """
     fingerprint = model_fingerprint(model) if cache_dir is not None else ""
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
-    unique = {request.key: request for of_slate in requests for request in of_slate}
+    plan = list(_plan((request for of_slate in requests for request in of_slate), batch_tokens))
     totals = _Cache.open(cache_dir, fingerprint) if cache_dir is not None else _Cache({}, None)
-    pending = [request for key, request in unique.items() if key not in totals.known]
-    _score(pending, model, totals, batch_tokens, len(unique), progress)
+    _score(plan, model, totals, progress)
     return [[totals.known[request.key] for request in of_slate] for of_slate in requests]
 
 
@@ -88,81 +91,96 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One response to score: its ids, how many of them are prompt, and the key of the answer."""
+    """One response to score, and the key of the answer."""
 
-    ids: tuple[int, ...]
-    prompt_tokens: int
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
     key: str
-
-    @property
-    def completion_tokens(self) -> int:
-        return len(self.ids) - self.prompt_tokens
 
     @classmethod
     def of(cls, prompt_ids: list[int], completion_ids: list[int], fingerprint: str) -> _Request:
         ids = (*prompt_ids, *completion_ids)
         content = f"{_CACHE_VERSION} {fingerprint} {len(prompt_ids)} {' '.join(map(str, ids))}"
-        return cls(ids, len(prompt_ids), hashlib.sha256(content.encode()).hexdigest())
+        return cls(tuple(prompt_ids), tuple(completion_ids), hashlib.sha256(content.encode()).hexdigest())
 
 
-def _score(
-    pending: list[_Request],
-    model: PreTrainedModel,
-    totals: _Cache,
-    batch_tokens: int,
-    count: int,
-    progress: Progress | None,
-) -> None:
-    report = progress or (lambda done, of: None)
-    done = count - len(pending)
-    report(done, count)
-    with _evaluating(model):
-        for batch in _batches(pending, batch_tokens):
-            totals.add(batch, _totals(batch, model))
-            done += len(batch)
-            report(done, count)
+_Row = list[_Request]  # responses to one prompt, which a forward pass may compute once
 
 
-def _batches(requests: list[_Request], batch_tokens: int) -> Iterator[list[_Request]]:
-    """Longest first: rows of a batch are alike in length, and a batch too large for the memory fails at the start."""
-    batch: list[_Request] = []
-    for request in sorted(requests, key=lambda request: len(request.ids), reverse=True):
-        if batch and len(batch[0].ids) * (len(batch) + 1) > batch_tokens:
+def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row]]:
+    """Batches of rows: every distinct response once, decided by the log alone and not by what is known already.
+
+    Longest first: rows of a batch are alike in length, and a batch too large for the memory fails at the start.
+    """
+    by_prompt: dict[tuple[int, ...], dict[str, _Request]] = {}
+    for request in requests:
+        by_prompt.setdefault(request.prompt, {})[request.key] = request
+    rows = [row for responses in by_prompt.values() for row in _rows(list(responses.values()))]
+    batch: list[_Row] = []
+    for row in sorted(rows, key=_length, reverse=True):
+        if batch and _length(batch[0]) * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
-        batch.append(request)
+        batch.append(row)
     if batch:
         yield batch
 
 
-def _totals(batch: list[_Request], model: PreTrainedModel) -> list[float]:
-    """Total log-probability of every response of one batch."""
-    length = len(batch[0].ids)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, request in enumerate(batch):
-        ids = torch.tensor(request.ids)
-        input_ids[row, : len(ids)] = ids
-        attention_mask[row, : len(ids)] = 1
-        labels[row, request.prompt_tokens : len(ids)] = ids[request.prompt_tokens :]
-    device = next(model.parameters()).device
-    hidden, packed_labels, response_offsets = response_hidden_states(
-        model, input_ids.to(device), attention_mask.to(device), labels.to(device)
-    )
-    head = lm_head(model)
-    logprobs = pope_core.linear_response_logprobs(
-        hidden,
-        head.weight,
-        packed_labels,
-        lm_head_bias=head.bias,
-        response_offsets=response_offsets,
-        length_normalize=False,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-    )
-    # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
-    return logprobs.double().clamp(max=0.0).tolist()
+def _rows(responses: list[_Request]) -> Iterator[_Row]:
+    """Responses to one prompt in rows of like lengths, up to ``_TREE_TOKENS`` each (a longer response goes alone)."""
+    row: _Row = []
+    for request in sorted(responses, key=lambda request: len(request.response)):
+        if row and sum(len(other.response) for other in row) + len(request.response) > _TREE_TOKENS:
+            yield row
+            row = []
+        row.append(request)
+    if row:
+        yield row
+
+
+def _length(row: _Row) -> int:
+    return len(row[0].prompt) + sum(len(request.response) for request in row)
+
+
+def _tree(row: _Row) -> Tree:
+    return Tree(row[0].prompt, [request.response for request in row])
+
+
+def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _Cache, progress: Progress | None) -> None:
+    report = progress or (lambda done, of: None)
+    of = sum(_tokens(row) for batch in plan for row in batch)
+    pending = [[unknown for row in batch if (unknown := totals.unknown(row))] for batch in plan]
+    done = of - sum(_tokens(row) for batch in pending for row in batch)
+    report(done, of)
+    if not any(pending):
+        return
+    share_prompt = _shares_prompt(model, plan)  # of the whole plan: a resumed run must decide alike
+    with _evaluating(model):
+        for batch in filter(None, pending):
+            trees = [_tree(row) for row in batch]
+            rows = rows_on(model, lay_out(trees, share_prompt=share_prompt))
+            # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
+            logprobs = response_logprobs(model, rows, length_normalize=False).double().clamp(max=0.0).tolist()
+            totals.add([request for row in batch for request in row], logprobs)
+            done += sum(map(_tokens, batch))
+            report(done, of)
+
+
+def _tokens(row: _Row) -> int:
+    return sum(len(request.response) for request in row)
+
+
+def _shares_prompt(model: PreTrainedModel, plan: list[list[_Row]]) -> bool:
+    """Whether prompts may be computed once for several responses, after comparing both ways with the model's logits."""
+    row = min((row for batch in plan for row in batch), key=lambda row: (len(row) == 1, _length(row)))
+    tree = _tree(row[:2])
+    check_head(model, tree, share_prompt=False)
+    if len(tree.response_ids) == 1:
+        return False
+    obstacle = sharing_obstacle(model, tree)
+    if obstacle is not None:
+        logger.warning("every response computes its prompt anew: %s", obstacle)
+    return obstacle is None
 
 
 @contextmanager
@@ -183,14 +201,14 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Cache:
-    """Totals by key; appended to a JSON-lines file, a batch at a time, when there is a file."""
+    """Totals by key; appended to a JSON-lines file, one line a batch, when there is a file."""
 
     known: dict[str, float]
     path: Path | None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], fingerprint: str) -> _Cache:
-        path = Path(folder) / f"logprobs-{fingerprint}.jsonl"
+        path = Path(folder) / f"logprobs-v{_CACHE_VERSION}-{fingerprint}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return cls({}, path)
@@ -200,16 +218,19 @@ class _Cache:
             logger.warning("%s: dropped an unfinished last line", path)
             os.truncate(path, len(whole))
         try:
-            entries = [json.loads(line) for line in whole.splitlines()]
-            return cls({entry["key"]: float(entry["total"]) for entry in entries}, path)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            batches = [json.loads(line) for line in whole.splitlines()]
+            return cls({key: float(total) for batch in batches for key, total in batch.items()}, path)
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{path}: expected a cache of log-probabilities, got a bad line ({error}); delete it"
             ) from error
 
+    def unknown(self, row: _Row) -> _Row:
+        return [request for request in row if request.key not in self.known]
+
     def add(self, batch: list[_Request], totals: list[float]) -> None:
-        self.known.update((request.key, total) for request, total in zip(batch, totals, strict=True))
+        entries = {request.key: total for request, total in zip(batch, totals, strict=True)}
+        self.known.update(entries)
         if self.path is not None:
-            lines = [json.dumps({"key": request.key, "total": self.known[request.key]}) + "\n" for request in batch]
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+                file.write(json.dumps(entries) + "\n")

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
-
-import pope_core
-from pope_core.types import PopeLossOutput
+from accelerate.logging import get_logger
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ._extras import require
+from .callbacks import OverlapWatch
+from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .data.collate import SlateCollator, SlateExample
-from .data.schema import Slate, SlateLog, read_slates
-from .data.tokenize import encode_slates
-from .data.utility import to_utility
-from .logging_policy import check_token_counts
-from .model import check_head, lm_head, load_model, load_tokenizer, response_hidden_states
+from .data.rows import Tree
+from .data.schema import Slate
+from .data.tokenize import EncodedSlate
+from .distributed import from_main_process, gather_ragged
+from .model import check_head, load_model, load_tokenizer, sharing_obstacle
+from .policy_loss import ShareOfStep, policy_loss
+from .scoring import score_responses
+from .training_data import (
+    IndexedCollator,
+    SlateDataset,
+    SlateSampler,
+    SlateSource,
+    num_slates,
+    scored_slates,
+    slate_dataset,
+)
 from .window import SlateWindow
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-logger = logging.getLogger(__name__)
-
-#: What a log of slates may be given as: slates, rows (a list of dicts or a ``datasets.Dataset``), or a file.
-SlateSource = Sequence[Slate] | Iterable[Mapping[str, Any]] | str | os.PathLike[str]
+logger = get_logger(__name__)  # of the main process alone
 
 
 class PopeTrainer(Trainer):
@@ -56,7 +66,7 @@ class PopeTrainer(Trainer):
 
     Raises:
         ValueError: slates without ``logging_logprobs``, or whose log-probabilities belong to other tokens; a model
-            whose head or logits are not supported; more than one device.
+            whose head or logits are not supported; several GPUs in one process.
     """
 
     args: PopeConfig
@@ -71,46 +81,68 @@ class PopeTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if args.world_size > 1 or args.n_gpu > 1:
+        if args.n_gpu > 1:
             raise ValueError(
-                f"args: expected one device, got {args.world_size} processes and {args.n_gpu} GPUs; "
-                "set CUDA_VISIBLE_DEVICES to one of them"
+                f"args: expected one device per process, got {args.n_gpu} GPUs in one; start a process for each with "
+                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them"
             )
         # Slates are read first: a mistake in the data should not wait for a model to load.
-        train_slates = _scored_slates("train_dataset", train_dataset)
-        eval_slates = None if eval_dataset is None else _scored_slates("eval_dataset", eval_dataset)
+        train_slates = scored_slates("train_dataset", train_dataset)
+        eval_slates = None if eval_dataset is None else scored_slates("eval_dataset", eval_dataset)
         _check_sizes(train_slates, args)
         name = model if isinstance(model, str) else model.config.name_or_path
         tokenizer = processing_class or load_tokenizer(name)
-        train_examples = slate_examples("train_dataset", train_slates, tokenizer, args)
-        eval_examples = None if eval_slates is None else slate_examples("eval_dataset", eval_slates, tokenizer, args)
+        train_data = slate_dataset("train_dataset", train_slates, tokenizer, args)
+        eval_data = None if eval_slates is None else slate_dataset("eval_dataset", eval_slates, tokenizer, args)
         if isinstance(model, str):
             model = load_model(model, dtype=args.model_dtype)
         if args.disable_dropout:
             disable_dropout(model)
         if peft_config is not None:
             model = require("peft", extra="train", purpose="for peft_config").get_peft_model(model, peft_config)
+        collator = SlateCollator(_pad_token_id(tokenizer), args.length_normalize)
         super().__init__(
             model=model,
             args=args,
-            data_collator=SlateCollator(_pad_token_id(tokenizer), args.length_normalize),
-            train_dataset=train_examples,  # type: ignore[arg-type]  # a list has all that the loader asks for
-            eval_dataset=eval_examples,  # type: ignore[arg-type]
+            data_collator=IndexedCollator(collator),
+            train_dataset=train_data,
+            eval_dataset=eval_data,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
         # The loss below is already the mean over the accumulation window: keep Trainer from dividing it once more.
         self.model_accepts_loss_kwargs = True
+        self.add_callback(OverlapWatch(args.stop_if_ess_below))
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
-        self._check_head(train_examples[0])
+        share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
+        self.data_collator = IndexedCollator(
+            replace(collator, share_prompt=share_prompt, max_tokens_per_row=args.max_tokens_per_row)
+        )
+        if args.kl_weight > 0:
+            for data in filter(None, (train_data, eval_data)):
+                data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`; ``resume_from_checkpoint`` may be "last".
+
+        Args:
+            resume_from_checkpoint: a folder, or "last" (or True): the newest whole checkpoint in ``output_dir``. Where
+                there is none, "last" begins from the start and True is an error.
+        """
+        if resume_from_checkpoint is True or resume_from_checkpoint == "last":
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir) or resume_from_checkpoint is True
+        return super().train(resume_from_checkpoint, **options)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
-        """The micro-batches of one optimizer step, and the number of slates in them."""
+        """The micro-batches of one optimizer step, and the number of slates in those of all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(_num_slates(batch) for batch in batches)
+        own = torch.tensor([sum(map(num_slates, batches))], device=device)
+        return batches, int(torch.cat(gather_ragged(own)).sum())
 
     def compute_loss(
         self,
@@ -118,18 +150,21 @@ class PopeTrainer(Trainer):
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, PopeLossOutput]:
-        """The share of one micro-batch in the loss of its step; the shares of a step add up to its loss."""
+    ) -> torch.Tensor | tuple[torch.Tensor, ShareOfStep]:
+        """The share of one micro-batch in the loss of its step; the shares of a step add up to its loss.
+
+        Times the number of processes, over whose gradients DDP and FSDP take the mean.
+        """
         window = self.train_window if model.training else self.eval_window
         window.start()
-        num_slates = _num_slates(inputs) if num_items_in_batch is None else int(num_items_in_batch)
-        output = self._pope_loss(model, inputs, num_slates)
-        window.add(output.response_logprobs, inputs)
-        loss = output.loss
-        if self.args.normalization == "batch" and num_items_in_batch is not None:
-            # A ratio of sums over the call: a step takes the mean of its micro-batches, by their number of slates.
-            loss = loss * (_num_slates(inputs) / num_slates)
-        return (loss, output) if return_outputs else loss
+        slates_of_step = None if num_items_in_batch is None else int(num_items_in_batch)
+        with self._naming(inputs):
+            share = policy_loss(model, inputs, self.args, self.accelerator, slates_of_step)
+            if not torch.isfinite(share.value):
+                raise ValueError(f"loss: expected a finite number, got {float(share.value)}")
+        window.add(share, inputs)
+        loss = share.loss if slates_of_step is None else share.loss * self.accelerator.num_processes
+        return (loss, share) if return_outputs else loss
 
     def prediction_step(
         self,
@@ -154,9 +189,11 @@ class PopeTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluation over all slates at once: no metric depends on the batches."""
-        self.eval_window = SlateWindow(self.args.objective)
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics = self.eval_window.metrics(self_normalized=True)
+        self.eval_window, self.evaluated = SlateWindow(self.args.objective), dataloader.dataset
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # training draws the same numbers whether it is evaluated or not
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        metrics = self.eval_window.gathered().metrics(self_normalized=True)
         output.metrics[f"{metric_key_prefix}_loss"] = -metrics["pope/value"]
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -164,77 +201,93 @@ class PopeTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the window to the training logs, and begin the next window."""
         if "loss" in logs:  # neither an evaluation nor the summary at the end
-            logs.update(self.train_window.metrics())
-            self.train_window = SlateWindow(self.args.objective)
+            window = self.train_window.gathered()
+            # The loss of all steps in the window, also of those before a checkpoint that the run was resumed from.
+            logs["loss"] = window.mean_loss(self.state.global_step)
+            logs.update(window.metrics())
+            self.train_window = SlateWindow(self.args.objective, self.state.global_step)
         super().log(logs, start_time)
 
-    def _pope_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], num_slates: int) -> PopeLossOutput:
-        policy = self.accelerator.unwrap_model(model)
-        # Not through model.forward, which would compute all logits; so its autocast is entered here.
-        with self.accelerator.autocast():
-            states = response_hidden_states(policy, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
-            head = lm_head(policy)
-            return pope_core.linear_pope_loss(
-                states.hidden,
-                head.weight,
-                states.labels,
-                inputs["logging_logprobs"],
-                inputs["utility"],
-                inputs["slate_offsets"],
-                lm_head_bias=head.bias,
-                response_offsets=states.response_offsets,
-                length_normalize=self.args.length_normalize,
-                logit_scale=head.logit_scale,
-                logit_softcap=head.logit_softcap,
-                diversity_weight=self.args.diversity_weight,
-                weighting=self.args.weighting,
-                normalization=self.args.normalization,
-                clip=self.args.clip,
-                utility_form=self.args.utility_form,
-                diversity_form=self.args.diversity_form,
-                num_slates=None if self.args.normalization == "batch" else num_slates,
-                chunk_bytes=self.args.chunk_bytes,
-                backend=self.args.backend,
-            )
-
-    def _check_head(self, example: SlateExample) -> None:
-        """One response is enough to see that the head is understood."""
-        first = SlateExample(
-            prompt_ids=example["prompt_ids"],
-            completion_ids=example["completion_ids"][:1],
-            utility=example["utility"][:1],
-            logging_logprobs=example["logging_logprobs"][:1],
+    def _get_train_sampler(self, train_dataset: SlateDataset | None = None) -> SlateSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SlateSampler(
+            train_dataset or self.train_dataset,
+            multiple=self.args.train_batch_size * self.args.world_size,
+            seed=seed if self.args.train_sampling_strategy == "random" else None,
+            drop_last=self.args.dataloader_drop_last,
         )
-        batch = self._prepare_inputs(self.data_collator([first]))
-        check_head(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"])
 
+    def _get_eval_sampler(self, eval_dataset: SlateDataset) -> SlateSampler:
+        return SlateSampler(eval_dataset, multiple=self.args.eval_batch_size * self.args.world_size, seed=None)
 
-def slate_examples(
-    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
-) -> list[SlateExample]:
-    """Tokens, utilities and log-probabilities of scored slates, ready for `SlateCollator`.
+    # Trainer calls the next two on every process, after the weights are written and before its own state is; and when
+    # the data loader stands where the checkpoint was made.
 
-    Args:
-        name: of the slates, in errors and reports.
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = {"window": self.train_window.state_dict(), "data": self.train_dataset.fingerprint()}
+        torch.save(state, self._state_path(output_dir))
+        self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
 
-    Raises:
-        ValueError: log-probabilities that were summed over other tokens than these.
-    """
-    encoded, report = encode_slates(slates, tokenizer, max_length=args.max_length)
-    logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s: %s", name, report)
-    examples = []
-    for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):
-        check_token_counts(slate, ids, _place(name, number, slate))
-        assert slate.logging_logprobs is not None
-        examples.append(
-            SlateExample(
-                prompt_ids=ids.prompt_ids,
-                completion_ids=ids.completion_ids,
-                utility=to_utility(slate.scores, args.utility_transform).tolist(),
-                logging_logprobs=slate.logging_logprobs,
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        path = self._state_path(checkpoint)
+        if not path.exists():
+            logger.warning("%s: written by fewer processes or without state; resuming from it is not exact", checkpoint)
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        if state["data"] != self.train_dataset.fingerprint():
+            raise ValueError(
+                f"resume_from_checkpoint: {checkpoint} was made while training on other slates (or with other "
+                "max_length, utility_transform or tokenizer): expected the same ones"
             )
-        )
-    return examples
+        self.train_window.load_state_dict(state["window"])
+
+    def _state_path(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"slate_window_{self.args.process_index}.pt"
+
+    @contextmanager
+    def _naming(self, batch: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Errors of the loss say which slates it was computed on."""
+        try:
+            yield
+        except ValueError as error:
+            dataset = self.train_dataset if self.model.training else self.evaluated
+            assert isinstance(dataset, SlateDataset)
+            names = [dataset.names[index] for index in batch["slate_index"].tolist()]
+            where = f"step {self.state.global_step + 1}, slates {', '.join(names) or '(none: padding)'}"
+            spoilt = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+            if spoilt:
+                error.args = (
+                    f"{error}; {len(spoilt)} parameters ({spoilt[0]}, ...) are no numbers since an earlier step: go "
+                    "back to a checkpoint before it, with a lower learning_rate, clip or max_grad_norm",
+                )
+            raise ValueError(f"{where}: {error}") from error
+
+    def _start_logprobs(self, data: SlateDataset) -> list[list[float]]:
+        """Total log-probabilities under the model as it is now; an adapter that was not trained changes nothing."""
+        logger.info("kl_weight: computing %d slates under the model before training", len(data))
+        slates = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in data.examples]
+        return score_responses(slates, self.model)
+
+    def _shares_prompt(self, examples: list[SlateExample]) -> bool:
+        """Whether prompts are computed once per slate; on the way, check that model and head are understood.
+
+        Two responses are enough to see it; a log without slates of two has nothing to share.
+        """
+        example = next((example for example in examples if len(example["completion_ids"]) > 1), examples[0])
+        tree = Tree(example["prompt_ids"], example["completion_ids"][:2])
+        check_head(self.model, tree, share_prompt=False)
+        if self.args.prompt_sharing == "off" or len(tree.response_ids) == 1:
+            return False
+        obstacle = sharing_obstacle(self.model, tree)
+        if obstacle is not None:
+            if self.args.prompt_sharing == "on":
+                raise ValueError(f"prompt_sharing: {obstacle}")
+            logger.warning("prompt_sharing: off, every response computes its prompt anew: %s", obstacle)
+        return obstacle is None
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -249,30 +302,6 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _scored_slates(name: str, source: SlateSource) -> Sequence[Slate]:
-    slates = as_slates(source)
-    for number, slate in enumerate(slates, start=1):
-        if slate.logging_logprobs is None:
-            raise ValueError(
-                f"{_place(name, number, slate)}: logging_logprobs: expected one per response, got none; obtain them "
-                "with `pope score LOG --model MODEL --how HOW --output SCORED` or pope_align.score_slates"
-            )
-    if any(slate.weight is not None for slate in slates):
-        logger.warning("%s: the objective weighs all slates alike; the field 'weight' is not used", name)
-    return slates
-
-
-def as_slates(source: SlateSource) -> Sequence[Slate]:
-    """The slates of any `SlateSource`, read and validated unless they are slates already."""
-    if isinstance(source, SlateLog):
-        return source
-    if isinstance(source, Sequence) and not isinstance(source, str) and all(isinstance(row, Slate) for row in source):
-        if not source:
-            raise ValueError("slates: expected at least one slate, got none")
-        return source
-    return read_slates(source)
-
-
 def _check_sizes(slates: Sequence[Slate], args: PopeConfig) -> None:
     if args.normalization == "slate" and all(len(slate.completions) == 1 for slate in slates):
         raise ValueError(
@@ -281,17 +310,9 @@ def _check_sizes(slates: Sequence[Slate], args: PopeConfig) -> None:
         )
 
 
-def _place(name: str, number: int, slate: Slate) -> str:
-    return f"{name}: slate {number}" + (f" ({slate.slate_id})" if slate.slate_id else "")
-
-
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Any id will do: padding is masked and has no label."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token_id, int):
             return token_id
     return 0
-
-
-def _num_slates(batch: dict[str, torch.Tensor]) -> int:
-    return batch["slate_offsets"].numel() - 1

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 import pope_core
 from pope_core.types import Objective, PopeLossOutput
 
+from .distributed import gather_ragged
+from .policy_loss import ShareOfStep, penalty_to_start
+from .training_data import num_slates
+
 #: Quantiles of the log-weights that are logged, by the name they get.
 _QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
+
+#: Fields of `SlateWindow` that hold vectors.
+_VECTORS = ("policy", "logging", "utility", "sizes", "at_start")
 
 
 @dataclass
@@ -19,14 +28,17 @@ class SlateWindow:
     """Log-probabilities of whole micro-batches, kept as vectors so that every metric is that of the pooled responses.
 
     Means of per-batch ratios (effective sample size, quantiles, self-normalised values) would depend on how the slates
-    were split into batches; these do not.
+    were split into batches and over processes; these do not.
     """
 
     objective: Objective
+    first_step: int = 0  # optimizer steps before the window
     policy: list[torch.Tensor] = field(default_factory=list)  # each [R] l_theta
     logging: list[torch.Tensor] = field(default_factory=list)  # each [R] l_0
     utility: list[torch.Tensor] = field(default_factory=list)  # each [R]
     sizes: list[torch.Tensor] = field(default_factory=list)  # each [S] responses per slate
+    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] l of the start, where it is penalised
+    shares: list[torch.Tensor] = field(default_factory=list)  # each [] share of a micro-batch in the loss of its step
     tokens: int = 0
     started: float | None = None
 
@@ -37,13 +49,41 @@ class SlateWindow:
         if self.started is None:
             self.started = time.perf_counter()
 
-    def add(self, response_logprobs: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
-        """Take in one micro-batch: the policy's log-probabilities and what the collator made."""
-        self.policy.append(response_logprobs.detach())
-        self.logging.append(batch["logging_logprobs"])
-        self.utility.append(batch["utility"])
-        self.sizes.append(batch["slate_offsets"].diff())
-        self.tokens += batch["attention_mask"].sum().item()
+    def add(self, share: ShareOfStep, batch: Mapping[str, torch.Tensor]) -> None:
+        """Take in one micro-batch: what the loss made of it, and what the collator made."""
+        slates = num_slates(batch)
+        real = share.response_logprobs.shape[0] if slates else 0  # nothing of a stand-in
+        self.policy.append(share.response_logprobs[:real])
+        self.logging.append(batch["logging_logprobs"][:real])
+        self.utility.append(batch["utility"][:real])
+        self.sizes.append(batch["slate_offsets"].diff()[:slates])
+        if "start_logprobs" in batch:
+            self.at_start.append(batch["start_logprobs"][:real])
+        self.shares.append(share.value)
+        self.tokens += int((batch["tree"] >= 0).sum()) if slates else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the metrics of the window, but for the clock."""
+        vectors = {name: getattr(self, name) for name in (*_VECTORS, "shares")}
+        return {**vectors, "first_step": self.first_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def gathered(self) -> SlateWindow:
+        """The window of all processes together; to be called on all of them."""
+        whole = replace(self)
+        for name in _VECTORS:
+            parts = getattr(self, name)
+            setattr(whole, name, gather_ragged(torch.cat(parts)) if parts else [])
+        whole.shares = gather_ragged(torch.stack(self.shares).sum().reshape(1))
+        whole.tokens = int(torch.cat(gather_ragged(self.sizes[0].new_tensor([self.tokens]))).sum())
+        return whole
+
+    def mean_loss(self, step: int) -> float:
+        """Of the steps after `first_step` and up to ``step``."""
+        return float(torch.stack(self.shares).sum()) / (step - self.first_step)
 
     def value(self, objective: Objective) -> PopeLossOutput:
         """The objective on all responses of the window."""
@@ -83,6 +123,8 @@ class SlateWindow:
             "logps/logging": torch.cat(self.logging).mean(),
             "slate/k_mean": responses / slates,
         }
+        if self.at_start:
+            metrics["kl_to_start"] = penalty_to_start(torch.cat(self.policy), torch.cat(self.at_start)).mean()
         if self_normalized:
             batch = self.value(replace(self.objective, normalization="batch"))
             metrics["pope/value_self_normalized"] = batch.value

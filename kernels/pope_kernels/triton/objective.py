@@ -7,15 +7,23 @@ numbers are few (one a response); arithmetic is in float64, formulas and names a
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-from ..values import DIVERSITY_FORMS, MAX_LOG_WEIGHT, NORMALIZATIONS, UTILITY_FORMS, WEIGHTINGS, SlateValues
+from ..values import (
+    DIVERSITY_FORMS,
+    MAX_LOG_WEIGHT,
+    NORMALIZATIONS,
+    UTILITY_FORMS,
+    WEIGHTINGS,
+    ObjectiveOptions,
+    SlateValues,
+    new_slate_values,
+)
 
 LANES = 1024
+WARPS = 16
 RESPONSE, SLATE, GEOMETRIC = (tl.constexpr(WEIGHTINGS[name]) for name in ("response", "slate", "geometric"))
 NONE, BY_SLATE, BATCH = (tl.constexpr(NORMALIZATIONS[name]) for name in ("none", "slate", "batch"))
 LOG_LIKELIHOOD = tl.constexpr(UTILITY_FORMS["log_likelihood"])
@@ -152,7 +160,7 @@ def objective_kernel(
     size_sum = tl.zeros((LANES,), tl.float64)
     size_squares = tl.zeros((LANES,), tl.float64)
     for first in range(0, num_slates, LANES):
-        begin, size, _ = slates_of(offsets, first, num_slates, num_responses, LANES)
+        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         shift = slate_shift(
@@ -168,7 +176,7 @@ def objective_kernel(
             if CLIPPED:
                 log_omega = tl.minimum(raw, log_clip)
             tl.store(weights_out + at, tl.exp(log_omega), mask=mine)
-            gain, diversity, _ = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
+            gain, diversity, slope = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
             e = tl.where(mine, tl.exp(log_omega - shift), 0.0)
             in_utility += e * gain
             in_diversity += e * diversity
@@ -210,7 +218,7 @@ def objective_kernel(
 
     # dV/dl.
     for first in range(0, num_slates, LANES):
-        begin, size, _ = slates_of(offsets, first, num_slates, num_responses, LANES)
+        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         shift = slate_shift(
@@ -229,7 +237,7 @@ def objective_kernel(
                 if CLIPPED:
                     log_omega = tl.minimum(log_omega, log_clip)
                 e = tl.where(mine, tl.exp(log_omega - shift), 0.0)
-                gain, diversity, _ = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
+                gain, diversity, slope = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
                 in_reward += e * (gain + alpha * diversity)
                 in_weight += e
             in_weight = tl.where(size > 0, in_weight, 1.0)
@@ -239,7 +247,7 @@ def objective_kernel(
         if WEIGHTING != RESPONSE:
             for j in range(tl.max(size, 0)):
                 at, mine = begin + j, j < size
-                gain, diversity, _ = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
+                gain, diversity, slope = reward(logprobs, utility, at, mine, alpha, UTILITY_FORM, DIVERSITY_FORM)
                 excess += tl.where(mine, gain + alpha * diversity - baseline, 0.0)
             if WEIGHTING == GEOMETRIC:
                 excess = excess / k
@@ -301,32 +309,12 @@ def slate_objective(
     logging_logprobs: torch.Tensor,
     utility: torch.Tensor,
     slate_offsets: torch.Tensor,
-    *,
-    diversity_weight: float,
-    weighting: str,
-    normalization: str,
-    clip: float | None,
-    utility_form: str,
-    diversity_form: str,
-    num_slates: int,
+    options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
     """As ``native.slate_objective``; unsound inputs give NaN and ``sound`` false."""
     num_responses = response_logprobs.numel()
-    new = response_logprobs.new_empty
-    values = SlateValues(
-        value=new((), dtype=dtype),
-        utility_value=new((), dtype=dtype),
-        diversity_value=new((), dtype=dtype),
-        log_weights=new(num_responses, dtype=dtype),
-        weights=new(num_responses, dtype=dtype),
-        effective_sample_size=new((), dtype=dtype),
-        clip_fraction=new((), dtype=dtype),
-        coefficients=new(num_responses, dtype=torch.float64),
-        largest_log_weight=new((), dtype=torch.float64),
-        largest_slate=new((), dtype=torch.int64),
-        sound=new((), dtype=torch.bool),
-    )
+    values = new_slate_values(response_logprobs, dtype)
     objective_kernel[(1,)](
         response_logprobs,
         logging_logprobs,
@@ -334,17 +322,17 @@ def slate_objective(
         slate_offsets,
         slate_offsets.numel() - 1,
         num_responses,
-        *_split(diversity_weight),
-        *_split(0.0 if clip is None else math.log(clip)),
-        *_split(float(num_slates)),
+        *_split(options.diversity_weight),
+        *_split(0.0 if options.clip is None else options.log_clip),
+        *_split(float(options.num_slates)),
         MAX_LOG_WEIGHT,
         *values,
-        WEIGHTING=WEIGHTINGS[weighting],
-        NORMALIZATION=NORMALIZATIONS[normalization],
-        UTILITY_FORM=UTILITY_FORMS[utility_form],
-        DIVERSITY_FORM=DIVERSITY_FORMS[diversity_form],
-        CLIPPED=clip is not None,
+        WEIGHTING=WEIGHTINGS[options.weighting],
+        NORMALIZATION=NORMALIZATIONS[options.normalization],
+        UTILITY_FORM=UTILITY_FORMS[options.utility_form],
+        DIVERSITY_FORM=DIVERSITY_FORMS[options.diversity_form],
+        CLIPPED=options.clip is not None,
         LANES=LANES,
-        num_warps=16,
+        num_warps=WARPS,
     )
     return values

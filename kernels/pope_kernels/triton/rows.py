@@ -1,6 +1,6 @@
 """One row of logits: log-probability of its label, and the gradient of that. Memory-bound: each pass reads a row once.
 
-A program takes a row in blocks of 16 KiB, 32 bytes a thread: two 16-byte loads in flight each, and few enough
+A program takes a row in blocks of 8 KiB, 32 bytes a thread: two 16-byte loads in flight each, and few enough
 registers that several programs share a processor and hide each other's reductions. The vocabulary is a run-time number,
 so no size of it compiles anew; row offsets are 64 bits wide; the grid is one-dimensional, for others end at 65535.
 """
@@ -13,8 +13,8 @@ import triton.language as tl
 
 from ..values import accumulation_dtype
 
-BLOCK_BYTES = 16384
-WARPS = 16
+BLOCK_BYTES = 8192
+WARPS = 8
 IGNORE_INDEX = tl.constexpr(-100)
 
 

@@ -9,8 +9,17 @@ import sys
 
 import typer
 
+from .convert import convert
+from .demo import demo
 from .env import env
+from .evaluate import evaluate
+from .fit_logger import fit_logger
+from .generate import generate
+from .inspect import inspect
+from .judge import judge
+from .metrics import metrics
 from .score import score
+from .train import train
 
 app = typer.Typer(
     name="pope",
@@ -19,7 +28,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
+app.command()(convert)
+app.command()(inspect)
 app.command()(score)
+app.command("fit-logger")(fit_logger)
+# The arguments of a run are those of a dataclass; its own parser reads and explains them.
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(evaluate)
+app.command()(generate)
+app.command()(metrics)
+app.command()(judge)
 app.command()(env)
 
 

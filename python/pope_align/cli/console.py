@@ -6,10 +6,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 #: Standard output, for results.
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -20,25 +32,68 @@ err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 _PLAIN_SECONDS = 15.0
 
 
+class Report(Protocol):
+    """Takes how much of how many is done, and perhaps a remark on how it goes."""
+
+    def __call__(self, done: int, of: int, remark: str = "") -> None: ...
+
+
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield ``report(done, of)``: a bar with the time left on a terminal, a line now and then in a file."""
+def progress(what: str, unit: str) -> Iterator[Report]:
+    """Yield ``report(done, of)``: a bar with rate and time left on a terminal, a line now and then in a file."""
     if err.is_terminal:
-        columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, of: bar.update(task, completed=done, total=of)
+        columns = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate(unit)]
+        remarks = TextColumn("{task.fields[remark]}")
+        with Progress(*columns, remarks, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
+            task = bar.add_task(what, total=None, remark="")
+            yield lambda done, of, remark="": bar.update(task, completed=done, total=of, remark=remark)
         return
     last = -_PLAIN_SECONDS
+    start: tuple[float, int] | None = None
 
-    def report(done: int, of: int) -> None:
-        nonlocal last
+    def report(done: int, of: int, remark: str = "") -> None:
+        nonlocal last, start
         now = time.monotonic()
+        start = start or (now, done)
         if done == of or now - last >= _PLAIN_SECONDS:
             last = now
-            err.print(f"{what}: {done} of {of} {unit}")
+            rate = (done - start[1]) / (now - start[0]) if now > start[0] else 0.0
+            speed = f", {rate:,.3g} {unit}/s, {(of - done) / rate:,.0f} s left" if rate else ""
+            err.print(f"{what}: {done:,} of {of:,} {unit}{speed} {remark}".rstrip(), markup=False)
 
     yield report
+
+
+@contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield ``report(done)`` for work whose end is not known: a running count with its rate."""
+    if err.is_terminal:
+        columns = [TextColumn(what), SpinnerColumn(), TextColumn("{task.completed:,.0f}"), TextColumn(unit)]
+        with Progress(*columns, _Rate(unit), TimeElapsedColumn(), console=err) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    start = last = time.monotonic()
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_SECONDS:
+            last = now
+            err.print(f"{what}: {done:,} {unit}, {done / (now - start):,.0f} {unit}/s")
+
+    yield report
+
+
+class _Rate(ProgressColumn):
+    """Units a second, lately."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -46,7 +101,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     if not out.is_terminal:
         out.print(f"# {title}")
         for row in [columns, *rows]:
-            out.print("\t".join(row), markup=False)
+            print("\t".join(row), file=out.file)  # rich would turn the tabs into spaces
         return
     drawn = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):

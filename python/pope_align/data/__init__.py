@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from .collate import SlateCollator, SlateExample
-from .schema import Slate, SlateError, SlateLog, Turn, group_split, read_slates, write_slates
+from .feedback import UtilityTransform, to_utility
+from .rows import TokenRows, Tree, lay_out
+from .schema import Slate, SlateError, SlateLog, Turn, read_slates
+from .split import group_folds, group_split, slate_group
 from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
-from .utility import UtilityTransform, to_utility
+from .write import slate_writer, write_slates
 
 __all__ = [
     "EncodedSlate",
@@ -14,13 +17,19 @@ __all__ = [
     "SlateError",
     "SlateExample",
     "SlateLog",
+    "TokenRows",
+    "Tree",
     "TruncationReport",
     "Turn",
     "UtilityTransform",
     "encode_slate",
     "encode_slates",
+    "group_folds",
     "group_split",
+    "lay_out",
     "read_slates",
+    "slate_group",
+    "slate_writer",
     "to_utility",
     "write_slates",
 ]

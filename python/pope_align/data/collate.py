@@ -1,15 +1,16 @@
-"""Slates to the padded batch of the Hugging Face convention, with the offsets and data that the objective takes."""
+"""Slates to a batch: rows of tokens, with the offsets and data that the objective takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 
 from pope_core.slates import offsets_from_lengths
-from pope_core.types import IGNORE_INDEX
+
+from .rows import Tree, lay_out
 
 
 class SlateExample(TypedDict):
@@ -23,27 +24,25 @@ class SlateExample(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class SlateCollator:
-    """Batch slates of any sizes: one row per response, padded on the right.
+    """Batch slates of any sizes: `TokenRows`, and what the objective takes.
 
-    With ``S`` slates, ``R`` responses in all and ``L`` tokens in the longest row, a call returns
+    With ``S`` slates and ``R`` responses in all, a call returns the entries of `TokenRows` and
 
-    ====================  =========  =====================================================================
-    ``input_ids``         [R, L]     prompt, response, padding
-    ``attention_mask``    [R, L]     1 on prompt and response
-    ``labels``            [R, L]     the response's tokens where they stand, -100 on prompt and padding
-    ``slate_offsets``     [S + 1]    responses of slate ``s`` are rows ``slate_offsets[s]:slate_offsets[s + 1]``
-    ``utility``           [R]
-    ``logging_logprobs``  [R]        nats; totals, or divided by the row's number of labels
-    ====================  =========  =====================================================================
+    ====================  =========  ========================================================================
+    ``slate_offsets``     [S + 1]    slate ``s`` is responses ``slate_offsets[s]:slate_offsets[s + 1]``; int64
+    ``utility``           [R]        float32
+    ``logging_logprobs``  [R]        float32, nats; totals, or divided by the response's number of tokens
+    ====================  =========  ========================================================================
 
-    The first four are int64. The last two are float32, which every device has and the policy's own log-probabilities
-    are computed in; the division happens in float64 and is rounded once.
+    float32 is what every device has and what the policy's own log-probabilities are computed in; the division happens
+    in float64 and is rounded once.
 
     Attributes:
-        pad_token_id: fills ``input_ids``; any id will do, the mask and the labels cover it.
-        length_normalize: divide the logging policy's total by the row's number of labels. The policy's total is divided
-            by the same ``|y|``, so the log-weight is ``(1/|y|) log(pi_theta(y) / pi_0(y))`` even when the two models
-            count tokens differently.
+        pad_token_id: fills ``input_ids``; any id will do.
+        length_normalize: divide the logging policy's total by the response's number of tokens. The policy's total is
+            divided by the same ``|y|``, so the log-weight is ``(1/|y|) log(pi_theta(y) / pi_0(y))`` even when the two
+            models count tokens differently.
+        share_prompt, max_tokens_per_row: as in `lay_out`.
 
     Raises:
         ValueError: no slates, a slate without responses, an empty prompt or response, or unequal lengths.
@@ -51,33 +50,30 @@ class SlateCollator:
 
     pad_token_id: int
     length_normalize: bool
+    share_prompt: bool = False
+    max_tokens_per_row: int | None = None
 
     def __call__(self, examples: Sequence[SlateExample]) -> dict[str, torch.Tensor]:
         if not examples:
             raise ValueError("examples: expected at least one slate, got none")
         for number, example in enumerate(examples):
             _check(example, number)
-        rows = [(slate["prompt_ids"], response) for slate in examples for response in slate["completion_ids"]]
-        shape = len(rows), max(len(prompt) + len(response) for prompt, response in rows)
-        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
-        attention_mask = torch.zeros(shape, dtype=torch.int64)
-        labels = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
-        for row, (prompt, response) in enumerate(rows):
-            start, end = len(prompt), len(prompt) + len(response)
-            input_ids[row, :end] = torch.tensor([*prompt, *response])
-            attention_mask[row, :end] = 1
-            labels[row, start:end] = input_ids[row, start:end]
-        logging_logprobs = [total for slate in examples for total in slate["logging_logprobs"]]
+        rows = lay_out(
+            [Tree(slate["prompt_ids"], slate["completion_ids"]) for slate in examples],
+            share_prompt=self.share_prompt,
+            max_tokens_per_row=self.max_tokens_per_row,
+            pad_token_id=self.pad_token_id,
+        )
+        logging_logprobs = torch.tensor(
+            [total for slate in examples for total in slate["logging_logprobs"]], dtype=torch.float64
+        )
         if self.length_normalize:
-            lengths = [len(response) for _, response in rows]
-            logging_logprobs = [total / length for total, length in zip(logging_logprobs, lengths, strict=True)]
+            logging_logprobs /= rows["response_offsets"].diff()
         return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "labels": labels,
+            **cast("dict[str, torch.Tensor]", rows),
             "slate_offsets": offsets_from_lengths([len(slate["completion_ids"]) for slate in examples]),
             "utility": torch.tensor([u for slate in examples for u in slate["utility"]], dtype=torch.float32),
-            "logging_logprobs": torch.tensor(logging_logprobs, dtype=torch.float32),
+            "logging_logprobs": logging_logprobs.float(),
         }
 
 

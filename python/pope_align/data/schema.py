@@ -1,13 +1,12 @@
-"""The slate row: the project's one data format, read and validated row by row, written back exactly."""
+"""The slate row: the project's one data format, read and validated row by row."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
@@ -34,6 +33,8 @@ class Slate:
     slate_id: str | None = None
     responders: list[str] | None = None  # [k] who or what answered
     logging_policy: dict[str, Any] | None = None  # where logging_logprobs came from; see pope_align.logging_policy
+    group_scores: list[dict[str, float]] | None = None  # [k] feedback by group of raters; a group may have none
+    origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
 
 
 FIELDS = tuple(field.name for field in fields(Slate))
@@ -125,54 +126,13 @@ def read_slates(
     return SlateLog(tuple(slates), name, tuple(skip_reasons), tuple(sorted(ignored)))
 
 
-def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
-    """Write slates to ``.jsonl`` or ``.parquet`` so that `read_slates` gives equal ones back.
-
-    The file appears complete or not at all. Parquet has one type a column: there ``logging_policy`` is JSON text, and
-    prompts (and completions) must be all text or all turns.
+def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
+    """One slate from the columns of a row; the first two name it in errors.
 
     Raises:
-        ValueError: the ending is neither of the two, or a Parquet file would have to mix text and turns.
+        SlateError: the row is not a slate.
     """
-    path = Path(path)
-    rows = [asdict(slate) for slate in slates]
-    writers = {".jsonl": _write_jsonl, ".parquet": _write_parquet}
-    if path.suffix not in writers:
-        raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
-    partial = path.with_name(path.name + ".partial")
-    writers[path.suffix](rows, partial)
-    os.replace(partial, path)
-
-
-def group_split(
-    slates: Iterable[Slate], key: Callable[[Slate], str], holdout_fraction: float, seed: int
-) -> tuple[list[Slate], list[Slate]]:
-    """Split slates into train and held-out so that no group is on both sides.
-
-    Groups are ordered by ``sha256("{seed}:{group}")`` and the first ``round(holdout_fraction * groups)`` of them are
-    held out, but at least one and never all. So the split depends on the seed and the set of group names alone: not on
-    the order of the rows, on any random state, or on the platform. Slates keep their order.
-
-    Args:
-        key: the group of a slate, e.g. its conversation: ``lambda slate: slate.slate_id.partition("#")[0]``.
-        holdout_fraction: share of the *groups* held out, in (0, 1).
-
-    Raises:
-        ValueError: the fraction is outside (0, 1), or there are fewer than two groups.
-    """
-    if not 0 < holdout_fraction < 1:
-        raise ValueError(f"holdout_fraction: expected a number in (0, 1), got {holdout_fraction!r}")
-    keyed = [(key(slate), slate) for slate in slates]
-    groups = sorted(
-        {group for group, _ in keyed}, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest()
-    )
-    if len(groups) < 2:
-        raise ValueError(f"key: expected at least two groups, one for each side, got {groups}")
-    count = min(max(round(holdout_fraction * len(groups)), 1), len(groups) - 1)
-    held = set(groups[:count])
-    train = [slate for group, slate in keyed if group not in held]
-    heldout = [slate for group, slate in keyed if group in held]
-    return train, heldout
+    return _Row(source, row).slate(columns)
 
 
 # --- sources: numbered rows -----------------------------------------------------------------------------------------
@@ -208,46 +168,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, row
 
 
-def _write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            present = {name: value for name, value in row.items() if value is not None}
-            file.write(json.dumps(present, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    pa = require("pyarrow", extra="train", purpose="to write Parquet files")
-    parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
-    turns = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-    schema = pa.schema(
-        {
-            "prompt": turns if _all_turns("prompt", [row["prompt"] for row in rows]) else pa.string(),
-            "completions": pa.list_(
-                turns if _all_turns("completions", [c for row in rows for c in row["completions"]]) else pa.string()
-            ),
-            "scores": pa.list_(pa.float64()),
-            "logging_logprobs": pa.list_(pa.float64()),
-            "completion_tokens": pa.list_(pa.int64()),
-            "ranks": pa.list_(pa.int64()),
-            "weight": pa.float64(),
-            "slate_id": pa.string(),
-            "responders": pa.list_(pa.string()),
-            "logging_policy": pa.string(),
-        }
-    )
-    for row in rows:
-        if row["logging_policy"] is not None:
-            row["logging_policy"] = json.dumps(row["logging_policy"], ensure_ascii=False, allow_nan=False)
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-def _all_turns(field: str, values: list[Any]) -> bool:
-    kinds = {isinstance(value, list) for value in values}
-    if len(kinds) > 1:
-        raise ValueError(f"{field}: expected all text or all turns in a Parquet file, got both; write .jsonl instead")
-    return kinds == {True}
-
-
 # --- one row --------------------------------------------------------------------------------------------------------
 
 
@@ -277,7 +197,10 @@ class _Row:
         k = len(completions)
 
         def per_response(name: str, check: Callable[[str, Any], Any]) -> list[Any] | None:
-            return None if row.get(name) is None else self.per_response(name, row[name], k, check)
+            value = row.get(name)
+            if name == "group_scores" and isinstance(value, str):  # as Parquet stores it
+                value = self.json(name, value)
+            return None if value is None else self.per_response(name, value, k, check)
 
         def optional(name: str, check: Callable[[str, Any], Any]) -> Any:
             return None if row.get(name) is None else check(name, row[name])
@@ -293,6 +216,8 @@ class _Row:
             slate_id=optional("slate_id", self.text),
             responders=per_response("responders", self.text),
             logging_policy=optional("logging_policy", self.provenance),
+            group_scores=per_response("group_scores", self.groups),
+            origin=optional("origin", self.provenance),
         )
 
     def prompt(self, value: Any) -> str | list[Turn]:
@@ -378,11 +303,17 @@ class _Row:
             raise self.error(field, "an integer >= 1", value)
         return int(value)
 
+    def groups(self, field: str, value: Any) -> dict[str, float]:
+        if not isinstance(value, Mapping):
+            raise self.error(field, "an object with a number for each group", value)
+        return {self.text(f"{field} (group)", name): self.finite(f"{field}.{name}", value[name]) for name in value}
+
     def provenance(self, field: str, value: Any) -> dict[str, Any]:
         if isinstance(value, str):  # as Parquet stores it
             value = self.json(field, value)
         if not isinstance(value, Mapping):
-            raise self.error(field, "an object describing the logging policy", value)
+            what = {"logging_policy": "the logging policy", "origin": "where the slate came from"}[field]
+            raise self.error(field, f"an object describing {what}", value)
         return dict(value)
 
     def json(self, field: str, text: str | bytes) -> Any:

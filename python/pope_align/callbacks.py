@@ -1,0 +1,121 @@
+"""What a training run shows while it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = get_logger(__name__)  # of the main process alone
+
+#: Below this effective share of the weights, and above this share of clipped ones, a run needs attention.
+LOW_ESS, HIGH_CLIP = 0.1, 0.25
+
+#: Name, label and format of what a line shows, of the many metrics that are logged.
+_SHOWN = [
+    ("pope/value", "V", ".3f"),
+    ("pope/utility", "V_CU", ".3f"),
+    ("pope/diversity", "V_Div", ".3f"),
+    ("pope/utility_self_normalized", "V_CU (self-norm.)", ".3f"),
+    ("is/ess_fraction", "ESS", ".0%"),
+    ("is/clip_fraction", "clipped", ".0%"),
+    ("logps/policy", "log p", ".2f"),
+    ("tokens_per_second", "tokens/s", ".0f"),
+]
+
+
+class ProgressLines(TrainerCallback):
+    """One line for each log: step, time left, value and its parts, overlap.
+
+    Args:
+        write: shows a line.
+        every_seconds: leave out training lines that follow the last one sooner; evaluations are always shown.
+    """
+
+    def __init__(self, write: Callable[[str], None], *, every_seconds: float = 0.0) -> None:
+        self.write = write
+        self.every_seconds = every_seconds
+        self.started = self.shown = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        self.started = time.monotonic()
+        self.shown = -self.every_seconds
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **rest: Any,
+    ) -> None:
+        prefix = "eval_" if any(name.startswith("eval_pope/") for name in logs or {}) else ""
+        if not logs or f"{prefix}pope/value" not in logs or not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        last = state.global_step == state.max_steps
+        if not prefix and not last and now - self.shown < self.every_seconds:
+            return
+        self.shown = now
+        figures = [f"{label} {logs[prefix + name]:{form}}" for name, label, form in _SHOWN if f"{prefix}{name}" in logs]
+        where = "held out" if prefix else f"step {state.global_step} of {state.max_steps}"
+        if not prefix and state.global_step:
+            left = (now - self.started) / state.global_step * (state.max_steps - state.global_step)
+            figures.append(f"{left:.0f} s left")
+        self.write(f"{where}: {', '.join(figures)}")
+
+
+class OverlapWatch(TrainerCallback):
+    """Warns once when importance weights no longer carry the gradient, and stops the run where that was asked for.
+
+    Args:
+        stop_if_ess_below: stop below this effective share of the weights; None only warns.
+    """
+
+    def __init__(self, stop_if_ess_below: float | None = None) -> None:
+        self.stop_if_ess_below = stop_if_ess_below
+        self.warned: set[str] = set()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **rest: Any,
+    ) -> None:
+        ess, clipped = (logs or {}).get("is/ess_fraction"), (logs or {}).get("is/clip_fraction")
+        if ess is None or clipped is None:  # not a log of training
+            return
+        if ess < LOW_ESS:
+            self.warn(
+                "ess",
+                f"step {state.global_step}: the effective sample size is {ess:.1%} of the weights (is/ess_fraction): a "
+                "few responses decide the gradient. Lower learning_rate or clip, stop earlier, or score the slates "
+                "under a logging policy nearer to them",
+            )
+        if clipped > HIGH_CLIP:
+            self.warn(
+                "clip",
+                f"step {state.global_step}: {clipped:.0%} of the weights are clipped (is/clip_fraction): these "
+                "responses pull through their rewards alone. The policy has left the log: lower learning_rate, or stop "
+                "earlier",
+            )
+        if self.stop_if_ess_below is not None and ess < self.stop_if_ess_below:
+            logger.warning(
+                "step %d: stopped, because is/ess_fraction %.4f is below stop_if_ess_below %g",
+                state.global_step,
+                ess,
+                self.stop_if_ess_below,
+            )
+            control.should_training_stop = True
+
+    def warn(self, kind: str, message: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            logger.warning(message)

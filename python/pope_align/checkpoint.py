@@ -1,0 +1,40 @@
+"""Checkpoints that were written to their end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = get_logger(__name__)
+
+
+def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
+    """The newest checkpoint in ``output_dir`` that is whole, or None.
+
+    The trainer's state is written last, when all processes have written theirs; a run that was killed before that left
+    a folder to pass over.
+    """
+    folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(path) is not None]
+    for path in sorted(folders, key=lambda path: _step(path) or 0, reverse=True):
+        if _whole(path / TRAINER_STATE_NAME):
+            return str(path)
+        logger.warning("%s: passed over, because writing it was interrupted", path)
+    return None
+
+
+def _step(path: Path) -> int | None:
+    step = path.name.rpartition("-")[2]
+    return int(step) if step.isdigit() else None
+
+
+def _whole(state: Path) -> bool:
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True

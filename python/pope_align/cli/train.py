@@ -1,0 +1,120 @@
+"""``pope train``: a YAML file, flags on top of it, and every argument of transformers' Trainer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import typer
+
+#: Arguments of transformers that ``--help`` shows beside those of POPE.
+_SHOWN = {
+    "output_dir",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "logging_steps",
+    "eval_strategy",
+    "seed",
+    "bf16",
+    "gradient_checkpointing",
+    "report_to",
+    "resume_from_checkpoint",
+}
+
+
+def train(context: typer.Context) -> None:
+    """Align a causal language model with scored slates.
+
+    Examples:
+
+        pope train --config run.yaml --learning_rate 1e-5
+
+        pope train --model HuggingFaceTB/SmolLM2-135M-Instruct --train_data scored.jsonl --output_dir out
+    """
+    from ..callbacks import ProgressLines
+    from ..training import RunArguments, run_training
+    from .console import err
+
+    run, args = parse(list(context.args))
+    assert isinstance(run, RunArguments)
+    run_training(
+        run.model,
+        args,
+        run.train_data,
+        run.eval_data,
+        peft_config=run.peft_config(),
+        callbacks=[ProgressLines(lambda line: err.print(line, markup=False))],
+    )
+    err.print(f"wrote the model, metrics.json and training.png to {args.output_dir}", markup=False)
+
+
+def parse(flags: list[str]) -> tuple[Any, Any]:
+    """``RunArguments`` and ``PopeConfig`` from flags, over the values of the file that ``--config`` names.
+
+    Raises:
+        ValueError: the file has a key that is no argument.
+    """
+    from transformers import HfArgumentParser, TrainingArguments
+
+    from ..config import PopeConfig
+    from ..training import RunArguments
+
+    parser = HfArgumentParser(
+        [RunArguments, PopeConfig],
+        prog="pope train",
+        description="Align a causal language model with scored slates.",
+        epilog="... and every argument of transformers.TrainingArguments. The value none stands for no value.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, default=None, help="YAML file of arguments; flags go over it.")
+    inherited = set(TrainingArguments.__dataclass_fields__) - _SHOWN
+    for action in parser._actions:
+        if action.dest in inherited or action.const is False:  # the latter: --no_... twins
+            action.help = argparse.SUPPRESS
+    values = {**_config_file(flags, parser), **_nones(flags, parser)}
+    parser.set_defaults(**values)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
+    run, args, _ = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
+    return run, args
+
+
+def _config_file(flags: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The values of the file that ``--config`` names, read before required arguments are asked for."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    path = first.parse_known_args(flags)[0].config
+    return {} if path is None else _read(path, parser)
+
+
+def _read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    from .._extras import require
+
+    yaml = require("yaml", extra="train", purpose="to read --config")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of arguments, got {type(values).__name__}")
+    names = {action.dest for action in parser._actions} - {"help", "config"}
+    for name in values:
+        if name not in names:
+            raise ValueError(f"{path}: {name}: expected an argument of pope train, got no such one")
+    return values
+
+
+def _nones(flags: list[str], parser: argparse.ArgumentParser) -> dict[str, None]:
+    """Take ``--key none`` out of the flags: argparse has no word for no value (where "none" is not itself a value)."""
+    meant = {"--report_to", "--report-to"}
+    meant |= {
+        option for action in parser._actions if "none" in (action.choices or ()) for option in action.option_strings
+    }
+    given: dict[str, None] = {}
+    for at in range(len(flags) - 1, 0, -1):
+        if flags[at] == "none" and flags[at - 1].startswith("--") and flags[at - 1] not in meant:
+            given[flags[at - 1][2:].replace("-", "_")] = None
+            del flags[at - 1 : at + 1]
+    return given

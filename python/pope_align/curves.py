@@ -1,0 +1,57 @@
+"""The picture of a training run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ._extras import require
+
+#: A panel each: title, and the metrics in it with their labels.
+_PANELS: list[tuple[str, dict[str, str]]] = [
+    ("value", {"pope/value": "V, as trained", "pope/value_self_normalized": "V, self-normalised"}),
+    ("utility V_CU", {"pope/utility": "as trained", "pope/utility_self_normalized": "self-normalised"}),
+    ("diversity V_Div (nats)", {"pope/diversity": "as trained", "pope/diversity_self_normalized": "self-normalised"}),
+    ("log-probability per token (nats)", {"logps/policy": "policy", "logps/logging": "logging policy"}),
+    (
+        "log-weights (nats)",
+        {"is/log_weight_p95": "95 %", "is/log_weight_p50": "median", "is/log_weight_p05": "5 %"},
+    ),
+    ("share of weights", {"is/ess_fraction": "effective sample size", "is/clip_fraction": "clipped"}),
+]
+
+
+def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draw the logged metrics of a run against its steps: training as lines, evaluation as dots.
+
+    docs/training.md says how to read each panel.
+
+    Args:
+        history: ``trainer.state.log_history``.
+        path: a ``.png``, ``.svg`` or ``.pdf`` file.
+    """
+    require("matplotlib", extra="train", purpose="to draw training curves")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    for axes, (title, metrics) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+        for index, (name, label) in enumerate(metrics.items()):
+            color = f"C{index}"
+            steps, values = _series(history, name)
+            if steps:
+                axes.plot(steps, values, color=color, alpha=0.8, linewidth=1.2, label=label)
+            steps, values = _series(history, f"eval_{name}")
+            if steps:
+                axes.plot(steps, values, "o--", color=color, linewidth=0.8, label=f"{label}, held out")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    figure.supxlabel("optimizer step", fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    points = [(entry["step"], entry[name]) for entry in history if name in entry]
+    return [step for step, _ in points], [value for _, value in points]

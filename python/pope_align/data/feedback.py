@@ -1,0 +1,326 @@
+"""Feedback to utility: scores, votes, rankings, pairs and opinion groups become numbers in [0, 1].
+
+Pure functions on NumPy arrays, float64. `to_utility` maps the scores of one slate; the others turn other kinds of
+feedback into scores or utilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+
+UtilityTransform = Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"]
+Aggregation = Literal["utilitarian", "maximin", "nash"]
+
+Utility = npt.NDArray[np.float64]
+
+#: Pull of Plackett-Luce worths towards equality in `to_utility`, where one ranking is all there is; without it the
+#: first would be infinitely better than the second.
+ONE_RANKING_PENALTY = 0.1
+
+
+def to_utility(scores: Sequence[float] | Utility, transform: UtilityTransform) -> Utility:
+    """The utilities of one slate's responses by a named transform.
+
+    =================  ===================================================================================
+    ``minmax``         ``(s - min s) / (max s - min s)``
+    ``log1p_minmax``   the same on ``sign(s) log(1 + |s|)``, for heavy-tailed votes; negative votes are fine
+    ``rank``           ``(r - 1) / (k - 1)``, ``r`` the ascending rank from 1, ties sharing their average
+    ``softmax``        ``exp(s) / sum exp(s)``: sums to 1
+    ``plackett_luce``  ``minmax`` of the `plackett_luce` log-worths of the ranking that the scores make
+    ``none``           the scores themselves, which must lie in [0, 1]
+    =================  ===================================================================================
+
+    When all scores are equal (or ``k = 1``) all but ``softmax`` (``1 / k`` each) and ``none`` give 0.5 for every
+    response: the feedback tells nothing apart, 0/0 is not a utility, and 0.5 is the one value that stays when good and
+    bad trade places (``u -> 1 - u``). `is_constant` tells such slates, so that they can be counted.
+
+    Args:
+        scores: ``[k]`` finite numbers, larger is better.
+        transform: one of the six names.
+
+    Returns:
+        ``[k]`` float64 in [0, 1], never NaN.
+
+    Raises:
+        ValueError: an unknown transform; no scores; a score that is not finite, or outside [0, 1] with ``"none"``.
+    """
+    if transform not in get_args(UtilityTransform):
+        raise ValueError(f"transform: expected one of {', '.join(get_args(UtilityTransform))}, got {transform!r}")
+    values = _finite_vector("scores", scores)
+    if transform == "none":
+        _check_each("scores", values, (values >= 0) & (values <= 1), "a number in [0, 1] with transform='none'")
+        return values.copy()
+    if transform == "rank":
+        return _rank(values)
+    if transform == "softmax":
+        with np.errstate(over="ignore"):
+            exponentials = np.exp(values - values.max())  # at worst exp(-inf) = 0
+        return exponentials / exponentials.sum()
+    if transform == "plackett_luce":
+        if is_constant(values):
+            return np.full(values.size, 0.5)
+        values = plackett_luce([_buckets(values)], values.size, penalty=ONE_RANKING_PENALTY)
+    if transform == "log1p_minmax":
+        values = np.sign(values) * np.log1p(np.abs(values))
+    return _minmax(values)
+
+
+def is_constant(scores: Sequence[float] | Utility) -> bool:
+    """Whether the scores of a slate tell its responses apart at all."""
+    values = _finite_vector("scores", scores)
+    return bool(values.min() == values.max())
+
+
+def shrunk_rate(
+    up: npt.ArrayLike, total: npt.ArrayLike, *, prior_up: float = 1.0, prior_total: float = 2.0
+) -> npt.NDArray[np.float64]:
+    """Share of votes that are up, shrunk towards a prior: ``(up + prior_up) / (total + prior_total)``, in (0, 1).
+
+    The posterior mean of a rate under ``Beta(prior_up, prior_total - prior_up)``; the default is the uniform prior. So
+    1 of 1 (0.67) is not better than 95 of 100 (0.94), and no votes at all give the prior's mean.
+
+    Args:
+        up, total: counts, ``0 <= up <= total``; scalars or arrays of one shape.
+        prior_up, prior_total: the prior's pseudo-counts; `beta_prior` fits them to a log.
+
+    Raises:
+        ValueError: counts or pseudo-counts that are no counts.
+    """
+    if not 0 < prior_up < prior_total:
+        raise ValueError(f"prior_up: expected 0 < prior_up < prior_total, got {prior_up!r} and {prior_total!r}")
+    ups, totals = _votes(up, total)
+    return (ups + prior_up) / (totals + prior_total)
+
+
+def beta_prior(up: npt.ArrayLike, total: npt.ArrayLike) -> tuple[float, float]:
+    """``prior_up`` and ``prior_total`` of `shrunk_rate` that make a log's votes most likely (beta-binomial).
+
+    Maximum likelihood by ``scipy.optimize.minimize`` on the log-likelihood of ``scipy.stats.betabinom``.
+
+    Args:
+        up, total: ``[n]`` counts of many responses; those without votes say nothing and are left out.
+
+    Raises:
+        ValueError: counts that are no counts; fewer than two responses with votes.
+    """
+    optimize = require("scipy.optimize", extra="train", purpose="to fit a prior")
+    stats = require("scipy.stats", extra="train", purpose="to fit a prior")
+    ups, totals = _votes(up, total)
+    voted = totals > 0
+    if voted.sum() < 2:
+        raise ValueError(f"total: expected at least two responses with votes, got {int(voted.sum())}")
+    ups, totals = ups[voted], totals[voted]
+
+    def loss(log_shape: Utility) -> float:
+        return -float(stats.betabinom.logpmf(ups, totals, *np.exp(log_shape)).sum())
+
+    fit = optimize.minimize(loss, np.zeros(2), bounds=[(-10, 10)] * 2)
+    first, second = np.exp(fit.x)
+    return float(first), float(first + second)
+
+
+def age_corrected(scores: npt.ArrayLike, age: npt.ArrayLike, *, scale: float) -> npt.NDArray[np.float64]:
+    """Votes as they would be after a long time: ``s / max(1 - exp(-age / scale), 0.05)``, with the sign of ``s``.
+
+    Votes come at a rate that falls by the factor ``e`` in ``scale``, so the share that has come by ``age`` is
+    ``1 - exp(-age / scale)``. The floor keeps the first votes of a new response from counting more than twentyfold.
+
+    Args:
+        scores: ``[k]`` votes.
+        age: ``[k]`` time since each response appeared, in the unit of ``scale``, ``>= 0``.
+        scale: > 0.
+
+    Raises:
+        ValueError: ages below 0, lengths that differ, a scale that is not positive.
+    """
+    values, ages = _finite_vector("scores", scores), _finite_vector("age", age)
+    if ages.shape != values.shape:
+        raise ValueError(f"age: expected {values.size} numbers, one per score, got {ages.size}")
+    if not 0 < scale < np.inf:
+        raise ValueError(f"scale: expected a number > 0, got {scale!r}")
+    _check_each("age", ages, ages >= 0, "a number >= 0")
+    return values / np.maximum(-np.expm1(-ages / scale), 0.05)
+
+
+Ranking = Sequence[int | Sequence[int]]
+
+
+def plackett_luce(rankings: Sequence[Ranking], items: int, *, penalty: float = 0.0) -> Utility:
+    """Plackett-Luce log-worths of items from full, partial and tied rankings, by maximum (penalised) likelihood.
+
+    Maximises ``sum log P(ranking) - penalty * sum theta^2`` with ``scipy.optimize.minimize``. A ranking is chosen from
+    the best down: the next place goes to item ``i`` with probability ``exp(theta_i) / sum_j exp(theta_j)`` over those
+    not placed yet. Items that a ranking does not name are not compared by it. Tied items ``D`` share a place by Efron's
+    formula (the denominators are those of an average order): ``prod_i exp(theta_i)`` over
+    ``prod_{l=0}^{|D|-1} (A - (l/|D|) B)``, ``A`` the sum of the worths not placed yet, ``B`` that of ``D``.
+
+    Args:
+        rankings: item numbers from best to worst; a list of numbers stands for tied items: ``[2, [0, 3], 1]``.
+        items: how many items there are; they are ``0 ... items - 1``.
+        penalty: >= 0, as ``alpha`` of ``choix.opt_rankings``. The default gives the maximum of the likelihood itself,
+            which is infinite where some items are never placed behind the others: then it must be positive.
+
+    Returns:
+        ``[items]`` log-worths with mean 0; an item that no ranking compares has 0 (with a penalty).
+
+    Raises:
+        ValueError: no rankings, item numbers out of range or repeated; a likelihood without a maximum.
+    """
+    optimize = require("scipy.optimize", extra="train", purpose="to fit Plackett-Luce worths")
+    if not penalty >= 0:
+        raise ValueError(f"penalty: expected a number >= 0, got {penalty!r}")
+    buckets = [_checked_ranking(number, ranking, items) for number, ranking in enumerate(rankings)]
+    if not buckets:
+        raise ValueError("rankings: expected at least one ranking, got none")
+    if penalty == 0:
+        _check_connected(buckets, items)
+    fit = optimize.minimize(
+        _plackett_luce_loss, np.zeros(items), args=(buckets, penalty), jac=True, method="L-BFGS-B",
+        options={"maxiter": 10_000, "ftol": 1e-15, "gtol": 1e-9},
+    )  # fmt: skip
+    return np.asarray(fit.x - fit.x.mean(), dtype=np.float64)
+
+
+def bradley_terry(pairs: Sequence[tuple[int, int]], items: int, *, penalty: float = 0.0) -> Utility:
+    """Bradley-Terry log-worths of items from pairs ``(winner, loser)``: `plackett_luce` of rankings of two.
+
+    ``P(i beats j) = 1 / (1 + exp(theta_j - theta_i))``.
+    """
+    return plackett_luce([list(pair) for pair in pairs], items, penalty=penalty)
+
+
+def group_utility(
+    group_scores: npt.ArrayLike, aggregation: Aggregation, weights: npt.ArrayLike | None = None
+) -> Utility:
+    """One utility per response from those of ``G`` groups of raters.
+
+    ===============  ==============================================================================
+    ``utilitarian``  ``sum_g w_g u_g``: what people get on average
+    ``maximin``      ``min_g u_g``: what the worst-off group gets
+    ``nash``         ``prod_g u_g^(w_g)``: the geometric mean; zero where any group gets nothing
+    ===============  ==============================================================================
+
+    Always maximin <= nash <= utilitarian.
+
+    Args:
+        group_scores: ``[G, k]`` numbers in [0, 1].
+        aggregation: one of the three names.
+        weights: ``[G]`` numbers >= 0, such as group sizes, scaled to sum to 1; None for equal ones. A group of weight 0
+            does not count for ``maximin`` either.
+
+    Returns:
+        ``[k]`` float64 in [0, 1].
+
+    Raises:
+        ValueError: an unknown name, shapes that do not fit, numbers out of range.
+    """
+    if aggregation not in get_args(Aggregation):
+        raise ValueError(f"aggregation: expected one of {', '.join(get_args(Aggregation))}, got {aggregation!r}")
+    scores = np.asarray(group_scores, dtype=np.float64)
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"group_scores: expected [groups, responses], got shape {list(scores.shape)}")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("group_scores: expected numbers in [0, 1], got others (or NaN)")
+    shares = np.full(len(scores), 1.0) if weights is None else np.asarray(weights, dtype=np.float64)
+    if shares.shape != scores.shape[:1] or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
+        raise ValueError(f"weights: expected {len(scores)} numbers >= 0 that are not all 0, got {weights!r}")
+    scores, shares = scores[shares > 0], shares[shares > 0] / shares.sum()
+    if aggregation == "maximin":
+        return np.asarray(scores.min(0))
+    if aggregation == "utilitarian":
+        return np.asarray(np.clip(shares @ scores, 0.0, 1.0))
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.exp(np.minimum(shares @ np.log(scores), 0.0)))
+
+
+def _minmax(values: Utility) -> Utility:
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.full(values.size, 0.5)
+    scale = max(abs(low), abs(high))  # so that high - low cannot overflow
+    return np.asarray((values / scale - low / scale) / (high / scale - low / scale))
+
+
+def _rank(values: Utility) -> Utility:
+    if values.size == 1:
+        return np.full(1, 0.5)
+    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
+    average = count.cumsum() - (count + 1) / 2  # mean of the ranks 0 ... k-1 that a group of ties covers
+    return np.asarray(average[group] / (values.size - 1))
+
+
+def _buckets(values: Utility) -> list[list[int]]:
+    """The ranking that scores make: ties together, best first."""
+    return [np.flatnonzero(values == level).tolist() for level in np.unique(values)[::-1]]
+
+
+def _checked_ranking(number: int, ranking: Ranking, items: int) -> list[npt.NDArray[np.int64]]:
+    buckets = [np.atleast_1d(np.asarray(place, dtype=np.int64)) for place in ranking]
+    named = np.concatenate(buckets) if buckets else np.zeros(0, dtype=np.int64)
+    if named.size == 0 or any(bucket.size == 0 for bucket in buckets):
+        raise ValueError(f"rankings[{number}]: expected at least one item at every place, got {ranking!r}")
+    if named.min() < 0 or named.max() >= items or np.unique(named).size < named.size:
+        raise ValueError(f"rankings[{number}]: expected distinct items in 0 ... {items - 1}, got {ranking!r}")
+    return buckets
+
+
+def _check_connected(rankings: list[list[npt.NDArray[np.int64]]], items: int) -> None:
+    """The likelihood has a maximum iff no set of items is never beaten by the rest (Hunter 2004, assumption 1)."""
+    graph = require("scipy.sparse.csgraph", extra="train", purpose="to fit Plackett-Luce worths")
+    beats = np.zeros((items, items))
+    for buckets in rankings:
+        for place, tied in enumerate(buckets):
+            beats[np.ix_(tied, np.concatenate(buckets[place:]))] = 1  # tied items beat each other
+    count, _ = graph.connected_components(beats, connection="strong")
+    if count > 1:
+        raise ValueError(
+            "penalty: expected a positive number for rankings in which some items are never placed behind the others, "
+            "whose worths have no finite maximum of the likelihood; got 0"
+        )
+
+
+def _plackett_luce_loss(
+    theta: Utility, rankings: list[list[npt.NDArray[np.int64]]], penalty: float
+) -> tuple[float, Utility]:
+    """Minus the penalised log-likelihood, and its gradient."""
+    loss, gradient = penalty * float(theta @ theta), 2 * penalty * theta
+    worth = np.exp(theta - theta.max())
+    for buckets in rankings:
+        remaining = np.concatenate(buckets)
+        for tied in buckets:
+            steps = np.arange(tied.size) / tied.size
+            sums = worth[remaining].sum() - steps * worth[tied].sum()
+            loss += float(np.log(sums).sum() - (theta[tied] - theta.max()).sum())
+            gradient[remaining] += worth[remaining] * (1 / sums).sum()
+            gradient[tied] -= worth[tied] * (steps / sums).sum() + 1
+            remaining = remaining[~np.isin(remaining, tied)]
+    return loss, gradient
+
+
+def _finite_vector(name: str, values: npt.ArrayLike) -> Utility:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"{name}: expected a non-empty list of numbers, got shape {list(vector.shape)}")
+    _check_each(name, vector, np.isfinite(vector), "a finite number")
+    return vector
+
+
+def _votes(up: npt.ArrayLike, total: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    ups, totals = np.asarray(up, dtype=np.float64), np.asarray(total, dtype=np.float64)
+    if ups.shape != totals.shape:
+        raise ValueError(f"total: expected the shape of up, {list(ups.shape)}, got {list(totals.shape)}")
+    if not ((ups >= 0) & (ups <= totals) & (totals < np.inf)).all():
+        raise ValueError("up: expected counts with 0 <= up <= total, got others")
+    return ups, totals
+
+
+def _check_each(name: str, values: Utility, fine: npt.NDArray[np.bool_], expected: str) -> None:
+    if not fine.all():
+        at = int(np.argmin(fine))
+        raise ValueError(f"{name}[{at}]: expected {expected}, got {values[at]}")

@@ -1,0 +1,40 @@
+"""The registry of formats: what `pope convert --from` takes and docs/data.md lists."""
+
+from __future__ import annotations
+
+from .amazon import AMAZON_2014, AMAZON_2018, AMAZON_2023
+from .base import Format, Nothing, Source
+from .instructions import ALPACA, ALPACA_EVAL, ULTRAFEEDBACK
+from .panels import OVERTON, POLIS, PRISM
+from .preferences import HH_RLHF, PREFERENCE, REWARDS, SHP, UNPAIRED
+from .reddit import REDDIT, REDDIT_MOVIE
+from .stackexchange import STACKEXCHANGE, STACKEXCHANGE_PAIRED
+from .tables import SLATES, TABLE
+
+FORMATS = {
+    entry.name: entry
+    for entry in (
+        AMAZON_2014,
+        AMAZON_2018,
+        AMAZON_2023,
+        REDDIT,
+        REDDIT_MOVIE,
+        STACKEXCHANGE,
+        STACKEXCHANGE_PAIRED,
+        ALPACA,
+        ALPACA_EVAL,
+        ULTRAFEEDBACK,
+        SHP,
+        HH_RLHF,
+        PRISM,
+        OVERTON,
+        POLIS,
+        PREFERENCE,
+        UNPAIRED,
+        REWARDS,
+        TABLE,
+        SLATES,
+    )
+}
+
+__all__ = ["FORMATS", "Format", "Nothing", "Source"]

@@ -1,0 +1,87 @@
+"""Reddit: submissions with their comments (Pushshift, arctic-shift), and the Reddit-Movie conversations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from ..pieces import Piece, Response, unescaped
+from ..records import Record
+from .base import Format, Nothing, per_record
+
+_GONE = ("", "[deleted]", "[removed]")
+
+
+def thread(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
+    """A submission is the prompt (title and text); the comments that answer it directly are the responses."""
+    if "body" not in record:
+        return submission(record)
+    body = unescaped(record.text("body")).strip()
+    if body in _GONE:
+        return Nothing("deleted or removed comment")
+    parent = record.name("parent_id")
+    if parent.startswith("t1_"):
+        return Nothing("reply to a comment")
+    if "score" not in record:
+        return Nothing("comment without a score")
+    response = Response(
+        completion=body,
+        score=record.number("score"),
+        responder=f"reddit.com/comments/{parent.removeprefix('t3_')}/_/{record.name('id')}",
+        user=record.optional_name("author"),
+        timestamp=record.optional_number("created_utc"),
+    )
+    return [Piece(parent.removeprefix("t3_"), responses=[response])]
+
+
+def submission(record: Record) -> Iterable[Piece] | Nothing:
+    title = unescaped(record.text("title")).strip()
+    text = unescaped(record.optional_text("selftext") or "").strip()
+    if text in ("[deleted]", "[removed]"):
+        return Nothing("deleted or removed submission")
+    return [Piece(record.name("id"), prompt=f"{title}\n{text}" if text else title, user=record.optional_name("author"))]
+
+
+def movie_turn(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
+    """``context`` (the utterances so far), ``resp`` and ``upvotes``; replies to the same context make one slate."""
+    if "upvotes" not in record:
+        return Nothing("reply without upvotes")
+    context = []
+    for index, utterance in enumerate(record.array("context")):
+        if not isinstance(utterance, str):
+            raise record.error(f"context[{index}]", "text", utterance)
+        if utterance.strip():
+            context.append(unescaped(utterance).strip())
+    if not context:
+        return Nothing("reply to no context")
+    # The seeker writes the last utterance before the reply, so roles alternate back from there.
+    turns = [
+        {"role": "user" if (len(context) - index) % 2 else "assistant", "content": text}
+        for index, text in enumerate(context)
+    ]
+    prompt = context[0] if len(context) == 1 else turns
+    key = hashlib.sha256(json.dumps(context).encode()).hexdigest()[:16]
+    text = unescaped(record.text("resp")).strip()
+    response = Response(
+        completion=text,
+        score=record.number("upvotes"),
+        user=record.optional_name("user_id"),
+    )
+    return [Piece(key, prompt=prompt, responses=[response])]
+
+
+REDDIT = Format(
+    "reddit",
+    "Reddit submissions and comments as JSON lines (Pushshift, arctic-shift)",
+    ("votes",),
+    per_record(thread),
+    scattered=True,
+)
+REDDIT_MOVIE = Format(
+    "reddit-movie",
+    "Reddit-Movie conversations: context, resp, upvotes",
+    ("votes",),
+    per_record(movie_turn),
+    scattered=True,
+)

@@ -1,0 +1,116 @@
+"""Any table with a column mapping, and the project's own slates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..pieces import Piece, Response, spelled
+from ..records import Record
+from ..schema import parse_row
+from .base import Format, Source, per_record
+from .instructions import text_key
+
+#: What ``--map`` can name, and the column that is taken unless it does.
+COLUMNS = {
+    "prompt": "prompt",
+    "completion": "completion",
+    "score": "score",
+    "key": "key",
+    "responder": "responder",
+    "user": "user",
+    "timestamp": "timestamp",
+    "group": "group",
+    "logging_logprob": "logging_logprob",
+    "completion_tokens": "completion_tokens",
+    "token_logprobs": "token_logprobs",
+}
+
+
+def table(source: Source, feedback: str) -> Iterator[Piece]:
+    """A response a row. ``prompt``, ``completion`` and ``score`` are required; rows with the same ``key`` (or, without
+    one, the same prompt) make a slate. A recorded log-probability is a total in ``logging_logprob`` (nats) or a list of
+    its tokens' in ``token_logprobs``, which are summed.
+    """
+    if unknown := sorted(set(source.mapping) - set(COLUMNS)):
+        raise ValueError(f"mapping: expected names among {', '.join(COLUMNS)}, got {', '.join(unknown)}")
+    columns = {**COLUMNS, **source.mapping}
+
+    def of_record(record: Record, feedback: str) -> list[Piece]:
+        prompt, completion = record.required(columns["prompt"]), record.required(columns["completion"])
+        for name, value in (("prompt", prompt), ("completion", completion)):
+            if not isinstance(value, str | list):
+                raise record.error(columns[name], "text or turns", value)
+        score, group = record.number(columns["score"]), record.optional_name(columns["group"])
+        logprob, tokens = _recorded(record, columns)
+        response = Response(
+            completion,
+            score,
+            responder=record.optional_name(columns["responder"]),
+            user=record.optional_name(columns["user"]),
+            timestamp=record.optional_number(columns["timestamp"]),
+            group_scores=None if group is None else {group: score},
+            logprob=logprob,
+            tokens=tokens,
+        )
+        key = record.optional_name(columns["key"])
+        recorded = None if logprob is None else {"how": "recorded", "model": None}
+        return [Piece(key or text_key(spelled(prompt)), prompt, [response], logging_policy=recorded)]
+
+    return per_record(of_record)(source, feedback)
+
+
+def _recorded(record: Record, columns: dict[str, str]) -> tuple[float | None, int | None]:
+    """The response's recorded total and number of tokens, where the log has them."""
+    logprob = record.optional_number(columns["logging_logprob"])
+    tokens = record.optional_number(columns["completion_tokens"])
+    if columns["token_logprobs"] in record:
+        values = record.array(columns["token_logprobs"])
+        numbers = [record.as_number(f"{columns['token_logprobs']}[{i}]", value) for i, value in enumerate(values)]
+        if not numbers or max(numbers) > 0:
+            raise record.error(columns["token_logprobs"], "log-probabilities <= 0, one per token", values)
+        logprob, tokens = sum(numbers), len(numbers)
+    if logprob is not None and logprob > 0:
+        raise record.error(columns["logging_logprob"], "a log-probability <= 0 (nats)", logprob)
+    return logprob, None if tokens is None else int(tokens)
+
+
+def slates(record: Record, feedback: str) -> list[Piece]:
+    """The project's own rows, to be filtered, sampled or split anew."""
+    slate = parse_row(record.source, record.row, record.values)
+    k = len(slate.completions)
+
+    def each(values: list[Any] | None) -> list[Any]:
+        return [None] * k if values is None else values
+
+    responses = [
+        Response(completion, score, responder, None, None, groups, logprob, tokens, rank)
+        for completion, score, responder, groups, logprob, tokens, rank in zip(
+            slate.completions,
+            slate.scores,
+            each(slate.responders),
+            each(slate.group_scores),
+            each(slate.logging_logprobs),
+            each(slate.completion_tokens),
+            each(slate.ranks),
+            strict=True,
+        )
+    ]
+    key = slate.slate_id or text_key(spelled(slate.prompt))
+    return [Piece(key, slate.prompt, responses, weight=slate.weight, logging_policy=slate.logging_policy)]
+
+
+TABLE = Format(
+    "table",
+    "A response a row, any columns: --map prompt=question,completion=answer,score=stars",
+    ("score",),
+    table,
+    scattered=True,
+)
+SLATES = Format(
+    "slates",
+    "This project's own format, to filter, sample or split anew",
+    ("score",),
+    per_record(slates),
+    scattered=False,
+)

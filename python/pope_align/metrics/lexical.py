@@ -1,0 +1,135 @@
+"""Words alone: tokens, Distinct-n and its length-corrected form, Self-BLEU."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+Tokens = Sequence[str]
+
+
+def words(text: str) -> list[str]:
+    r"""Lower-cased words and punctuation marks, ``re.findall(r"\w+|[^\w\s]", text.lower())``.
+
+    A script without spaces needs a tokenizer of its own: every metric here takes tokens.
+    """
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def distinct_n(texts: Sequence[Tokens], n: int) -> float:
+    """Distinct-n (Li et al. 2016): different n-grams over all n-grams, pooled over the texts.
+
+    In (0, 1], higher is more diverse; shown times 100. It falls with the number of words, so compare sets of like size,
+    or use `expectation_adjusted_distinct`. NaN if no text has an n-gram. No n-gram crosses the border of a text.
+
+    Raises:
+        ValueError: ``n < 1``.
+    """
+    if n < 1:
+        raise ValueError(f"n: expected an integer >= 1, got {n}")
+    counts = Counter(gram for tokens in texts for gram in _ngrams(tokens, n))
+    return len(counts) / counts.total() if counts else float("nan")
+
+
+def expectation_adjusted_distinct(texts: Sequence[Tokens], vocabulary_size: int) -> float:
+    """EAD (Liu et al. 2022): different words over the number expected of as many draws from a uniform vocabulary.
+
+    ``N / (V (1 - ((V - 1) / V)^C))``, ``N`` different of ``C`` words, vocabulary size ``V``. At least 0, may exceed 1;
+    higher is more diverse, and length has no part in it. NaN without words.
+
+    Raises:
+        ValueError: ``vocabulary_size < 1``.
+    """
+    if vocabulary_size < 1:
+        raise ValueError(f"vocabulary_size: expected an integer >= 1, got {vocabulary_size}")
+    counts = Counter(token for tokens in texts for token in tokens)
+    if not counts:
+        return float("nan")
+    if vocabulary_size == 1:
+        return float(len(counts))
+    log_missed = counts.total() * math.log1p(-1 / vocabulary_size)
+    return len(counts) / (-vocabulary_size * math.expm1(log_missed))
+
+
+def self_bleu(texts: Sequence[Tokens], n: int = 4) -> float:
+    """Self-BLEU-n (Zhu et al. 2018): the mean over texts of BLEU-n with all other texts as references.
+
+    In [0, 1]; 1: every text is in the others; *lower* is more diverse. Equal to the mean of NLTK's
+    ``sentence_bleu(others, text, weights=[1/n] * n, smoothing_function=SmoothingFunction().method1)`` for every text.
+    NaN for fewer than two texts. See `self_bleu_per_text`.
+    """
+    each = self_bleu_per_text(texts, n)
+    return math.fsum(each) / len(each) if len(each) > 1 else float("nan")
+
+
+def self_bleu_per_text(texts: Sequence[Tokens], n: int = 4) -> list[float]:
+    """BLEU-n of every text against all others, uniform weights, NLTK's method1 smoothing.
+
+    The n-grams of every text are counted once. Per n-gram the two highest counts over the texts are kept, so the
+    highest among the *others* is known at once: the work grows with the number of words, not of pairs of texts.
+
+    A text without words has 0. NaN for a single text, which has no others.
+
+    Raises:
+        ValueError: ``n < 1``.
+    """
+    if n < 1:
+        raise ValueError(f"n: expected an integer >= 1, got {n}")
+    if len(texts) < 2:
+        return [float("nan")] * len(texts)
+    log_precisions = [0.0] * len(texts)
+    common = [0] * len(texts)  # clipped unigram matches: without one NLTK's BLEU is 0
+    for order in range(1, n + 1):
+        counted = [Counter(_ngrams(tokens, order)) for tokens in texts]
+        top = _highest_two(counted)
+        for index, counts in enumerate(counted):
+            matches = 0
+            for gram, count in counts.items():
+                best = top[gram]
+                others = best.second if best.owner == index else best.first
+                matches += count if count < others else others
+            if order == 1:
+                common[index] = matches
+            total = max(counts.total(), 1)
+            log_precisions[index] += math.log((matches or 0.1) / total)  # method1: 0.1 in place of no match
+    lengths = Counter(map(len, texts))
+    return [
+        _brevity(len(tokens), lengths) * math.exp(log_precisions[index] / n) if common[index] else 0.0
+        for index, tokens in enumerate(texts)
+    ]
+
+
+class _Highest(NamedTuple):
+    """The highest count of an n-gram in one text, which text that is, and the highest in the others."""
+
+    first: int
+    owner: int
+    second: int
+
+
+def _highest_two(counted: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], _Highest]:
+    top: dict[tuple[str, ...], _Highest] = {}
+    for index, counts in enumerate(counted):
+        for gram, count in counts.items():
+            known = top.get(gram)
+            if known is None:
+                top[gram] = _Highest(count, index, 0)
+            elif count > known.first:
+                top[gram] = _Highest(count, index, known.first)
+            elif count > known.second:
+                top[gram] = _Highest(known.first, known.owner, count)
+    return top
+
+
+def _brevity(length: int, lengths: Counter[int]) -> float:
+    """BLEU's penalty against the other text that is closest in length (the shorter of two as close)."""
+    others = (other for other, count in lengths.items() if other != length or count > 1)
+    closest = min(others, key=lambda other: (abs(other - length), other))
+    return 1.0 if length > closest else math.exp(1 - closest / length) if length else 0.0
+
+
+def _ngrams(tokens: Tokens, n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(tokens[start:] for start in range(n)))

@@ -1,0 +1,211 @@
+"""From prompts to models: means with bootstrap intervals by prompt, and paired differences."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._extras import require
+from .evaluate import PromptMetrics
+from .pareto import hypervolume
+from .registry import BY_NAME, METRICS
+from .similarity import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over prompts. ``low`` and ``high`` are NaN with fewer than two different prompts to draw."""
+
+    value: float
+    low: float
+    high: float
+    n: int  # slates where the metric is defined
+    undefined: int  # slates where it is not
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model ``b`` minus model ``a`` on the slates that both answered."""
+
+    a: str
+    b: str
+    differences: dict[str, Estimate]
+    better: dict[str, float]  # share of slates where b is better, ties half
+
+
+@dataclass(frozen=True)
+class MetricsReport:
+    """What `pope metrics` shows and writes."""
+
+    tables: list[PromptMetrics]
+    estimates: dict[str, dict[str, Estimate]]  # model -> metric
+    comparisons: list[Comparison]  # every later model against the first
+    hypervolumes: dict[str, float]  # of (PL-Score, diversity) per slate, above (0, 0)
+    level: float
+    draws: int
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that any model has, in the order of the table."""
+        return [metric.name for metric in METRICS if any(metric.name in of for of in self.estimates.values())]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object; what is not defined is null."""
+        content = {
+            "options": self.options,
+            "interval": {"level": self.level, "draws": self.draws, "seed": self.seed, "unit": "prompt"},
+            "models": {
+                table.model: {
+                    "slates": len(table.keys),
+                    "prompts": len(set(table.prompts)),
+                    "answers": table.answers,
+                    "empty_answers": table.empty,
+                    "unanswered_slates": table.unanswered,
+                    "unmatched_generations": table.unmatched,
+                    "settings": table.settings,
+                    "hypervolume": self.hypervolumes[table.model],
+                    "metrics": {name: asdict(estimate) for name, estimate in self.estimates[table.model].items()},
+                }
+                for table in self.tables
+            },
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "readings": {name: asdict(BY_NAME[name]) for name in self.metrics},
+        }
+        cleaned: dict[str, Any] = _without_nan(content)
+        return cleaned
+
+
+def summarize(
+    tables: Sequence[PromptMetrics],
+    *,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> MetricsReport:
+    """Means, percentile-bootstrap intervals and paired differences of one or more models.
+
+    Prompts are drawn, not slates: slates that share a prompt come and go together. Every draw recomputes the mean over
+    the drawn prompts' slates, and all models and metrics see the same draws.
+
+    Args:
+        draws: of the bootstrap.
+        level: of the intervals.
+        options: written into the report.
+
+    Raises:
+        ValueError: no table, two of one name, ``draws`` or ``level`` out of range.
+    """
+    if not tables:
+        raise ValueError("tables: expected at least one model, got none")
+    names = [table.model for table in tables]
+    if len(set(names)) < len(names):
+        raise ValueError(f"tables: expected models of different names, got {', '.join(names)}")
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
+    bootstrap = _Bootstrap(sorted({prompt for table in tables for prompt in table.prompts}), draws, level, seed)
+    return MetricsReport(
+        tables=list(tables),
+        estimates={
+            table.model: {name: bootstrap.mean(values, table.prompts) for name, values in table.values.items()}
+            for table in tables
+        },
+        comparisons=[_compare(tables[0], table, bootstrap) for table in tables[1:]],
+        hypervolumes={
+            table.model: hypervolume(np.stack([table.values["pl_score"], table.values["diversity"]], axis=1))
+            for table in tables
+        },
+        level=level,
+        draws=draws,
+        seed=seed,
+        options=dict(options or {}),
+    )
+
+
+def write_prompt_metrics(tables: Sequence[PromptMetrics], path: str | os.PathLike[str]) -> None:
+    """One row per model and slate, ``.parquet``: model, key, prompt, and a column per metric (null: not defined)."""
+    pa = require("pyarrow", extra="train", purpose="to write Parquet files")
+    parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
+    names = [metric.name for metric in METRICS if any(metric.name in table.values for table in tables)]
+    rows = [
+        {
+            "model": table.model,
+            "key": key,
+            "prompt": prompt,
+            **{name: _without_nan(float(table.values[name][at])) for name in names if name in table.values},
+        }
+        for table in tables
+        for at, (key, prompt) in enumerate(zip(table.keys, table.prompts))
+    ]
+    kinds = {"model": pa.string(), "key": pa.string(), "prompt": pa.string(), **dict.fromkeys(names, pa.float64())}
+    parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), path)
+
+
+def write_json(report: MetricsReport, path: str | os.PathLike[str]) -> None:
+    """The report as JSON."""
+    Path(path).write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class _Bootstrap:
+    """How often every prompt is drawn, in every draw: the same for all models and metrics."""
+
+    def __init__(self, prompts: Sequence[str], draws: int, level: float, seed: int) -> None:
+        self.index = {prompt: at for at, prompt in enumerate(prompts)}
+        uniform = np.full(len(prompts), 1 / len(prompts))
+        counts = np.random.default_rng(seed).multinomial(len(prompts), uniform, size=draws)
+        self.counts = counts.astype(np.float64)  # [draws, prompts]
+        self.tails = ((1 - level) / 2, (1 + level) / 2)
+
+    def mean(self, values: Floats, prompts: Sequence[str]) -> Estimate:
+        """The mean of ``values``, those that are NaN left out and counted."""
+        defined = ~np.isnan(values)
+        n, undefined = int(defined.sum()), int((~defined).sum())
+        if n == 0:
+            return Estimate(math.nan, math.nan, math.nan, n, undefined)
+        at = np.array([self.index[prompt] for prompt in prompts])[defined]
+        sums = np.bincount(at, values[defined], minlength=len(self.index))
+        sizes = np.bincount(at, minlength=len(self.index)).astype(np.float64)
+        value = float(sums.sum() / n)
+        if (sizes > 0).sum() < 2:
+            return Estimate(value, math.nan, math.nan, n, undefined)
+        drawn = self.counts @ sizes
+        means = (self.counts @ sums)[drawn > 0] / drawn[drawn > 0]
+        low, high = np.quantile(means, self.tails)
+        return Estimate(value, float(low), float(high), n, undefined)
+
+
+def _compare(a: PromptMetrics, b: PromptMetrics, bootstrap: _Bootstrap) -> Comparison:
+    place = {key: at for at, key in enumerate(a.keys)}
+    pairs = [(place[key], at) for at, key in enumerate(b.keys) if key in place]
+    left, right = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    differences, better = {}, {}
+    for name in a.values:
+        if name in b.values:
+            difference = b.values[name][right] - a.values[name][left]
+            differences[name] = bootstrap.mean(difference, [b.prompts[at] for at in right])
+            gain = difference if BY_NAME[name].better == "higher" else -difference
+            gain = gain[~np.isnan(gain)]
+            better[name] = float(((gain > 0) + 0.5 * (gain == 0)).mean()) if gain.size else math.nan
+    return Comparison(a.model, b.model, differences, better)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

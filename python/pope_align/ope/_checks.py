@@ -1,0 +1,79 @@
+"""The arrays of a log, checked; errors name the array, the slate and the response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def vector(name: str, values: npt.ArrayLike, length: int | None = None) -> Floats:
+    array = np.asarray(values)
+    shape = "[R]" if length is None else f"[{length}]"
+    if array.ndim != 1 or array.dtype.kind not in "fiu" or array.size == 0:
+        raise ValueError(f"{name}: expected numbers of shape {shape}, got {array.dtype} {list(array.shape)}")
+    if length is not None and array.size != length:
+        raise ValueError(f"{name}: expected {length} numbers, one per response, got {array.size}")
+    return array.astype(np.float64)
+
+
+def offsets_of(values: npt.ArrayLike, count: int) -> Integers:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.size < 2:
+        raise ValueError(f"slate_offsets: expected integers of shape [S + 1], got {array.dtype} {list(array.shape)}")
+    if array[0] != 0 or array[-1] != count:
+        raise ValueError(
+            f"slate_offsets: expected to run from 0 to the {count} responses, got {array[0]} to {array[-1]}"
+        )
+    empty = np.flatnonzero(np.diff(array.astype(np.int64)) <= 0)
+    if empty.size:
+        raise ValueError(f"slate_offsets: expected at least one response per slate, got none in slate {empty[0]}")
+    return array.astype(np.int64)
+
+
+def cluster_codes(ids: Sequence[Any] | npt.ArrayLike | None, count: int) -> Integers:
+    codes = np.arange(count) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    if codes.shape != (count,):
+        raise ValueError(f"clusters: expected {count} ids, one per slate, got shape {list(codes.shape)}")
+    if codes.max() == 0:
+        raise ValueError(
+            "clusters: expected at least two independent queries, got one; how much queries differ cannot be learnt "
+            "from one of them, so no interval is possible"
+        )
+    return codes.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Checks that say in which slate and response they failed."""
+
+    slate_offsets: Integers
+
+    def of(self, response: int) -> str:
+        slate = int(np.searchsorted(self.slate_offsets, response, side="right")) - 1
+        return f"response {response - self.slate_offsets[slate]} of slate {slate}"
+
+    def each(self, name: str, values: npt.NDArray[Any], fine: npt.NDArray[np.bool_], expected: str) -> None:
+        if not fine.all():
+            at = int(np.argmin(fine))
+            self.fail(name, at, expected, values[at])
+
+    def fail(self, name: str, at: int, expected: str, got: Any) -> NoReturn:
+        raise ValueError(f"{name}: {self.of(at)}: expected {expected}, got {got}")
+
+    def logprobs(self, name: str, values: npt.ArrayLike, unit: str) -> Floats:
+        array = vector(name, values, int(self.slate_offsets[-1]))
+        expected = f"a finite log-probability <= 0 (nats, the {unit} over the response)"
+        self.each(name, array, np.isfinite(array) & (array <= 0), expected)
+        return array
+
+    def tokens(self, name: str, values: npt.ArrayLike) -> Integers:
+        array = vector(name, values, int(self.slate_offsets[-1]))
+        self.each(name, array, (array >= 1) & (array == np.floor(array)), "an integer >= 1")
+        return array.astype(np.int64)

@@ -1,0 +1,144 @@
+"""Intervals for sums of ratios: t, bootstraps over clusters, and bounds that hold at any sample size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from .._extras import require
+from ._checks import Floats
+from .ratios import Ratios
+
+Method = Literal["t", "bootstrap", "bayesian", "hoeffding", "bernstein"]
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How an interval is made.
+
+    Attributes:
+        method: "t": delta-method standard error and the t quantile of C - 1 degrees; "bootstrap": percentiles over
+            resampled clusters; "bayesian": percentiles under Dirichlet weights of the clusters; "hoeffding" and
+            "bernstein": bounds from declared ranges, for unnormalised estimators with a clip.
+        level: coverage, two-sided.
+        draws: of the bootstraps.
+        seed: of the bootstraps; equal seeds resample equal clusters for every policy and estimator.
+        diversity_range: declared least and greatest diversity reward, for the two bounds.
+    """
+
+    method: Method = "t"
+    level: float = 0.95
+    draws: int = 1000
+    seed: int = 0
+    diversity_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {self.method!r}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level: expected a number in (0, 1), got {self.level!r}")
+        if self.draws < 2:
+            raise ValueError(f"draws: expected an integer >= 2, got {self.draws!r}")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number, its standard error, and its interval."""
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def quantities(ratios: Ratios, confidence: Confidence, row_ranges: Floats | None = None) -> list[Quantity]:
+    """Every column of ``ratios`` with its standard error (delta method, clustered) and interval.
+
+    Args:
+        row_ranges: ``[P, 2]`` least and greatest contribution of one slate, for "hoeffding" and "bernstein".
+    """
+    values = ratios.values()
+    errors = np.sqrt(np.diagonal(ratios.covariance()))
+    if confidence.method == "t":
+        low, high = t_interval(values, errors, ratios.num_clusters - 1, confidence.level)
+    elif confidence.method in ("bootstrap", "bayesian"):
+        draws = ratios.draws(confidence.method, confidence.draws, confidence.seed)
+        tail = (1 - confidence.level) / 2
+        low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    else:
+        if row_ranges is None:
+            raise ValueError(
+                f"method: {confidence.method!r} needs contributions of bounded size: an unnormalised estimator "
+                "(normalization='none') with a clip"
+            )
+        bound = hoeffding_interval if confidence.method == "hoeffding" else bernstein_interval
+        low, high = bound(ratios, row_ranges, confidence.level)
+    return [Quantity(*map(float, each)) for each in zip(values, errors, low, high, strict=True)]
+
+
+def t_interval(values: Floats, errors: Floats, degrees: int, level: float) -> tuple[Floats, Floats]:
+    """Two-sided: ``value -+ t_{degrees, (1 + level) / 2} * error``."""
+    special = require("scipy.special", extra="train", purpose="for t intervals")
+    half = special.stdtrit(degrees, (1 + level) / 2) * errors
+    return values - half, values + half
+
+
+def hoeffding_interval(ratios: Ratios, row_ranges: Floats, level: float) -> tuple[Floats, Floats]:
+    """Hoeffding (1963), for a mean of independent clusters of ``n_c`` slates with contributions in ``[a, b]``.
+
+    ``value -+ (b - a) sqrt(ln(2 / (1 - level)) / 2 * sum_c (n_c / n)^2)``; with equal clusters the sum is ``1 / C``.
+    """
+    shares = _mean_shares(ratios)
+    half = (row_ranges[:, 1] - row_ranges[:, 0]) * math.sqrt(math.log(2 / (1 - level)) / 2 * float(shares @ shares))
+    return ratios.values() - half, ratios.values() + half
+
+
+def bernstein_interval(ratios: Ratios, row_ranges: Floats, level: float) -> tuple[Floats, Floats]:
+    """Maurer and Pontil (2009), both sides, d = 1 - level.
+
+    ``value -+ [ sqrt(2 s^2 ln(4/d) / C) + 7 (b - a) ln(4/d) / (3 (C - 1)) ]``
+
+    Raises:
+        ValueError: clusters of unequal size, whose means are not identically distributed.
+    """
+    shares = _mean_shares(ratios)
+    count = shares.size
+    if not np.allclose(shares, 1 / count, rtol=1e-12):
+        raise ValueError("method: 'bernstein' needs clusters of equal size; use 'hoeffding' or cluster by slate")
+    means = ratios.numerators[0] / ratios.denominators[0][:, None]
+    logarithm = math.log(4 / (1 - level))
+    half = np.sqrt(2 * means.var(axis=0, ddof=1) * logarithm / count)
+    half += 7 * (row_ranges[:, 1] - row_ranges[:, 0]) * logarithm / (3 * (count - 1))
+    return ratios.values() - half, ratios.values() + half
+
+
+def _mean_shares(ratios: Ratios) -> Floats:
+    """``[C]`` the part of each cluster in a plain mean."""
+    return np.asarray(ratios.denominators[0] / ratios.denominators[0].sum())
+
+
+@dataclass(frozen=True)
+class JointRegion:
+    """The confidence ellipse of (V_CU, V_Div): ``(x - centre)^T covariance^-1 (x - centre) <= radius2``."""
+
+    centre: tuple[float, float]
+    covariance: tuple[tuple[float, float], tuple[float, float]]
+    radius2: float
+    level: float
+
+    @classmethod
+    def of(cls, ratios: Ratios, level: float) -> JointRegion:
+        """Hotelling's T^2 with C - 1 degrees, from the first two columns."""
+        special = require("scipy.special", extra="train", purpose="for joint intervals")
+        degrees = ratios.num_clusters - 1
+        quantile = special.fdtri(2, degrees - 1, level) if degrees > 1 else math.inf
+        radius2 = 2 * degrees / (degrees - 1) * quantile if degrees > 1 else math.inf
+        (x, y), covariance = ratios.values()[:2], ratios.covariance()[:2, :2]
+        rows = tuple((float(a), float(b)) for a, b in covariance)
+        return cls((float(x), float(y)), (rows[0], rows[1]), float(radius2), level)

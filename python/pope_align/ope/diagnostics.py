@@ -1,0 +1,193 @@
+"""What the raw weights say about an estimate: overlap, tails, wrong propensities, length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pope_core.types import Weighting
+
+from ._checks import Floats
+from .log import LoggedSlates
+from .weights import Shrink, log_weights
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Facts about the raw weights (before any clipping or shrinking), at the level the estimator weighs at.
+
+    A NaN means "cannot be known here" and is never read as healthy or unhealthy.
+    """
+
+    weighting: Weighting
+    num_weights: int
+    ess: float  # (sum w)^2 / sum w^2 of the weights the estimator uses
+    response_ess: float
+    slate_ess: float  # of the products W over slates
+    cluster_ess: float  # of the sums of the used weights over clusters
+    max_share: float  # of the largest weight in the sum of all
+    top_percent_share: float  # of the largest 1%, at least one
+    pareto_k: float  # tail index; below `pareto_k_threshold` sums behave
+    mean_weight: float
+    mean_weight_z: float  # (mean w - 1) / clustered standard error; NaN unless the propensities are totals
+    log_weight_max: float
+    log_weight_max_place: str
+    length_correlation: float  # of log w and tokens; NaN without token counts
+    target_coverage: float  # share of logged responses that are typical of the target
+    clip_fraction: float  # share of weights that a clip or switch changed; NaN where it has no meaning
+    sequence_ess: float  # response ESS of the true ratios of sequences, where weights are length-normalised
+
+    @property
+    def ess_fraction(self) -> float:
+        return self.ess / self.num_weights
+
+    @property
+    def pareto_k_threshold(self) -> float:
+        return pareto_k_threshold(self.num_weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ess_fraction": self.ess_fraction, "pareto_k_threshold": self.pareto_k_threshold}
+
+
+def diagnose(
+    log: LoggedSlates,
+    policy: str,
+    *,
+    weighting: Weighting = "response",
+    length_normalize: bool = True,
+    shrink: Shrink | None = None,
+) -> Diagnostics:
+    """Diagnostics of one policy's raw weights on the log.
+
+    Source: method.md section 5; Kong (1992) for the effective sample size; Vehtari et al. (2024) for the tail index.
+    """
+    target, logging = log.logprobs(policy, length_normalize=length_normalize)
+    each = target - logging  # [R]
+    log_w = log_weights(log, policy, weighting, length_normalize=length_normalize)
+    shifted = np.exp(log_w - log_w.max())
+    ordered = np.partition(shifted, -max(1, shifted.size // 100))
+    total = shifted.sum()
+    by_slate = log.slate_sums(shifted) if weighting == "response" else shifted
+    tokens = log.tokens(policy)
+    largest = int(log_w.argmax())
+    return Diagnostics(
+        weighting=weighting,
+        num_weights=log_w.size,
+        ess=effective_sample_size(log_w),
+        response_ess=effective_sample_size(each),
+        slate_ess=effective_sample_size(log.slate_sums(each)),
+        cluster_ess=float(total**2 / np.square(log.cluster_sums(by_slate)).sum()),
+        max_share=float(1 / total),
+        top_percent_share=float(ordered[-max(1, shifted.size // 100) :].sum() / total),
+        pareto_k=pareto_k(log_w),
+        mean_weight=_exp(log_w.max()) * float(shifted.mean()),
+        mean_weight_z=math.nan if length_normalize else _mean_weight_z(log, log_w, by_slate, weighting),
+        log_weight_max=float(log_w[largest]),
+        log_weight_max_place=log.place(largest) if weighting == "response" else f"slate {largest}",
+        length_correlation=math.nan if tokens is None else _correlation(each, tokens.astype(np.float64)),
+        target_coverage=_target_coverage(log, policy, each),
+        clip_fraction=0.0 if shrink is None else shrink.touched(log_w),
+        sequence_ess=_sequence_ess(log, policy, each, length_normalize),
+    )
+
+
+def effective_sample_size(log_w: Floats) -> float:
+    """``(sum w)^2 / sum w^2``, between 1 and the number of weights."""
+    w = np.exp(log_w - log_w.max())
+    return float(w.sum() ** 2 / (w @ w))
+
+
+def pareto_k(log_w: Floats) -> float:
+    """Tail index of the weights: the shape of a generalised Pareto distribution fitted to the largest of them.
+
+    Zhang and Stephens' (2009) estimator on the largest ``min(n / 5, 3 sqrt n)`` weights, drawn a little towards 1/2, as
+    Vehtari et al. (2024) use it. Moments of order ``1 / k`` and above do not exist. Infinite with one to four weights
+    in the tail, minus infinity where the largest weights are all equal.
+    """
+    count = log_w.size
+    tail = int(min(count / 5, 3 * math.sqrt(count)))
+    if tail + 1 > count:
+        return math.inf
+    largest = np.sort(np.partition(log_w, count - tail - 1)[count - tail - 1 :]) - log_w.max()
+    cutoff = max(largest[0], math.log(np.finfo(np.float64).tiny))
+    excess = np.exp(largest[largest > cutoff]) - math.exp(cutoff)
+    if excess.size == 0:  # the largest weights are all equal: bounded, and no tail
+        return -math.inf
+    if excess.size <= 4:
+        return math.inf
+    return _pareto_shape(excess)
+
+
+def _pareto_shape(excess: Floats) -> float:
+    """Zhang and Stephens (2009): a posterior mean over a grid of ``theta = -k / sigma``; ``excess`` is ascending."""
+    count = excess.size
+    grid = 30 + int(math.sqrt(count))
+    quartile = excess[int(count / 4 + 0.5) - 1]
+    theta = (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quartile) + 1 / excess[-1]
+    shapes = np.log1p(-theta[:, None] * excess).mean(axis=1)  # [grid]
+    flat = shapes == 0  # the exponential distribution, the limit for theta -> 0
+    rate = np.where(flat, 1 / excess.mean(), -theta / np.where(flat, 1.0, shapes))
+    profile = count * (np.log(rate) - shapes - 1)
+    posterior = np.exp(profile - profile.max())
+    posterior /= posterior.sum()
+    keep = posterior >= 10 * np.finfo(np.float64).eps
+    mean = float((posterior[keep] / posterior[keep].sum()) @ theta[keep])
+    shape = float(np.log1p(-mean * excess).mean())
+    return (count * shape + 10 * 0.5) / (count + 10)  # ten pseudo-observations at 1/2
+
+
+def pareto_k_threshold(count: int) -> float:
+    """``min(1 - 1 / log10 n, 0.7)``: the tail index that ``n`` weights can bear."""
+    return min(1 - 1 / math.log10(count), 0.7) if count > 1 else -math.inf
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf
+
+
+def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting: Weighting) -> float:
+    """How many clustered standard errors the mean weight is from 1, its expectation under true propensities.
+
+    The standard error shrinks with the weights, so one that falls short by much is seen as well as one that exceeds.
+    """
+    scale = log_w.max()
+    counts = log.cluster_sums(log.sizes.astype(np.float64) if weighting == "response" else np.ones(log.num_slates))
+    sums = log.cluster_sums(shifted)
+    mean = sums.sum() / counts.sum()
+    clusters = counts.size
+    error = math.sqrt(float(np.square(sums - mean * counts).sum()) * clusters / (clusters - 1)) / counts.sum()
+    one = math.exp(-scale) if scale > -709 else math.inf
+    if error == 0:
+        return 0.0 if mean == one else math.copysign(math.inf, mean - one)
+    return float((mean - one) / error)
+
+
+def _correlation(x: Floats, y: Floats) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / scale if scale > 0 else math.nan
+
+
+def _target_coverage(log: LoggedSlates, policy: str, each: Floats) -> float:
+    """Share of logged responses whose surprise under the target is at most the target's own 90% quantile.
+
+    The quantile is that of the self-normalised weights, so it is 0.9 when target and logging policy are alike, and
+    falls to 0 as the log leaves the region the target writes in. Surprise is per token where tokens are known.
+    """
+    tokens = log.tokens(policy)
+    surprise = -log.logprobs(policy, length_normalize=tokens is not None or log.unit == "mean")[0]
+    order = np.argsort(surprise, kind="stable")
+    cumulative = np.cumsum(np.exp(each - each.max())[order])
+    at = int(np.searchsorted(cumulative, 0.9 * cumulative[-1]))
+    quantile = surprise[order[min(at, order.size - 1)]]
+    return float((surprise <= quantile).mean())
+
+
+def _sequence_ess(log: LoggedSlates, policy: str, each: Floats, length_normalize: bool) -> float:
+    tokens = log.tokens(policy)
+    if not length_normalize:
+        return effective_sample_size(each)
+    return math.nan if tokens is None else effective_sample_size(each * tokens)

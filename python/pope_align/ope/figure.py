@@ -1,0 +1,135 @@
+"""The picture of an evaluation: values with intervals, the weights behind them, and what slates cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._extras import require
+from ._checks import Floats
+from .diagnostics import effective_sample_size
+from .estimate import Estimate
+from .log import LoggedSlates
+from .weights import log_weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .evaluate import Evaluation
+
+#: Colours of policies that stay apart for colour-blind readers (Okabe and Ito).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_FILL = {"reliable": "full", "caution": "left", "refuse": "none"}
+
+
+def evaluation_figure(evaluation: Evaluation) -> Figure:
+    """Four panels; nothing is written to pyplot's state."""
+    figure_module = require("matplotlib.figure", extra="train", purpose="to draw figures")
+    rows = len(evaluation.estimates)
+    figure: Figure = figure_module.Figure(figsize=(11, 6 + 0.16 * rows), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=[1 + 0.08 * rows, 1.2])
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(evaluation.policies)}
+    length_normalize = bool(evaluation.estimates[0].options.get("length_normalize"))
+    _values(figure.add_subplot(grid[0, :]), evaluation, colours)
+    histogram, tail, sizes = (figure.add_subplot(grid[1, column]) for column in range(3))
+    weights = {
+        name: log_weights(evaluation.log, name, "response", length_normalize=length_normalize) for name in colours
+    }
+    _histogram(histogram, weights, colours)
+    _tail(tail, weights, colours)
+    _slate_sizes(sizes, evaluation.log, weights, colours)
+    return figure
+
+
+def _values(axes: Axes, evaluation: Evaluation, colours: dict[str, str]) -> None:
+    """One row per estimate; refused ones hollow and struck through, and never what sets the scale."""
+    shown = [each for each in evaluation.estimates if each.verdict != "refuse"] or list(evaluation.estimates)
+    ends = np.array([[each.low, each.high] for each in shown])
+    ends = ends[np.isfinite(ends).all(1)] if np.isfinite(ends).all(1).any() else np.array([[0.0, 1.0]])
+    margin = 0.15 * max(float(np.ptp(ends)), 1e-9)
+    left, right = float(ends.min()) - margin, float(ends.max()) + margin
+    names = []
+    for row, each in enumerate(evaluation.estimates):
+        names.append(_strike(f"{each.policy}  {each.estimator}", each))
+        if not np.isfinite([each.value, each.low, each.high]).all():
+            continue
+        colour = colours[each.policy]
+        axes.plot(
+            [max(each.low, left), min(each.high, right)],
+            [row, row],
+            color=colour,
+            linewidth=2,
+            alpha=0.3 if each.verdict == "refuse" else 1.0,
+        )
+        if left <= each.value <= right:
+            style: dict[str, Any] = {"color": colour, "fillstyle": _FILL[each.verdict], "markerfacecoloralt": "white"}
+            axes.plot(each.value, row, "o", markersize=8, **style)
+            if each.verdict == "refuse":
+                axes.plot(each.value, row, "x", markersize=11, color=colour)
+        else:
+            edge = "right" if each.value > right else "left"
+            arrow = f"{each.value:.3g} →" if edge == "right" else f"← {each.value:.3g}"
+            axes.text(right if edge == "right" else left, row, f" {arrow} ", ha=edge, va="center", color=colour)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(left, right)
+    axes.grid(axis="x", alpha=0.3)
+    level = evaluation.estimates[0].confidence.level
+    axes.set_xlabel(f"value V with {level:.0%} interval        ● reliable   ◐ caution   ⊗ refused")
+    labels = "; ".join(evaluation.estimates[0].labels)
+    axes.set_title(f"Value of each policy; {evaluation.estimators[0]}: {labels}", fontsize=10)
+
+
+def _strike(text: str, estimate: Estimate) -> str:
+    return "".join(letter + "\u0336" for letter in text) if estimate.verdict == "refuse" else text
+
+
+def _histogram(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) -> None:
+    everything = np.concatenate(list(weights.values()))
+    low, high = np.quantile(everything, [0.001, 0.999])
+    if low == high:
+        low, high = low - 1, high + 1
+    bins = np.linspace(low, high, 50)
+    for name, log_w in weights.items():
+        axes.hist(np.clip(log_w, low, high), bins.tolist(), histtype="step", color=colours[name], label=name)
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.set_xlabel("log w of a response (nats)")
+    axes.set_ylabel("responses")
+    axes.set_title("Weights", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _tail(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) -> None:
+    """Share of all weight in the largest weights: near the corner, few responses decide everything."""
+    for name, log_w in weights.items():
+        ordered = np.sort(np.exp(log_w - log_w.max()))[::-1]
+        share = np.cumsum(ordered) / ordered.sum()
+        axes.plot(np.arange(1, share.size + 1) / share.size, share, color=colours[name])
+    axes.plot([1 / share.size, 1], [1 / share.size, 1], ":", color="grey", label="equal weights")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("share of responses, heaviest first")
+    axes.set_ylabel("share of all weight")
+    axes.set_title("Tail", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _slate_sizes(axes: Axes, log: LoggedSlates, weights: dict[str, Floats], colours: dict[str, str]) -> None:
+    """Effective sample size of the product of a slate's first k weights, over the slates that have so many."""
+    starts, sizes = log.slate_offsets[:-1], log.sizes
+    counts = [k for k in range(1, min(int(sizes.max()), 16) + 1) if (sizes >= k).sum() >= 2]
+    for name, log_w in weights.items():
+        cumulative = np.concatenate([[0.0], np.cumsum(log_w)])
+        fractions = []
+        for k in counts:
+            first = starts[sizes >= k]
+            fractions.append(effective_sample_size(cumulative[first + k] - cumulative[first]) / first.size)
+        axes.plot(counts, fractions, "o-", markersize=4, color=colours[name])
+    axes.set_ylim(0, 1.02)
+    axes.set_xticks(counts if len(counts) <= 8 else counts[::3])
+    axes.set_xlabel("responses in the product k")
+    axes.set_ylabel("effective share of slates")
+    axes.set_title("What a joint weight costs", fontsize=10)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,92 @@
+"""Sums of ratios over clusters: the one form all estimators here take, and all that their uncertainty needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._checks import Floats
+
+#: Numbers in one block of bootstrap multiplicities: 32 MiB of float64.
+_BLOCK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Ratios:
+    """``V_p = sum_t [ sum_c numerators[t, c, p] / sum_c denominators[t, c] ]`` over independent clusters ``c``.
+
+    A mean has one term with the counts as denominators, a self-normalised estimator one with the weights, a doubly
+    robust one two terms, a difference of policies the terms of both. Columns ``p`` are parts of the value; they share
+    the denominators.
+    """
+
+    numerators: Floats  # [T, C, P]
+    denominators: Floats  # [T, C]
+
+    @property
+    def num_clusters(self) -> int:
+        return int(self.denominators.shape[1])
+
+    def values(self) -> Floats:
+        """``[P]``."""
+        return np.asarray((self.numerators.sum(1) / self.denominators.sum(1)[:, None]).sum(0))
+
+    def influence(self) -> Floats:
+        """``[C, P]`` what each cluster adds to ``V - E V``, to first order (the delta method)."""
+        total = self.denominators.sum(1)[:, None]  # [T, 1]
+        each = self.numerators.sum(1) / total  # [T, P]
+        centred = self.numerators - each[:, None, :] * self.denominators[:, :, None]
+        return np.asarray((centred / total[:, :, None]).sum(0))
+
+    def covariance(self) -> Floats:
+        """``[P, P]`` of the values: ``C / (C - 1) sum_c psi_c psi_c^T``, cluster-robust."""
+        influence = self.influence()
+        return np.asarray(influence.T @ influence) * (self.num_clusters / (self.num_clusters - 1))
+
+    def combine(self, matrix: Floats) -> Ratios:
+        """Linear combinations ``[P, P']`` of the columns."""
+        return Ratios(self.numerators @ matrix, self.denominators)
+
+    def minus(self, other: Ratios) -> Ratios:
+        """The difference of two statistics of the same clusters: paired, because a draw resamples both at once."""
+        if other.num_clusters != self.num_clusters:
+            raise ValueError(
+                f"other: expected the same {self.num_clusters} clusters, got {other.num_clusters}; "
+                "only estimates from one log can be compared in pairs"
+            )
+        return Ratios(
+            np.concatenate([self.numerators, -other.numerators]),
+            np.concatenate([self.denominators, other.denominators]),
+        )
+
+    def draws(self, method: str, count: int, seed: int) -> Floats:
+        """``[count, P]`` values of resampled logs; every ratio is formed anew in every draw.
+
+        Args:
+            method: "bootstrap" draws C clusters with replacement, "bayesian" gives them Dirichlet(1, ..., 1) weights.
+        """
+        terms, clusters, parts = self.numerators.shape
+        columns = np.concatenate(
+            [self.numerators.transpose(1, 0, 2).reshape(clusters, terms * parts), self.denominators.T], axis=1
+        )  # [C, T P + T]
+        sums = np.concatenate([weights @ columns for weights in _multiplicities(method, clusters, count, seed)])
+        numerators = sums[:, : terms * parts].reshape(count, terms, parts)
+        denominators = sums[:, terms * parts :]  # [count, T]
+        return np.asarray((numerators / denominators[:, :, None]).sum(1))
+
+
+def _multiplicities(method: str, clusters: int, count: int, seed: int) -> Iterator[Floats]:
+    """Blocks ``[b, C]`` of how often each cluster counts, ``count`` rows in all; the same whatever the block size."""
+    random = np.random.default_rng(seed)
+    rows = max(1, _BLOCK // clusters)
+    for start in range(0, count, rows):
+        size = min(rows, count - start)
+        if method == "bayesian":
+            yield random.standard_exponential((size, clusters))
+        else:
+            chosen = random.integers(0, clusters, (size, clusters))
+            chosen += (np.arange(size) * clusters)[:, None]
+            counts = np.bincount(chosen.reshape(-1), minlength=size * clusters)
+            yield counts.reshape(size, clusters).astype(np.float64)

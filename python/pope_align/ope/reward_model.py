@@ -1,0 +1,160 @@
+"""Reward models for the direct and doubly robust methods: ridge on embeddings, cross-fitted by query, or your own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.schema import Slate
+from ..generations import completion_text, prompt_text
+from ._checks import Floats, Integers
+from .log import LoggedSlates
+from .predictions import Predictions
+
+#: Sentences to vectors: ``embed(texts)`` is ``[n, d]``.
+Embed = Callable[[list[str]], npt.ArrayLike]
+
+#: ``predict(prompts, responses)`` is ``[n]`` utilities.
+Predict = Callable[[list[str], list[str]], npt.ArrayLike]
+
+#: Ridge penalties tried, in units of the mean variance of a feature times the number of rows.
+_PENALTIES = np.geomspace(1e-4, 1e2, 13)
+
+
+def fit_predictions(
+    log: LoggedSlates,
+    samples: Sequence[Sequence[str]],
+    embed: Embed | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    target_diversity: Floats | None = None,
+) -> Predictions:
+    """Predictions of a ridge regression of utility on the embeddings of prompt and response and the response's length.
+
+    Queries (slates with the same prompt or cluster) are dealt to ``folds`` folds; the model of a fold is fitted on the
+    other folds alone, and predicts both the logged responses and the fresh samples of its own. So no prediction comes
+    from a model that has seen feedback on its query. The penalty of each fit is the one with the least leave-one-out
+    error. ``quality["r2"]`` is the share of the variance of logged utilities that the out-of-fold predictions explain;
+    at 0 or below the model has learnt nothing.
+
+    Args:
+        log: made by `LoggedSlates.from_slates`, so that it has text.
+        samples: for each slate, fresh responses of the policy to its prompt (one or more).
+        embed: sentences to vectors; None: all-MiniLM-L6-v2 (`pope_align.metrics.embeddings`).
+        folds: at least 2, at most the number of queries.
+        seed: of the deal.
+        target_diversity: ``[S]``, passed on to `Predictions`.
+
+    Raises:
+        ValueError: a log without text; samples that are missing, with their slate; too few queries for the folds.
+    """
+    slates = _texts(log, samples)
+    if embed is None:
+        from ..metrics.embeddings import Embedder
+
+        embed = Embedder()
+    fold = _deal(_queries(slates, log.clusters), folds, seed)  # [S]
+    logged = _features(slates, [[completion_text(c) for c in slate.completions] for slate in slates], embed)
+    fresh = _features(slates, samples, embed)
+    owner = np.repeat(np.arange(log.num_slates), [len(of_slate) for of_slate in samples])
+    fold_of_response = np.repeat(fold, log.sizes)
+    predicted, sampled = np.empty(log.num_responses), np.empty(owner.size)
+    for index in range(folds):
+        train = fold_of_response != index
+        predict = _ridge(logged[train], log.utility[train])
+        predicted[~train] = predict(logged[~train])
+        sampled[fold[owner] == index] = predict(fresh[fold[owner] == index])
+    target = np.bincount(owner, sampled) / np.bincount(owner)
+    spread = float(np.square(log.utility - log.utility.mean()).sum())
+    r2 = 1 - float(np.square(log.utility - predicted).sum()) / spread if spread > 0 else float("nan")
+    return Predictions(predicted, target, target_diversity, "ridge on embeddings, cross-fitted", {"r2": r2})
+
+
+def predict_with(
+    log: LoggedSlates,
+    samples: Sequence[Sequence[str]],
+    predict: Predict,
+    *,
+    source: str,
+    target_diversity: Floats | None = None,
+) -> Predictions:
+    """Predictions of your own reward model, which must not have been fitted on this log.
+
+    Args:
+        predict: prompts and responses (equally long lists) to utilities.
+        source: its name, for the result.
+        log, samples, target_diversity: as in `fit_predictions`.
+    """
+    slates = _texts(log, samples)
+    prompts = [prompt_text(slate.prompt) for slate in slates]
+
+    def of(responses: Sequence[Sequence[str]]) -> Floats:
+        repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
+        return np.asarray(predict(repeated, [text for texts in responses for text in texts]), dtype=np.float64)
+
+    owner = np.repeat(np.arange(log.num_slates), [len(of_slate) for of_slate in samples])
+    logged = of([[completion_text(c) for c in slate.completions] for slate in slates])
+    target = np.bincount(owner, of(samples)) / np.bincount(owner)
+    return Predictions(logged, target, target_diversity, source)
+
+
+def _texts(log: LoggedSlates, samples: Sequence[Sequence[str]]) -> tuple[Slate, ...]:
+    if log.slates is None:
+        raise ValueError("log: a reward model reads text, and this log was made from arrays; use from_slates")
+    if len(samples) != log.num_slates:
+        raise ValueError(f"samples: expected one list per slate ({log.num_slates}), got {len(samples)}")
+    for index, of_slate in enumerate(samples):
+        if not of_slate:
+            raise ValueError(f"samples: slate {index}: expected at least one fresh response, got none")
+    return log.slates
+
+
+def _features(slates: Sequence[Slate], responses: Sequence[Sequence[str]], embed: Embed) -> Floats:
+    """``[n, 2 d + 1]``: embedding of the prompt, of the response, and the logarithm of its length."""
+    texts = [text for of_slate in responses for text in of_slate]
+    prompts = np.asarray(embed([prompt_text(slate.prompt) for slate in slates]), dtype=np.float64)
+    prompts = np.repeat(prompts, [len(of_slate) for of_slate in responses], axis=0)
+    lengths = np.log1p([len(text) for text in texts])
+    return np.column_stack([prompts, np.asarray(embed(texts), dtype=np.float64), lengths])
+
+
+def _queries(slates: Sequence[Slate], clusters: Integers) -> Integers:
+    """``[S]`` groups that share neither a prompt nor a cluster with any other group."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    _, prompts = np.unique([json.dumps(slate.prompt) for slate in slates], return_inverse=True)
+    count = int(prompts.max()) + 1
+    edges = coo_array((np.ones(len(slates)), (prompts, count + clusters)), shape=(count + int(clusters.max()) + 1,) * 2)
+    return np.asarray(connected_components(edges, directed=False)[1][prompts], dtype=np.int64)
+
+
+def _deal(queries: Integers, folds: int, seed: int) -> Integers:
+    names, codes = np.unique(queries, return_inverse=True)
+    if not 2 <= folds <= names.size:
+        raise ValueError(f"folds: expected between 2 and the {names.size} queries of the log, got {folds}")
+    return np.asarray(np.random.default_rng(seed).permutation(names.size) % folds, dtype=np.int64)[codes]
+
+
+def _ridge(features: Floats, utility: Floats) -> Callable[[Floats], Floats]:
+    """Standardised ridge with an intercept, its penalty chosen by the exact leave-one-out error."""
+    mean, scale = features.mean(0), features.std(0)
+    scale[scale == 0] = 1.0
+    x, centre = (features - mean) / scale, utility.mean()
+    eigenvalues, vectors = np.linalg.eigh(x.T @ x)
+    eigenvalues = np.maximum(eigenvalues, 0.0)
+    projected = x @ vectors  # [n, d]
+    response = projected.T @ (utility - centre)  # [d]
+    best, weights = np.inf, np.zeros(x.shape[1])
+    for penalty in _PENALTIES * len(x):
+        shrunk = 1 / (eigenvalues + penalty)
+        residual = utility - centre - projected @ (shrunk * response)
+        leverage = np.square(projected) @ shrunk + 1 / len(x)
+        error = float(np.square(residual / np.maximum(1 - leverage, 1e-12)).mean())
+        if error < best:
+            best, weights = error, vectors @ (shrunk * response)
+    return lambda new: ((new - mean) / scale) @ weights + centre

@@ -1,0 +1,82 @@
+"""Rewards of a slate as a whole - coverage, distinct n-grams, anything - under another policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.schema import Slate
+from .confidence import Confidence
+from .diagnostics import diagnose
+from .estimate import Estimate, finish
+from .log import LoggedSlates
+from .pope import labels
+from .ratios import Ratios
+from .verdict import propensity_findings, weight_findings
+from .weights import log_weights
+
+
+def set_value(
+    log: LoggedSlates,
+    policy: str,
+    reward: Callable[[Slate], float] | npt.ArrayLike,
+    *,
+    name: str,
+    length_normalize: bool = True,
+    confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
+) -> Estimate:
+    """The expected reward of a slate that the policy would write: ``sum_q W_q f(Y_q) / sum_q W_q``.
+
+    A reward that is no sum over responses needs the product of their weights, whose effective sample size falls
+    exponentially with the size of the slate; the verdict refuses where it has fallen too far, and fresh samples of the
+    policy are then the only way.
+
+    Args:
+        reward: ``[S]`` numbers, or a function of a `Slate` (the log must come from `LoggedSlates.from_slates`).
+        name: of the reward, in the result.
+
+    Raises:
+        ValueError: a reward that is not finite, with its slate; a function where the log has no text.
+
+    Source: method.md section 3, weighting "slate" with normalization "batch", for any function of the slate.
+    """
+    values = _rewards(log, reward)
+    log_joint = log_weights(log, policy, "slate", length_normalize=length_normalize)
+    weights = np.exp(log_joint - log_joint.max())
+    numerators = np.stack([weights * values, np.zeros_like(values)], axis=1)
+    parts = Ratios(log.cluster_sums(numerators)[None], log.cluster_sums(weights)[None])
+    diagnostics = diagnose(log, policy, weighting="slate", length_normalize=length_normalize)
+    return finish(
+        log,
+        policy,
+        f"set:{name}",
+        parts,
+        diversity_weight=0.0,
+        diagnostics=diagnostics,
+        findings=[
+            *propensity_findings(log, policy, length_normalize),
+            *weight_findings(diagnostics, self_normalized=True, clipped=False),
+        ],
+        options={"reward": name, "length_normalize": length_normalize},
+        labels=labels(log, biased=length_normalize, shrink=None, self_normalized=True),
+        confidence=confidence,
+    )
+
+
+def _rewards(log: LoggedSlates, reward: Callable[[Slate], float] | npt.ArrayLike) -> npt.NDArray[np.float64]:
+    if callable(reward):
+        if log.slates is None:
+            raise ValueError(
+                "reward: a function of the slate needs its text, and this log was made from arrays; use "
+                "LoggedSlates.from_slates or pass [S] numbers"
+            )
+        reward = [reward(slate) for slate in log.slates]
+    values = np.asarray(reward, dtype=np.float64)
+    if values.shape != (log.num_slates,):
+        raise ValueError(f"reward: expected {log.num_slates} numbers, one per slate, got shape {list(values.shape)}")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise ValueError(f"reward: slate {bad[0]}: expected a finite number, got {values[bad[0]]}")
+    return values

@@ -1,0 +1,62 @@
+"""How much to shrink: Lepski's principle over a ladder of parameters, and a bound on the bias that is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._checks import Floats
+from .weights import Shrink, ShrinkKind
+
+#: Quantiles of the raw weights that make the ladder; the last is no limit in effect.
+_LADDER = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
+
+
+def ladder(kind: ShrinkKind, log_w: Floats) -> list[Shrink]:
+    """Parameters from hardly any shrinking to much, at quantiles of the raw weights: ``c``, ``c^2``, or ``1 / c``."""
+    limits = np.unique(np.exp(np.clip(np.quantile(log_w, _LADDER), -300, 300)))[::-1]
+    if kind == "dros":
+        return [Shrink(kind, float(min(limit**2, 1e300))) for limit in limits]
+    if kind == "subgaussian":
+        return [Shrink(kind, float(value)) for value in np.unique(np.minimum(1.0, 1 / limits))]
+    return [Shrink(kind, float(limit)) for limit in limits]
+
+
+def slope(values: Sequence[float], widths: Sequence[float]) -> int:
+    """The index SLOPE takes: the narrowest interval that is still consistent with every wider one before it.
+
+    In order of decreasing width ``i`` is accepted while ``|values_i - values_j| <= widths_i + (sqrt 6 - 1) widths_j``
+    for every ``j`` before it: until then the added bias hides in the noise.
+
+    Args:
+        values, widths: estimate and half-width of its interval for every candidate.
+
+    Source: Su, Srinath and Krishnamurthy (2020); the constant is that of Tucker and Lee (2021), SLOPE++.
+    """
+    order = np.argsort(-np.asarray(widths), kind="stable")
+    accepted: list[int] = []
+    for i in order:
+        if any(abs(values[i] - values[j]) > widths[i] + (math.sqrt(6) - 1) * widths[j] for j in accepted):
+            break
+        accepted.append(int(i))
+    return accepted[-1]
+
+
+def bias_bound(log_w: Floats, shrink: Shrink, residual: Floats, delta: float = 0.05) -> float:
+    """Upper bound, with probability ``1 - delta``, on the bias that shrinking brings, for residuals in [-1, 1].
+
+    ``|mean((w - w~) e)| + sqrt(2 mean(w^2) ln(2/delta) / n) + 2 max(w) ln(2/delta) / (3 n)``, with ``e = r - q_hat``.
+
+    Args:
+        log_w: ``[R]`` raw.
+        residual: ``[R]`` rewards less predictions (predictions are 0 for plain weighting).
+
+    Source: Su et al. (2020), section 5.
+    """
+    w, shrunk, count = np.exp(log_w), np.exp(shrink.log(log_w)), log_w.size
+    direct = abs(float(((w - shrunk) @ residual) / count))
+    logarithm = math.log(2 / delta)
+    spread = math.sqrt(2 * float(np.square(w).mean()) * logarithm / count)
+    return direct + spread + 2 * float(w.max()) * logarithm / (3 * count)

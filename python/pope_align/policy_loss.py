@@ -1,0 +1,157 @@
+"""The loss of a policy on one micro-batch, inside the hooks of whatever wraps the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+import pope_core
+
+from .config import PopeConfig
+from .data.rows import TokenRows
+from .distributed import call_as_forward, gather_ragged
+from .model import LmHead, lm_head, output_layer, response_hidden_states
+from .training_data import num_slates
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class ShareOfStep(NamedTuple):
+    """What one micro-batch adds to the loss of its step."""
+
+    loss: torch.Tensor  # [] to differentiate; in the dtype that the wrapper of the model gives its outputs
+    value: torch.Tensor  # [] the same number, detached
+    response_logprobs: torch.Tensor  # [R] nats, detached
+
+
+def policy_loss(
+    model: torch.nn.Module, batch: Batch, args: PopeConfig, accelerator: Accelerator, slates_of_step: int | None
+) -> ShareOfStep:
+    """The share of one micro-batch in the loss of its step.
+
+    The shares of all micro-batches of all processes add up to the loss of the step, and so do their gradients. The head
+    is called for its hooks alone, which gather a sharded matrix once; the loss reads the matrix itself.
+
+    Args:
+        model: as the trainer wrapped it.
+        batch: as `IndexedCollator` makes it, on the model's device.
+        slates_of_step: in all micro-batches of all processes; None outside training, where a batch stands for itself.
+    """
+    policy = cast(PreTrainedModel, accelerator.unwrap_model(model))
+    seen: list[torch.Tensor] = []  # not through the hooks, which may cast what passes them
+
+    def head_loss(hidden: torch.Tensor) -> torch.Tensor:
+        across = args.normalization == "batch" and slates_of_step is not None and accelerator.num_processes > 1
+        share_of = _coupled_share if across or args.kl_weight > 0 else _fused_share
+        share, logprobs = share_of(hidden, lm_head(policy), batch, args, slates_of_step)
+        if num_slates(batch) == 0:  # a stand-in
+            share = 0.0 * share
+        seen.extend((share.detach(), logprobs.detach()))
+        return share
+
+    def forward() -> torch.Tensor:
+        # Not model.forward, which would compute all logits; so its autocast is entered here.
+        with accelerator.autocast():
+            hidden = response_hidden_states(policy, cast(TokenRows, batch)).hidden
+            head = output_layer(policy)
+            return cast(torch.Tensor, call_as_forward(head, head, head_loss, hidden))
+
+    return ShareOfStep(cast(torch.Tensor, call_as_forward(model, policy, forward)), *seen)
+
+
+def penalty_to_start(logprobs: torch.Tensor, start_logprobs: torch.Tensor) -> torch.Tensor:
+    """``exp(d) - d - 1`` with ``d = start_logprobs - logprobs``: 0 where they are equal, and convex around it.
+
+    On responses drawn from the policy, with total log-probabilities, its mean is an unbiased estimate of the
+    Kullback-Leibler divergence from the policy to its start (Schulman's k3). On logged responses it is not: it holds
+    the policy to its start where the log is, in nats per token with length normalisation.
+    """
+    difference = start_logprobs - logprobs
+    return torch.expm1(difference) - difference
+
+
+def _fused_share(
+    hidden: torch.Tensor, head: LmHead, batch: Batch, args: PopeConfig, slates_of_step: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One operator from hidden states to loss and gradients."""
+    own = max(num_slates(batch), 1)
+    of_step = slates_of_step or own
+    averaged = (
+        args.normalization == "batch"
+    )  # a ratio of sums over the call: a step takes the mean of its micro-batches
+    output = pope_core.linear_pope_loss(
+        hidden,
+        head.weight,
+        batch["labels"],
+        batch["logging_logprobs"],
+        batch["utility"],
+        batch["slate_offsets"],
+        lm_head_bias=head.bias,
+        response_offsets=batch["response_offsets"],
+        length_normalize=args.length_normalize,
+        logit_scale=head.logit_scale,
+        logit_softcap=head.logit_softcap,
+        chunk_bytes=args.chunk_bytes,
+        backend=args.backend,
+        **asdict(replace(args.objective, num_slates=None if averaged else of_step)),
+    )
+    return output.loss * (own / of_step) if averaged else output.loss, output.response_logprobs
+
+
+def _coupled_share(
+    hidden: torch.Tensor, head: LmHead, batch: Batch, args: PopeConfig, slates_of_step: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities first: the loss takes in those of other processes, or more than the objective."""
+    logprobs = pope_core.linear_response_logprobs(
+        hidden,
+        head.weight,
+        batch["labels"],
+        lm_head_bias=head.bias,
+        response_offsets=batch["response_offsets"],
+        length_normalize=args.length_normalize,
+        logit_scale=head.logit_scale,
+        logit_softcap=head.logit_softcap,
+        chunk_bytes=args.chunk_bytes,
+        backend=args.backend,
+    )
+    of_step = slates_of_step or max(num_slates(batch), 1)
+    sizes = batch["slate_offsets"].diff()
+    data = [logprobs, batch["logging_logprobs"], batch["utility"], sizes]
+    if args.normalization == "batch":
+        share = _batch_share(data, bool(num_slates(batch)), args, slates_of_step)
+    else:
+        share = _objective_loss(data, args, of_step)
+    if args.kl_weight > 0:
+        penalty = penalty_to_start(logprobs, batch["start_logprobs"])
+        share = share + args.kl_weight * torch.segment_reduce(penalty, "mean", lengths=sizes).sum() / of_step
+    return share, logprobs
+
+
+def _batch_share(data: list[torch.Tensor], real: bool, args: PopeConfig, slates_of_step: int | None) -> torch.Tensor:
+    """The ratio of sums over the micro-batches of all processes; every process forms all of it."""
+    if slates_of_step is None:
+        return _objective_loss(data, args, None)
+    own = data if real else [vector[:0] for vector in data]
+    pieces = [gather_ragged(vector) for vector in own]
+    everything = [torch.cat(vectors) for vectors in pieces]
+    loss = _objective_loss(everything, args, None) * (everything[-1].shape[0] / slates_of_step)
+    # The value is shared among the processes; the gradient of each is that of its own log-probabilities already.
+    return loss - loss.detach() * (1 - 1 / len(pieces[0])) + 0.0 * data[0].sum()
+
+
+def _objective_loss(data: list[torch.Tensor], args: PopeConfig, of_step: int | None) -> torch.Tensor:
+    logprobs, logging_logprobs, utility, sizes = data
+    output = pope_core.slate_objective(
+        logprobs,
+        logging_logprobs,
+        utility,
+        pope_core.offsets_from_lengths(sizes),
+        backend=args.backend,
+        **asdict(replace(args.objective, num_slates=of_step)),
+    )
+    return output.loss

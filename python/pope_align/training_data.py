@@ -1,0 +1,202 @@
+"""From logged slates to what a training loop draws: examples, an order of them, and batches that know their slates."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate.logging import get_logger
+from transformers import PreTrainedTokenizerBase
+
+from .config import PopeConfig
+from .data.collate import SlateCollator, SlateExample
+from .data.feedback import to_utility
+from .data.schema import Slate, SlateLog, read_slates
+from .data.tokenize import encode_slates
+from .logging_policy import check_token_counts
+
+logger = get_logger(__name__)  # of the main process alone
+
+#: What a log of slates may be given as: slates, rows (a list of dicts or a ``datasets.Dataset``), or a file.
+SlateSource = Sequence[Slate] | Iterable[Mapping[str, Any]] | str | os.PathLike[str]
+
+#: The index of no slate: fills the last batches of an epoch, so that every process has as many of the same size.
+PADDING = -1
+
+#: A batch of padding alone still runs the model, which other processes wait for; its loss is multiplied by 0.
+_STAND_IN = SlateExample(prompt_ids=[0], completion_ids=[[0]], utility=[0.0], logging_logprobs=[0.0])
+
+
+class Item(NamedTuple):
+    """One slate as a loader draws it; padding has no example."""
+
+    position: int
+    example: SlateExample | None
+    start_logprobs: list[float] | None  # [k] TOTAL log-probability under the model before training, nats
+
+
+@dataclass
+class SlateDataset:
+    """Examples with their positions; the slates' names are for errors.
+
+    ``start_logprobs`` is there when a penalty needs it.
+    """
+
+    examples: list[SlateExample]
+    names: list[str]
+    start_logprobs: list[list[float]] | None = None
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Item:
+        if index == PADDING:
+            return Item(index, None, None if self.start_logprobs is None else [])
+        start = None if self.start_logprobs is None else self.start_logprobs[index]
+        return Item(index, self.examples[index], start)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader of accelerate, which does not always reach the sampler."""
+        self.epoch = epoch
+
+    def fingerprint(self) -> str:
+        """A hash of all examples, in order."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(repr(list(example.values())).encode())
+        return digest.hexdigest()[:32]
+
+
+class SlateSampler(torch.utils.data.Sampler[int]):
+    """An order of slates that the seed and the epoch decide, and nothing else.
+
+    Neither the state of a global random generator nor the number of processes has a part in it.
+
+    Args:
+        multiple: the order is padded to a multiple of this, or cut with ``drop_last``.
+        seed: of the shuffle; None keeps the order of the data.
+    """
+
+    def __init__(self, dataset: SlateDataset, *, multiple: int, seed: int | None, drop_last: bool = False) -> None:
+        self.dataset, self.seed = dataset, seed
+        batches = len(dataset) / multiple
+        self.length = multiple * (int(batches) if drop_last else -int(-batches // 1))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        count = len(self.dataset)
+        order: Iterable[int] = range(count)
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed + self.dataset.epoch)
+            order = torch.randperm(count, generator=generator).tolist()
+        return itertools.islice(itertools.chain(order, itertools.repeat(PADDING)), self.length)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+
+@dataclass(frozen=True)
+class IndexedCollator:
+    """`SlateCollator` for items of `SlateDataset`.
+
+    Adds ``slate_index`` ``[S]``, the slates' positions in the data, and ``start_logprobs`` ``[R]``, treated as
+    ``logging_logprobs``, where items have them. Padding is left out; a batch of nothing else holds a stand-in slate
+    that has no ``slate_index``.
+    """
+
+    collate: SlateCollator
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        real = [item for item in items if item.example is not None]
+        batch = self.collate([item.example for item in real if item.example is not None] or [_STAND_IN])
+        batch["slate_index"] = torch.tensor([item.position for item in real], dtype=torch.int64)
+        if all(item.start_logprobs is not None for item in items):
+            totals = [total for item in real for total in item.start_logprobs or ()] or [0.0]  # the stand-in's
+            start = torch.tensor(totals, dtype=torch.float64)
+            if self.collate.length_normalize:
+                start /= batch["response_offsets"].diff()
+            batch["start_logprobs"] = start.float()
+        return batch
+
+
+def num_slates(batch: Mapping[str, torch.Tensor]) -> int:
+    """Slates of a batch; 0 for a stand-in."""
+    return batch["slate_index"].shape[0]
+
+
+def slate_dataset(
+    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
+) -> SlateDataset:
+    """Scored slates as a data set; ``name`` is theirs, in errors and reports."""
+    names = [slate.slate_id or str(number) for number, slate in enumerate(slates, start=1)]
+    return SlateDataset(slate_examples(name, slates, tokenizer, args), names)
+
+
+def slate_examples(
+    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
+) -> list[SlateExample]:
+    """Tokens, utilities and log-probabilities of scored slates, ready for `SlateCollator`.
+
+    Args:
+        name: of the slates, in errors and reports.
+
+    Raises:
+        ValueError: log-probabilities that were summed over other tokens than these.
+    """
+    encoded, report = encode_slates(slates, tokenizer, max_length=args.max_length)
+    logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s: %s", name, report)
+    examples = []
+    for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):
+        check_token_counts(slate, ids, _place(name, number, slate))
+        assert slate.logging_logprobs is not None
+        examples.append(
+            SlateExample(
+                prompt_ids=ids.prompt_ids,
+                completion_ids=ids.completion_ids,
+                utility=to_utility(slate.scores, args.utility_transform).tolist(),
+                logging_logprobs=slate.logging_logprobs,
+            )
+        )
+    return examples
+
+
+def scored_slates(name: str, source: SlateSource) -> Sequence[Slate]:
+    """The slates of ``source``.
+
+    Raises:
+        ValueError: one without ``logging_logprobs``.
+    """
+    slates = as_slates(source)
+    for number, slate in enumerate(slates, start=1):
+        if slate.logging_logprobs is None:
+            raise ValueError(
+                f"{_place(name, number, slate)}: logging_logprobs: expected one per response, got none; obtain them "
+                "with `pope score LOG --model MODEL --how HOW --output SCORED` or pope_align.score_slates"
+            )
+    if any(slate.weight is not None for slate in slates):
+        logger.warning("%s: the objective weighs all slates alike; the field 'weight' is not used", name)
+    return slates
+
+
+def as_slates(source: SlateSource) -> Sequence[Slate]:
+    """The slates of any `SlateSource`, read and validated unless they are slates already."""
+    if isinstance(source, SlateLog):
+        return source
+    if isinstance(source, list) and all(isinstance(row, Slate) for row in source):
+        if not source:
+            raise ValueError("slates: expected at least one slate, got none")
+        return source
+    return read_slates(cast("str | os.PathLike[str] | Iterable[Mapping[str, Any]]", source))
+
+
+def _place(name: str, number: int, slate: Slate) -> str:
+    return f"{name}: slate {number}" + (f" ({slate.slate_id})" if slate.slate_id else "")

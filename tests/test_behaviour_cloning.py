@@ -1,0 +1,264 @@
+"""A fitted logging policy: it learns the log, stops in time, is reproducible, and never scores what it saw unsaid."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pope_align import behaviour_cloning
+from pope_align.behaviour_cloning import (
+    BehaviourConfig,
+    cross_fitted_slates,
+    fit_behaviour_policy,
+    nats_per_token,
+)
+from pope_align.cli import app
+from pope_align.data import Slate, encode_slates, group_folds, group_split, read_slates, write_slates
+from pope_align.fit_report import FitReport, response_key
+from pope_align.logging_policy import score_slates
+from pope_align.model import load_model, load_tokenizer
+from typer.testing import CliRunner
+
+CONFIG = BehaviourConfig(max_length=64, epochs=4, learning_rate=3e-3, batch_slates=2)
+
+
+def group(slate: Slate) -> str:
+    return (slate.slate_id or "").partition("#")[0]
+
+
+def coin_log(slates: int, *, heads: float = 0.8, seed: int = 0) -> list[Slate]:
+    """Responses drawn from a known policy: "yes" with probability ``heads``, else "no"; prompts tell nothing."""
+    rng = random.Random(seed)
+    log = []
+    for number in range(slates):
+        completions = ["yes" if rng.random() < heads else "no" for _ in range(4)]
+        log.append(Slate(f"Question {seed}.{number}?", completions, [0.0, 1.0, 2.0, 3.0], slate_id=f"{number}#0"))
+    return log
+
+
+def test_a_fit_recovers_the_policy_that_wrote_the_log(make_tiny_model, tiny_tokenizer) -> None:
+    policy = fit_behaviour_policy(
+        make_tiny_model(), tiny_tokenizer, coin_log(60), coin_log(30, seed=1), replace(CONFIG, epochs=8)
+    )
+    scored = score_slates(
+        [Slate(f"Question 1.{number}?", ["yes", "no"], [0.0, 0.0]) for number in range(30)],
+        policy.model,
+        tiny_tokenizer,
+        how="behaviour_cloned",
+        max_length=64,
+        fit=policy.report,
+    )
+    yes, no = np.exp([slate.logging_logprobs for slate in scored]).mean(0)
+    assert yes == pytest.approx(0.8, abs=0.06)
+    assert no == pytest.approx(0.2, abs=0.06)
+    entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2)) / (0.8 * 4 + 0.2 * 3)  # nats per token, end of turn included
+    assert policy.report.heldout_nats_per_token == pytest.approx(entropy, abs=0.03)
+    assert policy.report.heldout_nats_per_token_before > 4
+
+
+def test_the_report_is_what_the_kept_policy_does(make_tiny_model, tiny_tokenizer, make_slates) -> None:
+    model = make_tiny_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    train, heldout = group_split(make_slates(30, scored=False), group, 0.3, 0)
+    seen: list[tuple[int, int]] = []
+    policy = fit_behaviour_policy(
+        model, tiny_tokenizer, train, heldout, CONFIG, progress=lambda done, of: seen.append((done, of))
+    )
+    report = policy.report
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    encoded, _ = encode_slates(heldout, tiny_tokenizer, max_length=64)
+    assert nats_per_token(encoded, policy.model) == report.heldout_nats_per_token
+    assert nats_per_token(encoded, model) == report.heldout_nats_per_token_before
+    assert report.heldout_nats_per_token == min(e.heldout_nats_per_token for e in report.evaluations)
+    assert report.heldout_nats_per_token < report.heldout_nats_per_token_before - 1
+    responses = sum(len(slate.completions) for slate in train)
+    assert (report.train_responses, report.train_slates) == (responses, len(train))
+    assert report.train_tokens == sum(len(c) + 1 for slate in train for c in slate.completions)  # bytes, and the end
+    assert seen[-1] == (len(train) * 4, len(train) * 4)
+    assert len(report.evaluations) == 1 + 4 * 2
+
+
+def test_the_same_seed_gives_the_same_policy_and_moves_no_random_state(
+    make_tiny_model, tiny_tokenizer, make_slates
+) -> None:
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    model = make_tiny_model()
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = fit_behaviour_policy(model, tiny_tokenizer, train, heldout, replace(CONFIG, epochs=1))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(8)
+    again = fit_behaviour_policy(model, tiny_tokenizer, train, heldout, replace(CONFIG, epochs=1))
+    other = fit_behaviour_policy(model, tiny_tokenizer, train, heldout, replace(CONFIG, epochs=1, seed=1))
+    assert first.report == again.report
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    assert other.report.evaluations != first.report.evaluations
+
+
+def test_sharing_prompts_does_not_change_the_fit(make_tiny_model, tiny_tokenizer, make_slates, monkeypatch) -> None:
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    config = replace(CONFIG, epochs=1)
+    shared = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config).report
+    monkeypatch.setattr(behaviour_cloning, "sharing_obstacle", lambda model, tree: "not today")
+    apart = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config).report
+    for a, b in zip(shared.evaluations, apart.evaluations, strict=True):
+        assert a.heldout_nats_per_token == pytest.approx(b.heldout_nats_per_token, rel=1e-4)
+
+
+def test_a_fit_that_only_gets_worse_keeps_its_start_and_stops(make_tiny_model, tiny_tokenizer, make_slates) -> None:
+    """Held-out responses that contradict the training ones: every step makes them less likely."""
+    model = make_tiny_model()
+    start = fit_behaviour_policy(model, tiny_tokenizer, coin_log(20, heads=0.0), coin_log(9, heads=0.0, seed=1), CONFIG)
+    worse = fit_behaviour_policy(
+        start.model, tiny_tokenizer, coin_log(20, heads=1.0), coin_log(9, heads=0.0, seed=1), CONFIG
+    )
+    assert worse.report.best == 0
+    assert len(worse.report.evaluations) == 1 + CONFIG.patience
+    assert all(torch.equal(a, b) for a, b in zip(worse.model.parameters(), start.model.parameters(), strict=True))
+    assert worse.report.train_nats_per_token is None
+
+
+def test_an_adapter_is_fitted_and_merged(make_tiny_model, tiny_tokenizer, make_slates) -> None:
+    train, heldout = group_split(make_slates(30, scored=False), group, 0.3, 0)
+    model = make_tiny_model()
+    policy = fit_behaviour_policy(
+        model, tiny_tokenizer, train, heldout, replace(CONFIG, lora_rank=4, learning_rate=2e-2)
+    )
+    assert type(policy.model) is type(model)
+    assert policy.report.heldout_nats_per_token < policy.report.heldout_nats_per_token_before - 0.5
+    encoded, _ = encode_slates(heldout, tiny_tokenizer, max_length=64)
+    assert nats_per_token(encoded, policy.model) == pytest.approx(policy.report.heldout_nats_per_token, rel=1e-5)
+
+
+def test_a_saved_policy_and_its_report_come_back(make_tiny_model, tiny_tokenizer, make_slates, tmp_path: Path) -> None:
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    policy = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, replace(CONFIG, epochs=1))
+    policy.save(tmp_path, tiny_tokenizer)
+    assert FitReport.read(tmp_path) == policy.report
+    assert FitReport.read(tmp_path / "nothing") is None
+    encoded, _ = encode_slates(heldout, load_tokenizer(tmp_path), max_length=64)
+    assert nats_per_token(encoded, load_model(tmp_path)) == pytest.approx(policy.report.heldout_nats_per_token)
+
+
+def test_scoring_says_which_responses_were_fitted_to(
+    make_tiny_model, tiny_tokenizer, make_slates, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    policy = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, replace(CONFIG, epochs=1))
+    options = {"how": "behaviour_cloned", "max_length": 64, "fit": policy.report}
+    scored = score_slates([train[0], heldout[0]], policy.model, tiny_tokenizer, **options)
+    fits = [slate.logging_policy["fit"] for slate in scored]
+    assert [fit["in_sample"] for fit in fits] == [len(train[0].completions), 0]
+    assert fits[0]["heldout_nats_per_token"] == policy.report.heldout_nats_per_token
+    assert f"{len(train[0].completions)} of {sum(len(s.completions) for s in scored)} responses were" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        score_slates([heldout[0]], policy.model, tiny_tokenizer, **options)
+    assert not caplog.records
+    with pytest.raises(ValueError, match="how: expected 'behaviour_cloned' for a model with the report of a fit"):
+        score_slates(heldout, policy.model, tiny_tokenizer, **{**options, "how": "proxy"})
+    with pytest.raises(ValueError, match="max_length: expected 64, which the policy was fitted with, got 32"):
+        score_slates(heldout, policy.model, tiny_tokenizer, **{**options, "max_length": 32})
+
+
+def test_cross_fitting_scores_every_response_by_a_policy_that_saw_nothing_of_its_group(
+    make_tiny_model, tiny_tokenizer, make_slates, caplog: pytest.LogCaptureFixture
+) -> None:
+    slates = make_slates(30, scored=False)
+    config = replace(CONFIG, epochs=1)
+    with caplog.at_level(logging.WARNING):
+        scored, reports = cross_fitted_slates(make_tiny_model(), tiny_tokenizer, slates, group, config, folds=3)
+    assert not caplog.records
+    assert [replace(s, logging_logprobs=None, completion_tokens=None, logging_policy=None) for s in scored] == slates
+    folds = group_folds(slates, group, 3, config.seed)
+    for slate, fold in zip(scored, folds, strict=True):
+        fit = slate.logging_policy["fit"]
+        assert (fit["fold"], fit["folds"], fit["in_sample"]) == (fold, 3, 0)
+        assert not {response_key(slate.prompt, text) for text in slate.completions} & set(reports[fold].trained_on)
+    train, stop = group_split([s for s, f in zip(slates, folds, strict=True) if f != 1], group, 1 / 3, config.seed)
+    policy = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, stop, config)
+    again = score_slates(
+        [s for s, f in zip(slates, folds, strict=True) if f == 1],
+        policy.model,
+        tiny_tokenizer,
+        how="behaviour_cloned",
+        max_length=64,
+    )
+    expected = [slate.logging_logprobs for slate in again]
+    assert [s.logging_logprobs for s, f in zip(scored, folds, strict=True) if f == 1] == expected
+
+
+def test_bad_fits_are_refused(make_tiny_model, tiny_tokenizer, make_slates) -> None:
+    slates = make_slates(8, scored=False)
+    with pytest.raises(ValueError, match="epochs: expected a number > 0, got 0"):
+        BehaviourConfig(epochs=0)
+    with pytest.raises(ValueError, match="heldout_slates: expected at least one slate, got none"):
+        fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, slates, [], CONFIG)
+    with pytest.raises(ValueError, match=r"heldout_slates: slate 2: completions\[0\]: expected a response that is not"):
+        fit_behaviour_policy(
+            make_tiny_model(), tiny_tokenizer, slates, [Slate("new", ["new"], [1.0]), slates[3]], CONFIG
+        )
+    with pytest.raises(ValueError, match="learning_rate: expected finite gradients"):
+        fit_behaviour_policy(
+            make_tiny_model(), tiny_tokenizer, slates[:6], coin_log(1), replace(CONFIG, learning_rate=1e30)
+        )
+    with pytest.raises(ValueError, match="folds: expected fewer than the groups"):
+        cross_fitted_slates(make_tiny_model(), tiny_tokenizer, slates, group, CONFIG, folds=5)
+
+
+def test_folds_keep_groups_whole_and_are_even(make_slates) -> None:
+    slates = make_slates(40)
+    folds = group_folds(slates, lambda slate: slate.slate_id or "", 4, 0)
+    assert sorted(folds.count(fold) for fold in range(4)) == [10, 10, 10, 10]
+    reordered = group_folds(slates[::-1], lambda slate: slate.slate_id or "", 4, 0)
+    assert reordered[::-1] == folds
+    by_group = group_folds(slates, group, 5, 0)
+    assert len({(group(slate), fold) for slate, fold in zip(slates, by_group, strict=True)}) == 5
+    with pytest.raises(ValueError, match="at least 6 groups, one a fold, got 5"):
+        group_folds(slates, group, 6, 0)
+    with pytest.raises(ValueError, match="folds: expected an integer >= 2"):
+        group_folds(slates, group, 1, 0)
+
+
+@pytest.fixture
+def log_and_model(tmp_path: Path, make_tiny_model, tiny_tokenizer, make_slates) -> tuple[str, str]:
+    write_slates(make_slates(30, scored=False), tmp_path / "log.jsonl")
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "log.jsonl"), str(tmp_path / "model")
+
+
+QUICK = ["--max-length", "64", "--epochs", "1", "--learning-rate", "3e-3", "--batch-slates", "4"]
+
+
+def test_the_command_fits_a_policy_that_the_scoring_command_recognises(
+    log_and_model: tuple[str, str], tmp_path: Path
+) -> None:
+    log, model = log_and_model
+    fitted, scored = tmp_path / "logger", tmp_path / "scored.jsonl"
+    result = CliRunner().invoke(app, ["fit-logger", log, "--model", model, "--output", str(fitted), *QUICK])
+    assert result.exit_code == 0, result.output
+    report = FitReport.read(fitted)
+    assert f"{report.heldout_nats_per_token:.4f}" in result.output
+    arguments = ["score", log, "--model", str(fitted), "--how", "behaviour_cloned", "--max-length", "64"]
+    result = CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "cache"), "--output", str(scored)])
+    assert result.exit_code == 0, result.output
+    in_sample = [slate.logging_policy["fit"]["in_sample"] for slate in read_slates(scored)]
+    assert 0 < sum(in_sample) <= sum(len(slate.completions) for slate in read_slates(log))
+    assert 0 in in_sample
+
+
+def test_the_command_cross_fits(log_and_model: tuple[str, str], tmp_path: Path) -> None:
+    log, model = log_and_model
+    arguments = ["fit-logger", log, "--model", model, "--folds", "2", "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, *QUICK])
+    assert result.exit_code == 0, result.output
+    scored = read_slates(tmp_path / "scored.jsonl")
+    assert {slate.logging_policy["fit"]["fold"] for slate in scored} == {0, 1}
+    assert all(slate.logging_policy["fit"]["in_sample"] == 0 for slate in scored)

@@ -1,0 +1,311 @@
+"""`evaluate_policies` and ``pope evaluate``: scored where needed, compared in pairs, refused where due."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pope_align
+import pytest
+import torch
+from pope_align.cli import app
+from pope_align.data import Slate, write_slates
+from pope_align.generations import Generation, GenerationSet, slate_keys, write_generations
+from pope_align.logging_policy import score_slates
+from pope_align.ope import (
+    LoggedSlates,
+    Predictions,
+    Scoring,
+    evaluate_policies,
+    fit_predictions,
+    pope_value,
+    predict_with,
+)
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def slates(make_slates) -> list[Slate]:
+    return [replace(slate, prompt=f"Colour {index}?") for index, slate in enumerate(make_slates(60, scored=False))]
+
+
+@pytest.fixture(scope="module")
+def models(make_tiny_model, tiny_tokenizer) -> dict:
+    """The logger, and one that was moved a little."""
+    base, new = make_tiny_model(0), make_tiny_model(0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.005)
+    return {"base": (base, tiny_tokenizer), "new": (new, tiny_tokenizer)}
+
+
+@pytest.fixture(scope="module")
+def scored(slates, models) -> list[Slate]:
+    return score_slates(slates, *models["base"], how="recorded", max_length=128)
+
+
+def test_policies_are_scored_like_the_log_and_their_estimates_are_the_estimators(scored, models, tmp_path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    evaluation = evaluate_policies(
+        scored,
+        models,
+        diversity_weight=0.3,
+        scoring=Scoring(cache_dir=tmp_path),
+        report=lambda *call: calls.append(call),
+    )
+    own = score_slates(scored, *models["new"], how="recorded", max_length=128, overwrite=True)
+    log = LoggedSlates.from_slates(
+        scored,
+        {
+            "base": [slate.logging_logprobs for slate in scored],
+            "new": [slate.logging_logprobs for slate in own],
+        },
+    )
+    for name in ("base", "new"):
+        expected = pope_value(log, name, diversity_weight=0.3)
+        assert evaluation.of(name).value == pytest.approx(expected.value, abs=1e-6)
+        assert evaluation.of(name).high == pytest.approx(expected.high, abs=1e-6)
+    assert evaluation.of("base").diagnostics.mean_weight == 1.0
+    assert {name for name, _, _ in calls} == {"base", "new"}
+    (comparison,) = evaluation.comparisons
+    assert (comparison.policy, comparison.baseline) == ("new", "base")
+    assert evaluation.of("new", "slate_snips").estimator == "slate_snips"
+    assert evaluation.log.logging.provenance["how"] == "recorded"
+    assert "how" not in evaluation.log.policies["new"].provenance
+
+
+def test_the_public_name_is_found() -> None:
+    assert pope_align.evaluate_policies is evaluate_policies
+
+
+def test_totals_may_be_given_and_files_read(scored, tmp_path) -> None:
+    write_slates(scored, tmp_path / "log.parquet")
+    totals = [slate.logging_logprobs for slate in scored]
+    evaluation = evaluate_policies(tmp_path / "log.parquet", {"same": totals}, length_normalize=False)
+    assert evaluation.estimators == ["pope", "slate_snips", "ips", "clipped_ips"]
+    assert evaluation.meets("reliable")
+    assert evaluation.of("same", "ips").utility.value == pytest.approx(
+        np.mean([np.mean(part) for part in np.split(evaluation.log.utility, evaluation.log.slate_offsets[1:-1])])
+    )
+
+
+def wide(scored: list[Slate], factor: float) -> list[list[float]]:
+    """Totals of a policy far from the log: every ratio is raised to a power."""
+    rng = np.random.default_rng(0)
+    return [[min(total + factor * rng.normal(), -1e-3) for total in slate.logging_logprobs or []] for slate in scored]
+
+
+def test_a_refused_policy_is_never_ranked_first_and_fails_the_requirement(scored) -> None:
+    policies = {"far": wide(scored, 9.0), "near": wide(scored, 0.05)}
+    evaluation = evaluate_policies(scored, policies, length_normalize=False)
+    assert evaluation.of("far").verdict == "refuse"
+    assert evaluation.of("near").verdict == "reliable"
+    values = {name: evaluation.of(name).value for name in policies}
+    flipped = evaluate_policies(scored, policies, length_normalize=False, diversity_weight=0.0)
+    for each in (evaluation, flipped):
+        assert [estimate.policy for estimate in each.ranking()] == ["near", "far"]
+    assert values["far"] > values["near"] or flipped.of("far").value > flipped.of("near").value  # else no test
+    assert not evaluation.meets("caution")
+    assert evaluation.to_dict()["ranking"] == ["near"]
+    assert evaluation.comparisons[0].verdict == "refuse"
+
+
+def test_json_holds_everything_and_no_numbers_that_json_lacks(scored, tmp_path) -> None:
+    evaluation = evaluate_policies(scored, {"far": wide(scored, 9.0), "near": wide(scored, 0.05)})
+    evaluation.write_json(tmp_path / "evaluation.json")
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    first = content["estimates"][0]
+    assert first["policy"] == "far"
+    assert first["value"] == evaluation.of("far").value
+    assert first["options"]["length_normalize"] is True
+    assert first["labels"][0] == "biased, variance-reduced"
+    assert first["diagnostics"]["ess"] == evaluation.of("far").diagnostics.ess
+    assert first["diagnostics"]["mean_weight_z"] is None  # unknown for length-normalised weights
+    assert content["comparisons"][0]["probability"] == evaluation.comparisons[0].probability
+    assert content["log"]["clusters"] == 60
+
+
+def test_the_figure_shows_every_estimate_and_strikes_the_refused(scored, tmp_path) -> None:
+    from pope_align.ope.figure import evaluation_figure
+
+    evaluation = evaluate_policies(
+        scored, {"far": wide(scored, 9.0), "near": wide(scored, 0.05)}, length_normalize=False
+    )
+    values, *others = evaluation_figure(evaluation).axes
+    labels = [label.get_text() for label in values.get_yticklabels()]
+    assert len(labels) == len(evaluation.estimates)
+    struck = [label for label in labels if "\u0336" in label]
+    assert len(struck) == sum(each.verdict == "refuse" for each in evaluation.estimates) > 0
+    assert len(others) == 3
+    evaluation.write_figure(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_requests_are_refused_before_anything_is_scored(scored, models) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("scored")
+
+    with pytest.raises(ValueError, match="policies: expected at least one policy"):
+        evaluate_policies(scored, {})
+    with pytest.raises(ValueError, match=r"policies\['short'\]: expected 60 slates, got 1"):
+        evaluate_policies(scored, {**models, "short": [[-1.0]]}, report=never)
+    with pytest.raises(ValueError, match="samples: expected names among base, new, got old"):
+        evaluate_policies(scored, models, samples={"old": [["x"]] * 60}, report=never)
+    with pytest.raises(ValueError, match=r"slate 0 .*: logging_logprobs: expected one per response, got none"):
+        evaluate_policies([replace(s, logging_logprobs=None) for s in scored], models, report=never)
+    with pytest.raises(ValueError, match=r"slate 0: completion_tokens\[0\]: expected the \d+ tokens"):
+        evaluate_policies(scored, models, scoring=Scoring(max_length=12), report=never)
+    log = LoggedSlates.from_arrays([0.1, 0.9], [-3.0, -4.0], {"new": [-2.0, -4.5]})
+    with pytest.raises(ValueError, match="LoggedSlates already holds its policies"):
+        evaluate_policies(log, models)
+    with pytest.raises(ValueError, match="policy: expected one of new, got 'base'"):
+        evaluate_policies(log, baseline="base", length_normalize=False)
+
+
+# --- reward models --------------------------------------------------------------------------------------------------
+
+
+def letters(texts: list[str]) -> np.ndarray:
+    """A small embedding: how often some letters occur."""
+    return np.array([[text.count(letter) / len(text) for letter in "redgnblu 1"] for text in texts])
+
+
+SAMPLES = [["red 3", "green 14"], ["blue"]] * 30
+
+
+def test_samples_bring_the_direct_and_doubly_robust_estimates(scored, models) -> None:
+    evaluation = evaluate_policies(scored, models, samples={"new": SAMPLES}, embed=letters)
+    methods = [each.estimator for each in evaluation.estimates if each.policy == "new"]
+    assert methods == ["pope", "slate_snips", "dm", "dr", "sndr"]
+    direct = evaluation.of("new", "dm")
+    assert direct.verdict == "caution"
+    assert direct.diagnostics is None
+    assert "r2" in direct.chosen
+    fresh = score_slates(
+        [Slate(slate.prompt, texts, [0.0] * len(texts)) for slate, texts in zip(scored, SAMPLES, strict=True)],
+        *models["new"],
+        how="recorded",
+        max_length=128,
+    )
+    surprise = [-np.mean(np.array(slate.logging_logprobs) / np.array(slate.completion_tokens)) for slate in fresh]
+    assert direct.diversity.value == pytest.approx(np.mean(surprise), abs=1e-6)
+    robust = evaluation.of("new", "dr")  # a response's diversity is known, so its part needs no weights
+    assert robust.diversity.value == pytest.approx(np.mean(surprise), abs=1e-6)
+
+
+def logged(scored: list[Slate], scores: np.ndarray) -> LoggedSlates:
+    sizes = [len(slate.completions) for slate in scored]
+    parts = np.split(scores, np.cumsum(sizes)[:-1])
+    rated = [replace(slate, scores=part.tolist()) for slate, part in zip(scored, parts, strict=True)]
+    totals = [slate.logging_logprobs for slate in scored]
+    return LoggedSlates.from_slates(rated, {"new": totals}, utility_transform="none")
+
+
+def test_predictions_of_a_query_never_depend_on_its_own_feedback(scored) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random(sum(len(slate.completions) for slate in scored))
+    before = fit_predictions(logged(scored, scores), SAMPLES, letters)
+    changed = scores.copy()
+    changed[:2] = 1 - changed[:2]  # the responses of the first slate
+    after = fit_predictions(logged(scored, changed), SAMPLES, letters)
+    np.testing.assert_array_equal(after.logged[:2], before.logged[:2])
+    assert after.target[0] == before.target[0]
+    assert not np.array_equal(after.logged, before.logged)
+
+
+def test_the_ridge_finds_a_reward_that_the_embedding_shows_and_owns_up_to_noise(scored) -> None:
+    texts = [text for slate in scored for text in slate.completions]
+    truth = np.array([0.2 + 0.6 * ("red" in text) for text in texts])
+    found = fit_predictions(logged(scored, truth), SAMPLES, letters)
+    assert found.quality["r2"] > 0.9
+    assert found.target[0] == pytest.approx((0.8 + 0.2) / 2, abs=0.1)
+    noise = fit_predictions(logged(scored, np.random.default_rng(0).random(len(texts))), SAMPLES, letters)
+    assert noise.quality["r2"] < 0.1
+
+
+def test_your_own_reward_model_sees_prompts_and_responses(scored) -> None:
+    log = logged(scored, np.full(sum(len(slate.completions) for slate in scored), 0.5))
+    own = predict_with(
+        log, SAMPLES, lambda prompts, texts: [len(p) + len(t) for p, t in zip(prompts, texts)], source="length"
+    )
+    first = scored[0]
+    assert own.logged[0] == len(first.prompt) + len(first.completions[0])
+    assert own.target[0] == len(first.prompt) + (len("red 3") + len("green 14")) / 2
+    assert own.source == "length"
+    with pytest.raises(ValueError, match="samples: slate 1: expected at least one fresh response"):
+        predict_with(log, [["x"], []] * 30, lambda p, t: np.zeros(len(t)), source="zero")
+    given = evaluate_policies(
+        log, predictions={"new": Predictions(own.logged / 100, own.target / 100)}, diversity_weight=0
+    )
+    assert given.of("new", "dm").value == pytest.approx((own.target / 100).mean())
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(scored, models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_slates(scored, folder / "scored.jsonl")
+    for name, (model, tokenizer) in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def run(files: Path, *options: str) -> tuple[int, str]:
+    policies = [f"--policy=base={files / 'base'}", f"--policy=new={files / 'new'}"]
+    arguments = ["evaluate", f"--log={files / 'scored.jsonl'}", *policies, f"--cache={files / 'cache'}", *options]
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_the_command_prints_tables_writes_files_and_exits_0(files: Path) -> None:
+    written = (f"--output={files / 'out.json'}", f"--figure={files / 'out.svg'}")
+    code, output = run(files, "--require=caution", "--interval=bayesian", *written)
+    assert code == 0, output
+    lines = [line.split("\t") for line in output.splitlines()]
+    assert ["estimator", "V", "interval", "V_CU", "V_Div", "ESS", "k-hat", "verdict"] in lines
+    content = json.loads((files / "out.json").read_text())
+    row = next(line for line in lines if line[0] == "pope")
+    assert row[1] == f"{content['estimates'][0]['value']:.4g}"
+    assert row[-1] == "caution"
+    assert "biased, variance-reduced" in output
+    assert any(line[0] == "new" and len(line) == 6 for line in lines)
+    assert content["estimates"][0]["confidence"]["method"] == "bayesian"
+    assert "<svg" in (files / "out.svg").read_text()
+
+
+def test_the_command_exits_1_when_a_verdict_falls_short(files: Path) -> None:
+    code, output = run(files, "--require=reliable")
+    assert code == 1
+    assert "not every policy is reliable by pope" in output
+
+
+def test_the_command_refuses_policies_it_cannot_name(files: Path) -> None:
+    with pytest.raises(ValueError, match="--policy: expected NAME=MODEL, got 'nonsense'"):
+        run(files, "--policy=nonsense")
+    with pytest.raises(ValueError, match="--policy: expected distinct names, got 'base' twice"):
+        run(files, "--policy=base=other")
+
+
+def test_the_command_takes_generations_as_samples(files: Path, scored, monkeypatch) -> None:
+    keys = slate_keys(scored)
+    rows = [Generation(key, slate.prompt, texts) for key, slate, texts in zip(keys, scored, SAMPLES, strict=True)]
+    write_generations(GenerationSet("new", tuple(rows)), files / "new.jsonl")
+    monkeypatch.setattr("pope_align.metrics.embeddings.Embedder", lambda: letters)
+    code, output = run(files, f"--samples=new={files / 'new.jsonl'}")
+    assert code == 0
+    assert [line.split("\t")[0] for line in output.splitlines() if line.startswith(("dm", "dr", "sndr"))] == [
+        "dm",
+        "dr",
+        "sndr",
+    ]
+    write_generations(GenerationSet("new", tuple(rows[1:])), files / "short.jsonl")
+    with pytest.raises(ValueError, match=f"expected responses to every slate, got none for 1, e.g. '{keys[0]}'"):
+        run(files, f"--samples=new={files / 'short.jsonl'}")

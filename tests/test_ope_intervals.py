@@ -1,0 +1,223 @@
+"""Intervals hold what they promise: on simulated clustered logs with a known value, and by their formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pope_align.ope import (
+    Confidence,
+    Estimate,
+    LoggedSlates,
+    Predictions,
+    Shrink,
+    estimate,
+    log_value_lower_bound,
+    log_weights,
+    pope_value,
+    slate_lower_bounds,
+)
+
+#: A world of six responses: probabilities under both policies, and mean rewards.
+LOGGING = np.array([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
+TARGET = np.array([0.10, 0.15, 0.20, 0.20, 0.20, 0.15])
+MEANS = np.array([0.2, 0.9, 0.4, 0.7, 0.5, 1.0])
+VALUE = float(TARGET @ MEANS)
+LOGS, QUERIES, SLATES, SIZE = 1000, 100, 2, 2  # slates of SIZE responses, SLATES of them for every query
+
+
+def simulate(seed: int, shift: float = 0.0) -> tuple[LoggedSlates, Predictions]:
+    """A log whose queries differ by much more than their responses: rewards of one query share a draw."""
+    rng = np.random.default_rng(seed)
+    count = QUERIES * SLATES * SIZE
+    actions = rng.choice(6, count, p=LOGGING)
+    query = np.repeat(np.arange(QUERIES), SLATES * SIZE)
+    rewards = MEANS[actions] + rng.normal(0, 0.4, QUERIES)[query] + rng.normal(0, 0.2, count) + shift
+    log = LoggedSlates.from_arrays(
+        rewards,
+        np.log(LOGGING[actions]),
+        {"target": np.log(TARGET[actions])},
+        np.arange(0, count + 1, SIZE),
+        clusters=np.arange(QUERIES * SLATES) // SLATES,
+        how="recorded",
+        utility_range=(-10.0, 10.0),
+    )
+    wrong = 0.5 * MEANS + 0.3  # a reward model that is off; doubly robust estimates must not care
+    return log, Predictions(wrong[actions], np.full(log.num_slates, TARGET @ wrong))
+
+
+UTILITY = {"length_normalize": False, "diversity_weight": 0.0}
+BOOTSTRAP = Confidence("bootstrap", draws=400)
+INTERVALS: dict[str, Callable[[LoggedSlates, Predictions], Estimate]] = {
+    "t": lambda log, _: estimate(log, "target", "ips", **UTILITY),
+    "snips, delta method": lambda log, _: estimate(log, "target", "snips", **UTILITY),
+    "snips, bootstrap": lambda log, _: estimate(log, "target", "snips", confidence=BOOTSTRAP, **UTILITY),
+    "dr": lambda log, model: estimate(log, "target", "dr", predictions=model, **UTILITY),
+    "sndr": lambda log, model: estimate(log, "target", "sndr", predictions=model, **UTILITY),
+    "bayesian bootstrap": lambda log, _: estimate(
+        log, "target", "snips", confidence=Confidence("bayesian", draws=400), **UTILITY
+    ),
+    "t, slates taken for independent": lambda log, _: estimate(log.clustered_by(None), "target", "snips", **UTILITY),
+}
+
+
+@pytest.fixture(scope="module")
+def coverage() -> dict[str, float]:
+    """Share of simulated logs whose 95% interval holds the true value; standard error 0.7%."""
+    covered = dict.fromkeys(INTERVALS, 0)
+    for seed in range(LOGS):
+        log, model = simulate(seed)
+        for name, interval in INTERVALS.items():
+            result = interval(log, model)
+            covered[name] += result.low <= VALUE <= result.high
+    return {name: count / LOGS for name, count in covered.items()}
+
+
+@pytest.mark.parametrize("name", list(INTERVALS)[:-1])
+def test_95_percent_intervals_of_clustered_logs_cover_the_value(coverage: dict[str, float], name: str) -> None:
+    assert 0.93 <= coverage[name] <= 0.97, coverage
+
+
+def test_intervals_that_ignore_the_clusters_do_not(coverage: dict[str, float]) -> None:
+    assert coverage["t, slates taken for independent"] < 0.91, coverage
+
+
+def test_the_width_of_a_self_normalised_interval_does_not_depend_on_the_level_of_the_rewards() -> None:
+    near, far = (estimate(simulate(0, shift)[0], "target", "snips", **UTILITY) for shift in (0.0, 3.0))
+    assert far.value == pytest.approx(near.value + 3.0)
+    assert far.high - far.low == pytest.approx(near.high - near.low)
+    naive, moved = (estimate(simulate(0, shift)[0], "target", "ips", **UTILITY) for shift in (0.0, 3.0))
+    assert moved.high - moved.low > 1.5 * (naive.high - naive.low)  # so the shift is not a trivial one
+
+
+def test_joint_region_covers_utility_and_diversity_together() -> None:
+    diversity = float(-TARGET @ np.log(TARGET))
+    inside = 0
+    for seed in range(400):
+        region = estimate(simulate(seed)[0], "target", "snips", length_normalize=False).joint
+        away = np.array([VALUE, diversity]) - region.centre
+        inside += away @ np.linalg.solve(region.covariance, away) <= region.radius2
+    assert 0.915 <= inside / 400 <= 0.98  # 0.95 -+ 3 standard errors
+
+
+# --- bounds at any sample size --------------------------------------------------------------------------------------
+
+
+def bounded_log(count: int = 50, clusters: object = None) -> LoggedSlates:
+    rng = np.random.default_rng(1)
+    actions = rng.choice(6, count, p=LOGGING)
+    return LoggedSlates.from_arrays(
+        rng.random(count),
+        np.log(LOGGING[actions]),
+        {"target": np.log(TARGET[actions])},
+        clusters=clusters,
+        how="recorded",
+    )
+
+
+def test_hoeffding_and_bernstein_are_their_formulas() -> None:
+    log = bounded_log()
+    options = {"normalization": "none", "clip": 2.0, **UTILITY}
+    hoeffding = pope_value(log, "target", confidence=Confidence("hoeffding", 0.9), **options)
+    assert hoeffding.high - hoeffding.value == pytest.approx(2.0 * np.sqrt(np.log(2 / 0.1) / (2 * 50)))
+    bernstein = pope_value(log, "target", confidence=Confidence("bernstein", 0.9), **options)
+    rows = np.minimum(np.exp(log_weights(log, "target", "response", length_normalize=False)), 2.0) * log.utility
+    logarithm = np.log(4 / 0.1)
+    half = np.sqrt(2 * rows.var(ddof=1) * logarithm / 50) + 7 * 2.0 * logarithm / (3 * 49)
+    assert bernstein.value - bernstein.low == pytest.approx(half)
+    same = estimate(log, "target", "clipped_ips", lam=2.0, confidence=Confidence("hoeffding", 0.9), **UTILITY)
+    assert (same.low, same.high) == pytest.approx((hoeffding.low, hoeffding.high))
+
+
+def test_hoeffding_counts_unequal_clusters_for_what_they_are() -> None:
+    clusters = np.repeat([0, 1, 2], [40, 5, 5])
+    options = {"normalization": "none", "clip": 2.0, **UTILITY}
+    log = bounded_log(clusters=clusters)
+    estimate_ = pope_value(log, "target", confidence=Confidence("hoeffding"), **options)
+    shares = np.array([0.8, 0.1, 0.1])
+    half = 2.0 * np.sqrt(np.log(2 / 0.05) / 2 * (shares**2).sum())
+    assert estimate_.high - estimate_.value == pytest.approx(half)
+    with pytest.raises(ValueError, match="'bernstein' needs clusters of equal size"):
+        pope_value(log, "target", confidence=Confidence("bernstein"), **options)
+
+
+def test_bounds_need_a_clip_and_declared_ranges() -> None:
+    log = bounded_log()
+    with pytest.raises(ValueError, match="needs contributions of bounded size"):
+        pope_value(log, "target", confidence=Confidence("hoeffding"), **UTILITY)
+    with pytest.raises(ValueError, match="diversity_range: 'hoeffding' needs the declared range"):
+        pope_value(
+            log,
+            "target",
+            normalization="none",
+            clip=2.0,
+            length_normalize=False,
+            confidence=Confidence("hoeffding"),
+        )
+    wide = pope_value(
+        log,
+        "target",
+        normalization="none",
+        clip=2.0,
+        length_normalize=False,
+        confidence=Confidence("hoeffding", diversity_range=(0.0, 3.0)),
+    )
+    assert wide.high - wide.value == pytest.approx((2.0 + 0.1 * 6.0) * np.sqrt(np.log(2 / 0.05) / 100))
+
+
+# --- shrinkage, and the lower bounds of Theorem 4.1c ----------------------------------------------------------------
+
+
+@given(
+    kind=st.sampled_from(["clip", "switch", "dros", "subgaussian"]),
+    lam=st.floats(0.01, 1.0),
+    log_w=st.lists(st.floats(-700, 700), min_size=1, max_size=20),
+)
+def test_shrunken_weights_keep_to_their_maximum_and_all_but_one_kind_only_lower_them(
+    kind: str, lam: float, log_w: list[float]
+) -> None:
+    shrink = Shrink(kind, lam)
+    shrunk = shrink.log(np.array(log_w))
+    if kind != "subgaussian":  # w / (1 - lam + lam w) raises weights below 1 towards 1
+        assert (shrunk <= np.array(log_w) + 1e-12).all()
+    assert (shrunk <= np.log(shrink.max_weight) + 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", ["dros", "subgaussian"])
+def test_smooth_shrinking_in_log_space_is_its_formula(kind: str) -> None:
+    w = np.array([0.0625, 0.5, 1.0, 3.0, 40.0])
+    formula = {"dros": 0.7 * w / (w**2 + 0.7), "subgaussian": w / (0.3 + 0.7 * w)}[kind]
+    np.testing.assert_allclose(np.exp(Shrink(kind, 0.7).log(np.log(w))), formula, rtol=1e-12)
+
+
+@st.composite
+def rewarded_logs(draw: st.DrawFn) -> LoggedSlates:
+    sizes = draw(st.lists(st.integers(1, 5), min_size=2, max_size=8))
+    count = sum(sizes)
+    numbers = st.lists(st.floats(-6, -0.01), min_size=count, max_size=count)
+    rewards = draw(st.lists(st.one_of(st.just(0.0), st.floats(0.001, 1)), min_size=count, max_size=count))
+    return LoggedSlates.from_arrays(rewards, draw(numbers), {"new": draw(numbers)}, np.append(0, np.cumsum(sizes)))
+
+
+@settings(deadline=None)
+@given(log=rewarded_logs())
+def test_lower_bounds_never_exceed_what_they_bound(log: LoggedSlates) -> None:
+    w = np.exp(log_weights(log, "new", "response", length_normalize=False))
+    sums = log.slate_sums(w * log.utility)
+    bounds = slate_lower_bounds(log, "new", log.utility, length_normalize=False)
+    assert (bounds <= sums * (1 + 1e-9) + 1e-12).all()
+    whole = np.exp(log_weights(log, "new", "slate", length_normalize=False))
+    joint = (whole * log.slate_sums(log.utility) / log.sizes).mean()
+    bound = log_value_lower_bound(log, "new", log.utility, length_normalize=False)
+    assert bound <= np.log(joint) + 1e-9 if joint > 0 else bound == -np.inf
+
+
+def test_lower_bounds_are_tight_for_equal_weights_and_refuse_negative_rewards() -> None:
+    log = LoggedSlates.from_arrays([0.5, 0.25, 1.0], [-1.0, -1.0, -2.0], {"new": [-0.5, -0.5, -1.5]}, [0, 2, 3])
+    bounds = slate_lower_bounds(log, "new", log.utility, length_normalize=False)
+    np.testing.assert_allclose(bounds, np.exp(0.5) * np.array([0.75, 1.0]))
+    with pytest.raises(ValueError, match=r"rewards: .* got -1.0 at response 0 of slate 1"):
+        slate_lower_bounds(log, "new", np.array([0.5, 0.25, -1.0]), length_normalize=False)

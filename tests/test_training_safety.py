@@ -1,0 +1,209 @@
+"""What guards a run: slates named where a loss is no number, overlap watched, the start held, the best model kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pope_align.callbacks import OverlapWatch
+from pope_align.config import PopeConfig
+from pope_align.data import SlateCollator
+from pope_align.model import response_logprobs
+from pope_align.policy_loss import penalty_to_start
+from pope_align.trainer import PopeTrainer
+from pope_align.training_data import PADDING, IndexedCollator, SlateDataset
+from transformers import TrainerControl, TrainerState
+
+import pope_core
+
+
+def config(path: Path, **options) -> PopeConfig:
+    defaults = {"gradient_accumulation_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    return PopeConfig(str(path), **{**defaults, "save_strategy": "no", "max_length": 64, "max_steps": 2, **options})
+
+
+# --- numbers that are none ------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_names_its_slates_and_the_cause(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    trainer = PopeTrainer(make_tiny_model(), config(tmp_path), make_slates(3), None, tiny_tokenizer)
+    batch = trainer.data_collator([trainer.train_dataset[2], trainer.train_dataset[0]])
+    trainer.model.train()
+    with torch.no_grad():
+        trainer.model.model.layers[1].mlp.down_proj.weight[3, 4] = math.nan
+    with pytest.raises(ValueError, match=r"step 1, slates colour/2#slate02, colour/0#slate00: ") as error:
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=2)
+    assert "1 parameters (model.layers.1.mlp.down_proj.weight, ...) are no numbers" in str(error.value)
+
+
+def test_a_weight_beyond_all_bounds_names_its_slates(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    slates = make_slates(1)
+    slates[0].logging_logprobs[1] = -1e4
+    trainer = PopeTrainer(make_tiny_model(), config(tmp_path, clip=None), slates, None, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"step 1, slates colour/0#slate00: .*clip"):
+        trainer.train()
+
+
+# --- overlap --------------------------------------------------------------------------------------------------------
+
+
+def test_lost_overlap_warns_once_and_stops_where_asked(caplog, tmp_path) -> None:
+    args, state = config(tmp_path), TrainerState()
+    logs = [(0.5, 0.0), (0.05, 0.0), (0.04, 0.9), (0.01, 0.9)]
+    stops = []
+    with caplog.at_level(logging.WARNING):
+        watch = OverlapWatch(stop_if_ess_below=0.02)
+        for ess, clipped in logs:
+            control = TrainerControl()
+            watch.on_log(args, state, control, {"is/ess_fraction": ess, "is/clip_fraction": clipped})
+            stops.append(control.should_training_stop)
+        watch.on_log(args, state, control, {"eval_loss": 1.0})
+    assert stops == [False, False, False, True]
+    text = [record.getMessage() for record in caplog.records]
+    assert [sum(part in line for line in text) for part in ("sample size is 5.0%", "90% of", "stopped, because")] == [
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_run_without_overlap_stops_itself(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    slates = make_slates(8, sizes=(4,))
+    for slate in slates:
+        slate.logging_logprobs[0] -= 100.0  # one response of four has all the weight
+    args = config(tmp_path, per_device_train_batch_size=8, clip=10.0, max_steps=9, stop_if_ess_below=0.5)
+    trainer = PopeTrainer(make_tiny_model(), args, slates, None, tiny_tokenizer)
+    assert trainer.train().global_step == 1
+
+
+# --- the start ------------------------------------------------------------------------------------------------------
+
+
+def test_the_penalty_is_an_unbiased_divergence_on_responses_of_the_policy() -> None:
+    """By enumeration: its mean under the policy is the divergence from the policy to the start."""
+    generator = torch.Generator().manual_seed(0)
+    policy, start = torch.randn(2, 7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    divergence = (policy.exp() * (policy - start)).sum()
+    torch.testing.assert_close((policy.exp() * penalty_to_start(policy, start)).sum(), divergence)
+    assert penalty_to_start(policy, policy).abs().max() == 0
+    assert penalty_to_start(policy, start).min() > 0
+
+
+def test_the_penalty_has_its_weight_and_its_gradient(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    """Against the sum of objective and penalty on the model's own log-probabilities, after the model has moved."""
+    slates = make_slates(4)
+    args = config(tmp_path, kl_weight=0.7, clip=2.0, optim="sgd")
+    trainer = PopeTrainer(make_tiny_model(), args, slates, slates, tiny_tokenizer)
+    start = make_tiny_model()
+    trainer.model.load_state_dict(make_tiny_model(seed=1).state_dict())
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=4)
+    loss.backward()
+    twin = make_tiny_model(seed=1)
+    logprobs = response_logprobs(twin, batch, length_normalize=True)
+    at_start = response_logprobs(start, batch, length_normalize=True).detach()
+    objective = pope_core.slate_objective(
+        logprobs, batch["logging_logprobs"], batch["utility"], batch["slate_offsets"], clip=2.0, diversity_weight=0.1
+    )
+    penalty = torch.segment_reduce(penalty_to_start(logprobs, at_start), "mean", offsets=batch["slate_offsets"]).mean()
+    expected = objective.loss + 0.7 * penalty
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(trainer.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    metrics = trainer.evaluate()
+    assert metrics["eval_kl_to_start"] == pytest.approx(
+        float(penalty_to_start(logprobs, at_start).mean().detach()), rel=1e-4
+    )
+
+
+def test_a_penalty_anchors_what_would_run_away(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    """Self-normalised weights with -l as reward: refused alone, and held with a penalty."""
+    options = {"normalization": "slate", "diversity_form": "neg_log_prob", "diversity_weight": 1.0}
+    with pytest.raises(ValueError, match="a kl_weight > 0"):
+        config(tmp_path, **options)
+    slates = make_slates(8, sizes=(3,))
+    falls = []
+    for weight in (1e-9, 30.0):
+        args = config(
+            tmp_path, kl_weight=weight, per_device_train_batch_size=8, max_steps=20, learning_rate=3e-3, **options
+        )
+        trainer = PopeTrainer(make_tiny_model(), args, slates, None, tiny_tokenizer)
+        trainer.train()
+        policy = [entry["logps/policy"] for entry in trainer.state.log_history if "loss" in entry]
+        falls.append(policy[0] - policy[-1])
+    assert falls[1] < 0.2 * falls[0]
+
+
+def test_padding_is_no_slate(make_slates, tiny_tokenizer, tmp_path) -> None:
+    example = {
+        "prompt_ids": [1],
+        "completion_ids": [[2], [3, 4]],
+        "utility": [0.0, 1.0],
+        "logging_logprobs": [-1.0] * 2,
+    }
+    collate = IndexedCollator(SlateCollator(0, True))
+    for start in (None, [[-2.0, -4.0]]):
+        data = SlateDataset([example], ["a"], start)
+        batch = collate([data[PADDING], data[0]])
+        assert batch["slate_index"].tolist() == [0]
+        assert batch["slate_offsets"].tolist() == [0, 2]
+        empty = collate([data[PADDING], data[PADDING]])
+        assert empty["slate_index"].tolist() == []
+        assert empty["slate_offsets"].tolist() == [0, 1]
+        assert ("start_logprobs" in batch) == ("start_logprobs" in empty) == (start is not None)
+    assert batch["start_logprobs"].tolist() == [-2.0, -2.0]
+
+
+# --- the best model -------------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_keeps_the_model_of_the_best_held_out_value(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    """Held out: the same responses with opposite scores, so that training makes it worse from the start."""
+    train = make_slates(4, sizes=(3,))
+    held_out = [replace(slate, scores=[-score for score in slate.scores]) for slate in train]
+    args = config(
+        tmp_path,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        diversity_weight=0.0,
+        max_steps=30,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=2,
+        early_stopping_patience=3,
+    )
+    trainer = PopeTrainer(make_tiny_model(), args, train, held_out, tiny_tokenizer)
+    trainer.train()
+    values = [entry["eval_pope/value_self_normalized"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = max(range(len(values)), key=values.__getitem__)
+    assert len(values) == best + 4 < 30
+    assert trainer.evaluate()["eval_pope/value_self_normalized"] == pytest.approx(values[best], rel=1e-6)
+    state = json.loads((Path(trainer.state.best_model_checkpoint) / "trainer_state.json").read_text())
+    assert state["best_metric"] == values[best]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_weight": -1.0}, "kl_weight: expected a finite number >= 0"),
+        ({"stop_if_ess_below": 1.0}, "stop_if_ess_below: expected None or a share"),
+        ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter: expected False"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: expected 'random' or"),
+    ],
+    ids=["kl_weight", "stop_if_ess_below", "logging_nan_inf_filter", "train_sampling_strategy"],
+)
+def test_options_that_do_not_fit_are_refused(options, message, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **options)

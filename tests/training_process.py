@@ -1,0 +1,94 @@
+"""A training run in a process of its own, for tests that kill it or start several of it.
+
+    python tests/training_process.py run.json
+
+The JSON is a list of runs: the folder of the model, the slates, the options of `PopeConfig`, how to die, and where the
+results go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+from accelerate import DistributedType, PartialState
+from pope_align.config import PopeConfig
+from pope_align.data import read_slates
+from pope_align.trainer import PopeTrainer
+from transformers import TrainerCallback
+
+
+class DieAfter(TrainerCallback):
+    """SIGKILL after an optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_writing(name: str) -> None:
+    """SIGKILL half way through ``torch.save`` to a path that ends with ``name``."""
+    save = torch.save
+
+    def half(content: Any, path: Any, *rest: Any) -> None:
+        save(content, path, *rest)
+        if str(path).endswith(name):
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+
+
+def shard_on_cpus() -> None:
+    """Let accelerate shard over gloo as it does over NCCL: it leaves FSDP out where processes have no accelerator."""
+    PartialState().distributed_type = DistributedType.MULTI_GPU
+
+
+def count_gathers(gathers: list[list[str]]) -> None:
+    """Note the parameters of every gathering of FSDP2."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as groups
+
+    gather = groups.foreach_all_gather
+
+    def noted(parameters: Any, *rest: Any, **options: Any) -> Any:
+        gathers.append([parameter._param_fqn for parameter in parameters])
+        return gather(parameters, *rest, **options)
+
+    groups.foreach_all_gather = noted
+
+
+def train(run: dict[str, Any]) -> None:
+    args = PopeConfig(**run["options"])
+    gathers: list[list[str]] = []
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        shard_on_cpus()
+        count_gathers(gathers)
+    slates = read_slates(run["slates"])
+    if "die_writing" in run:
+        die_writing(run["die_writing"])
+    trainer = PopeTrainer(
+        run["model"],
+        args,
+        slates,
+        slates if args.do_eval else None,
+        callbacks=[DieAfter(run["die_after"])] if "die_after" in run else None,
+    )
+    trainer.train(args.resume_from_checkpoint)
+    trainer.save_model(run["saved"])
+    if trainer.is_world_process_zero():
+        with open(run["history"], "w", encoding="utf-8") as file:
+            json.dump({"history": trainer.state.log_history, "gathers": gathers}, file)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf-8") as file:
+        runs = json.load(file)
+    for run in runs:
+        train(run)
