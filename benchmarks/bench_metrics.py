@@ -2,7 +2,7 @@
 
     pytest benchmarks/bench_metrics.py
 
-``extra_info`` of ``test_self_bleu_of_200_texts`` has the ratio of NLTK's time to ours: same run, same texts, same value.
+``extra_info`` of ``test_self_bleu_of_200_texts`` has the ratio of NLTK's time to ours, same run, texts and value.
 """
 
 from __future__ import annotations

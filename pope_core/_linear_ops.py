@@ -20,19 +20,29 @@ from .types import Objective
 _HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact"
 
 
+#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
+SCALED_ROWS = 1024
+
+
 def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad * factor`` with one rounding to ``dtype``. A scalar works in place where backward runs once, for a second
-    copy of the gradient of an lm_head is worth avoiding.
+    """``grad * factor`` with one rounding to ``dtype``; in place where backward runs once, for a second copy of a
+    gradient is worth avoiding.
 
     Only the engine knows whether the graph, and ``grad`` with it, is kept for another backward. A trace must not write
     to what it saved either.
     """
-    tracing = type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling()
-    if tracing:
+    if type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * factor).to(dtype)
-    if factor.ndim or grad.dtype != dtype or torch._C._autograd._get_current_graph_task_keep_graph():
-        return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
-    return grad if factor.device.type == "cpu" and float(factor) == 1.0 else grad.mul_(factor)
+    once = not torch._C._autograd._get_current_graph_task_keep_graph()
+    out = grad if once and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
+    if grad.device.type != "cpu":
+        return torch.mul(grad, factor, out=out)
+    if out is grad and factor.ndim == 0 and float(factor) == 1.0:
+        return grad
+    for begin in range(0, grad.shape[0], SCALED_ROWS):
+        rows = slice(begin, begin + SCALED_ROWS)
+        torch.mul(grad[rows], factor[rows] if factor.ndim else factor, out=out[rows])
+    return out
 
 
 # --- linear_response_logprobs ---
@@ -217,6 +227,7 @@ def _(
 
 
 def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)  # or backward would be handed zeros of the size of every output
     hidden, weight, bias, labels, response_offsets, ctx.length_normalize, *ctx.head, ctx.need_unit = inputs
     ctx.has_bias = bias is not None
     _, lse, unit = output
@@ -371,6 +382,7 @@ def _(
 
 
 def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     hidden, weight, bias = inputs[:3]
     ctx.needs = inputs[15:18]
     ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype

@@ -106,6 +106,7 @@ def _(
 
 
 def _response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     logits, labels, response_offsets, ctx.length_normalize, ctx.backend = inputs
     ctx.save_for_backward(logits, labels, response_offsets, output[1])
 
@@ -192,6 +193,7 @@ def _(
 
 
 def _slate_objective_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[-1])
 

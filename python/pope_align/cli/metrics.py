@@ -132,7 +132,7 @@ def _reference_scorer(name: str, adapter: str | None, max_length: int) -> Refere
     model, tokenizer = model.to(best_device()), load_tokenizer(name)
 
     def score(slates: Sequence[Slate]) -> list[Floats]:
-        with progress(f"scoring references under {Path(name).name}", "responses") as report:
+        with progress(f"scoring references under {Path(name).name}", "tokens") as report:
             return policy_scores(slates, model, tokenizer, max_length=max_length, progress=report)
 
     return score
