@@ -138,14 +138,14 @@ def run_demo(
         f"log: {len(train)} slates to train on and {len(heldout)} held out, of {config.responses_per_slate} statements "
         f"each; {len({slate_group(slate) for slate in heldout})} whole conversations are held out"
     )
-    logger, fit = _clone(start, tokenizer, train, heldout, config, progress)
+    logger, fit = clone(start, tokenizer, train, heldout, config, progress)
     say(f"logging policy, behaviour-cloned: {fit}")
-    logged = [_score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
+    logged = [score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
     for slates, part in zip(logged, ("train", "heldout"), strict=True):
         write_slates(slates, config.output_dir / f"{part}.jsonl")
     questions = _questions(heldout, config.prompts)
     answers = [_answers(policy, tokenizer, questions, config) for policy in (start, logger)]
-    scores = [_score(heldout, start, tokenizer, fit, config, progress), logged[1]]
+    scores = [score(heldout, start, tokenizer, fit, config, progress), logged[1]]
     trainer = run_training(
         logger,
         training_config(config),
@@ -155,7 +155,7 @@ def run_demo(
         callbacks=list(callbacks),
     )
     aligned = trainer.model
-    scores.append(_score(heldout, aligned, tokenizer, fit, config, progress))
+    scores.append(score(heldout, aligned, tokenizer, fit, config, progress))
     answers.append(_answers(aligned, tokenizer, questions, config))
     totals = {
         name: [slate.logging_logprobs or [] for slate in slates] for name, slates in zip(POLICIES, scores, strict=True)
@@ -215,7 +215,7 @@ def training_config(config: DemoConfig) -> PopeConfig:
     )
 
 
-def _clone(
+def clone(
     start: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: list[Slate],
@@ -238,7 +238,7 @@ def _clone(
     return policy.model, policy.report
 
 
-def _score(
+def score(
     slates: list[Slate],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -246,6 +246,7 @@ def _score(
     config: DemoConfig,
     progress: Callable[[str, str], Any],
 ) -> list[Slate]:
+    """The slates with the totals of any model, the cloned policy or one to be compared with it."""
     with progress("scoring", "tokens") as report:
         return score_slates(
             slates,
