@@ -46,7 +46,7 @@ SETTINGS = [
 ]
 
 
-def run(config: DemoConfig, *, bf16: bool) -> dict[str, Any]:
+def run(config: DemoConfig) -> dict[str, Any]:
     """Every setting's gain over the cloned policy, under one measure: neg_log_prob diversity of weight 0.1."""
     name = config.model or str(packaged_model())
     tokenizer = load_tokenizer(name)
@@ -56,14 +56,13 @@ def run(config: DemoConfig, *, bf16: bool) -> dict[str, Any]:
     rows = []
     for setting in SETTINGS:
         args = training_config(replace(config, **asdict(setting)))
-        args = replace(args, bf16=bf16, use_cpu=best_device().type == "cpu", logging_steps=1000)
         trainer = PopeTrainer(copy.deepcopy(logger), args, scored, None, tokenizer)
         trainer.train()
         after = score(heldout, trainer.model, tokenizer, fit, config, _lines)
         rows.append({**asdict(setting), **_gains(logged, after, config)})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return {
-        "config": {**asdict(config), "output_dir": None, "bf16": bf16},
+        "config": {**asdict(config), "output_dir": None},
         "slates": {"train": len(train), "heldout": len(heldout)},
         "settings": rows,
     }
@@ -111,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=3, help="of the split; the demo's own is 1")
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     options = parser.parse_args()
-    result = run(DemoConfig(seed=options.seed), bf16=options.bf16)
+    result = run(DemoConfig(seed=options.seed, bf16=options.bf16))
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
