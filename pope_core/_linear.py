@@ -5,26 +5,30 @@ token::
 
     d_hidden = c * (G @ W)          d_weight = G.T @ (c * hidden)          d_bias = G.T @ c
 
-so the coefficient never touches ``G``: it scales rows of ``d_hidden`` afterwards and rows of ``hidden`` before
+so the coefficient never touches ``G``: it scales rows of ``G @ W`` afterwards and rows of ``hidden`` before
 ``d_weight``. With a frozen head the coefficients may therefore come last (4NDV, any chunking); with a trainable head
 they must be known while ``G`` exists, which whole groups per chunk guarantee (6NDV); see ``_plan.py`` and
-``_objective.py``.
+``_objective.py``. Rows whose coefficient is exactly zero need no ``G`` at all.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from pope_kernels.values import accumulation_dtype
+
 from . import _checks
 from ._objective import GroupCoefficients, evaluate_checked
-from ._plan import Batch, Chunk, plan_groups, plan_rows, rows_per_chunk
+from ._offsets import Offsets, both, capturing
+from ._plan import Batch, Chunk, front_order, plan_groups, plan_rows, rows_per_chunk
 from .backends import Kernels
 from .types import IGNORE_INDEX, Objective
 
 if TYPE_CHECKING:
-    from pope_kernels.native import SlateValues
+    from pope_kernels.values import SlateValues
 
 
 class Needs(NamedTuple):
@@ -39,31 +43,35 @@ class Needs(NamedTuple):
         return self.weight or self.bias
 
 
-class Gradients(NamedTuple):
-    """Gradients in the dtype of their inputs; an empty tensor where none is wanted."""
-
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-
 class Tokens:
-    """The response tokens of a call; the ignored positions of a padded batch never reach the lm_head."""
+    """The response tokens of a call.
 
-    def __init__(self, hidden: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor) -> None:
-        kept = labels != IGNORE_INDEX
+    With ``compact`` the ignored positions of a padded batch never reach the lm_head, at the price of counting them on
+    the host. Without it they are rows like any other, with a zero gradient.
+    """
+
+    def __init__(
+        self, hidden: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor, compact: bool
+    ) -> None:
         self.total = labels.numel()
-        self.index = None if bool(kept.all()) else kept.nonzero().squeeze(1)
-        self.hidden, self.labels, self.offsets = hidden, labels, response_offsets
-        if self.index is not None:
-            before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.long().cumsum(0)])
-            self.hidden, self.labels, self.offsets = hidden[self.index], labels[self.index], before[response_offsets]
+        self.hidden, self.labels = hidden, labels
+        self.index: torch.Tensor | None = None
+        if compact:
+            if capturing(hidden.device):
+                raise RuntimeError("hidden: padded rows cannot be captured in a CUDA graph; pass packed rows [N, D]")
+            kept = labels != IGNORE_INDEX
+            index = kept.nonzero().squeeze(1)
+            if index.numel() < self.total:
+                self.index, self.hidden, self.labels = index, hidden[index], labels[index]
+                before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.long().cumsum(0)])
+                response_offsets = before[response_offsets.to(hidden.device)]
+        self.offsets: Offsets = both(response_offsets, hidden.device)
 
     def scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """Rows ``[n, D]`` of the kept tokens at their original positions ``[N, D]``, zero elsewhere."""
+        """Rows ``[n, ...]`` of the kept tokens at their original positions ``[N, ...]``, zero elsewhere."""
         if self.index is None:
             return values
-        return values.new_zeros(self.total, values.shape[1]).index_copy_(0, self.index, values)
+        return values.new_zeros(self.total, *values.shape[1:]).index_copy_(0, self.index, values)
 
 
 class ChunkedHead:
@@ -83,10 +91,10 @@ class ChunkedHead:
         self.scale, self.softcap = scale, softcap
         num_tokens, vocab = tokens.labels.numel(), weight.shape[0]
         self.rows = min(num_tokens, rows_per_chunk(chunk_bytes, vocab, weight.element_size()))
-        self.buffer = kernels.empty_large(self.rows, vocab, dtype=weight.dtype)
-        acc = kernels.accumulation_dtype(weight.dtype)
+        self.buffer = kernels.empty_large(self.rows, vocab, dtype=weight.dtype, device=weight.device)
+        acc = accumulation_dtype(weight.dtype)
         self.logprobs = torch.empty(num_tokens, dtype=acc, device=weight.device)
-        self.lse = torch.empty_like(self.logprobs)
+        self.lse = torch.empty_like(self.logprobs, dtype=torch.float64)
 
     def chunks(self) -> list[Chunk]:
         return list(plan_rows(self.tokens.labels.numel(), self.rows))
@@ -102,29 +110,34 @@ class ChunkedHead:
         logprobs, lse = self.kernels.token_logprobs(
             logits, self.tokens.labels[chunk.span], scale=self.scale, softcap=self.softcap
         )
-        _checks.finite_rows("hidden @ lm_head_weight.T", lse, chunk.start)
+        if not _checks.deferred(lse.device):
+            _checks.finite_rows("hidden @ lm_head_weight.T", lse, chunk.start)
         self.logprobs[chunk.span], self.lse[chunk.span] = logprobs, lse
         return logits
 
-    def unit_gradient(self, chunk: Chunk, logits: torch.Tensor) -> torch.Tensor:
-        """Turn the chunk's logits into ``G``, in place."""
+    def unit_gradient(self, chunk: Chunk, logits: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
+        """Turn the chunk's logits into ``G``, in place; ``order`` says which rows of the chunk ``logits`` holds."""
         labels, lse = self.tokens.labels[chunk.span], self.lse[chunk.span]
+        if order is not None:
+            labels, lse = labels[order], lse[order]
         return self.kernels.logit_gradient(logits, labels, lse, None, logits, scale=self.scale, softcap=self.softcap)
+
+    def span(self, first: int, last: int) -> tuple[slice, torch.Tensor]:
+        """The tokens of responses ``[first, last)``, and the offsets of these responses within."""
+        host, device = self.tokens.offsets
+        span = slice(int(host[first]), int(host[last]))
+        return span, device[first : last + 1] - span.start
 
     def response_logprobs(self, first: int, last: int, mean: bool) -> torch.Tensor:
         """Log-probabilities of responses ``[first, last)``, whose tokens have all been seen; float64."""
-        offsets = self.tokens.offsets[first : last + 1]
-        span = slice(int(offsets[0]), int(offsets[-1]))
-        return self.kernels.response_sums(
-            self.logprobs[span].double(), self.tokens.labels[span], offsets - span.start, mean
-        )
+        span, offsets = self.span(first, last)
+        return self.kernels.response_sums(self.logprobs[span].double(), self.tokens.labels[span], offsets, mean)
 
     def token_coefficients(self, coefficients: torch.Tensor, first: int, last: int, mean: bool) -> torch.Tensor:
         """Spread coefficients of responses ``[first, last)`` over their tokens."""
-        offsets = self.tokens.offsets[first : last + 1]
-        span = slice(int(offsets[0]), int(offsets[-1]))
+        span, offsets = self.span(first, last)
         return self.kernels.token_coefficients(
-            coefficients.to(self.lse.dtype).contiguous(), self.tokens.labels[span], offsets - span.start, mean
+            coefficients.to(self.logprobs.dtype).contiguous(), self.tokens.labels[span], offsets, mean
         )
 
 
@@ -133,19 +146,77 @@ class HeadGradient:
 
     def __init__(self, head: ChunkedHead, needs: Needs) -> None:
         self.kernels = head.kernels
-        acc = head.kernels.accumulation_dtype(head.weight.dtype)
+        dtype, device = accumulation_dtype(head.weight.dtype), head.weight.device
         vocab, width = head.weight.shape
-        self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=acc)
-        self.bias = head.weight.new_zeros(vocab if needs.bias else 0, dtype=acc)
+        self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=dtype, device=device)
+        self.bias = torch.empty(vocab if needs.bias else 0, dtype=dtype, device=device)
         self.empty = True
+        # Coefficients are about 1 / tokens, where float16 has few digits left: a power of two moves them near 1.
+        self.factor = 2.0 ** int(math.log2(head.logprobs.numel())) if head.weight.dtype == torch.float16 else 1.0
 
     def add(self, gradient: torch.Tensor, hidden: torch.Tensor, coefficients: torch.Tensor) -> None:
+        each = (coefficients * self.factor if self.factor != 1.0 else coefficients).unsqueeze(1)
         if self.bias.numel():
-            self.bias += torch.mv(gradient.t(), coefficients.to(gradient.dtype))
+            self.kernels.add_outer(self.bias.unsqueeze(1), gradient, each.to(gradient.dtype), self.empty)
         if self.weight.numel():
-            scaled = hidden * coefficients.unsqueeze(1).to(hidden.dtype)
+            # One rounding: a rounded coefficient would be an error that all tokens of a response share.
+            scaled = torch.mul(hidden, each, out=torch.empty_like(hidden))
             self.kernels.add_outer(self.weight, gradient, scaled, self.empty)
         self.empty = False
+
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``d_weight`` and ``d_bias``."""
+        if self.empty:
+            return self.weight.zero_(), self.bias.zero_()
+        if self.factor != 1.0:
+            self.weight /= self.factor
+            self.bias /= self.factor
+        return self.weight, self.bias
+
+
+class Products:
+    """Turns chunks of logits into ``G @ W`` and into the gradients of the head."""
+
+    def __init__(self, head: ChunkedHead, needs: Needs, num_terms: int, may_vanish: bool) -> None:
+        hidden = head.tokens.hidden
+        self.head, self.need_hidden = head, needs.hidden
+        # On a GPU, to learn which coefficients are zero is to wait for them: only where some are likely to be.
+        self.skip_zeros = hidden.device.type == "cpu" or (may_vanish and not capturing(hidden.device))
+        self.unit = torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0, hidden.shape[1])
+        self.totals = [HeadGradient(head, needs) for _ in range(num_terms if needs.head else 0)]
+
+    def take(self, chunk: Chunk, logits: torch.Tensor, coefficients: list[torch.Tensor]) -> None:
+        """``coefficients`` of the chunk's tokens, one vector per accumulated term; ``logits`` are used up."""
+        head, hidden = self.head, self.head.tokens.hidden[chunk.span]
+        order = self._move_front(logits, coefficients) if self.skip_zeros else None
+        if order is not None:
+            hidden, logits = hidden[order], logits[: order.numel()]
+            coefficients = [c[order] for c in coefficients]
+            if self.need_hidden:
+                self.unit[chunk.span] = 0
+            if order.numel() == 0:
+                return
+        gradient = head.unit_gradient(chunk, logits, order)
+        if self.need_hidden:
+            out = self.unit[chunk.span]
+            if order is None:
+                head.kernels.back_project(gradient, head.weight, out)
+            else:
+                moved = out.new_empty(order.numel(), out.shape[1])
+                out.index_copy_(0, order, head.kernels.back_project(gradient, head.weight, moved))
+        for total, coefficient in zip(self.totals, coefficients):
+            total.add(gradient, hidden, coefficient)
+
+    def _move_front(self, logits: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor | None:
+        """Move the rows with a coefficient to the front; returns their order, or None where all rows have one."""
+        nonzero = (torch.stack(coefficients) != 0).any(0).cpu()
+        if bool(nonzero.all()):
+            return None
+        order, holes, movers = (index.to(logits.device) for index in front_order(nonzero))
+        at_a_time = max(1, self.head.rows // 16)  # bounds the copy that moving needs
+        for to, source in zip(holes.split(at_a_time), movers.split(at_a_time)):
+            logits.index_copy_(0, to, logits.index_select(0, source))
+        return order
 
 
 def forward(head: ChunkedHead, need_unit: bool) -> torch.Tensor:
@@ -155,23 +226,36 @@ def forward(head: ChunkedHead, need_unit: bool) -> torch.Tensor:
     for chunk in head.chunks():
         logits = head.forward(chunk)
         if need_unit:
-            torch.mm(head.unit_gradient(chunk, logits), head.weight, out=unit[chunk.span])
+            head.kernels.back_project(head.unit_gradient(chunk, logits), head.weight, unit[chunk.span])
     return unit
 
 
-def recompute_gradients(head: ChunkedHead, coefficients: torch.Tensor, needs: Needs) -> Gradients:
-    """Gradients for given token coefficients ``[n]`` and ``head.lse``, at the price of computing the logits again."""
-    hidden = head.tokens.hidden
-    total = HeadGradient(head, needs)
-    d_hidden = torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0, hidden.shape[1])
+def recompute_gradients(
+    head: ChunkedHead, coefficients: torch.Tensor, needs: Needs
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``d_hidden``, ``d_weight`` and ``d_bias`` for given token coefficients ``[n]`` and ``head.lse``, at the price of
+    computing the logits again.
+    """
+    products = Products(head, needs, num_terms=1, may_vanish=False)
     for chunk in head.chunks():
-        gradient = head.unit_gradient(chunk, head.logits(chunk))
-        if needs.hidden:
-            torch.mm(gradient, head.weight, out=d_hidden[chunk.span])
-        total.add(gradient, hidden[chunk.span], coefficients[chunk.span])
+        products.take(chunk, head.logits(chunk), [coefficients[chunk.span]])
     if needs.hidden:
-        d_hidden *= coefficients.unsqueeze(1)
-    return Gradients(d_hidden, total.weight, total.bias)
+        products.unit *= coefficients.unsqueeze(1)
+    return products.unit, *(products.totals[0].totals() if needs.head else nothing(head))
+
+
+def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
+    """``d_weight`` and ``d_bias`` where neither is wanted."""
+    return head.logprobs.new_empty(0, head.weight.shape[1]), head.logprobs.new_empty(0)
+
+
+class LossGradients(NamedTuple):
+    """What backward multiplies by the upstream gradient; an empty tensor where no gradient is wanted."""
+
+    unit: torch.Tensor  # [n, D], d_hidden = coefficients * unit
+    coefficients: torch.Tensor  # [n]
+    weight: torch.Tensor  # [V, D] float32 or better
+    bias: torch.Tensor  # [V] float32 or better
 
 
 class LossPass:
@@ -182,7 +266,7 @@ class LossPass:
         head: ChunkedHead,
         logging_logprobs: torch.Tensor,  # [R] float64
         utility: torch.Tensor,  # [R] float64
-        slate_offsets: torch.Tensor,  # [S + 1] int64
+        slate_offsets: Offsets,  # [S + 1] int64
         objective: Objective,
         length_normalize: bool,
         needs: Needs,
@@ -191,39 +275,42 @@ class LossPass:
         self.logging_logprobs, self.utility, self.slate_offsets = logging_logprobs, utility, slate_offsets
         self.response_logprobs = torch.empty_like(logging_logprobs)
 
-    def run(self) -> tuple[SlateValues, Gradients]:
-        hidden, num_responses = self.head.tokens.hidden, self.utility.numel()
+    def run(self) -> tuple[SlateValues, LossGradients]:
+        head, num_responses = self.head, self.utility.numel()
         groups = GroupCoefficients(
-            self.head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.objective
+            head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.objective
         )
-        totals: list[HeadGradient] = []
-        if self.needs.head:
-            totals = [HeadGradient(self.head, self.needs) for _ in groups.terms]
-            unit = self._grouped(groups, totals)
+        # Without a reward for diversity, clipped and unrewarded responses have no gradient.
+        may_vanish = self.objective.diversity_weight == 0
+        if self.needs.head or (self.needs.hidden and may_vanish):
+            products = Products(head, self.needs, len(groups.terms), may_vanish)
+            self._grouped(groups, products)
+            unit, totals = products.unit, products.totals
         else:
-            unit = forward(self.head, self.needs.hidden)
-            self.response_logprobs = self.head.response_logprobs(0, num_responses, self.mean)
+            unit, totals = forward(head, self.needs.hidden), []
+            self.response_logprobs = head.response_logprobs(0, num_responses, self.mean)
         values = evaluate_checked(
-            self.head.kernels,
+            head.kernels,
             self.response_logprobs,
             self.logging_logprobs,
             self.utility,
-            self.slate_offsets,
+            self.slate_offsets.device,
             self.objective,
+            head.logprobs.dtype,
         )
+        coefficients = head.logprobs.new_empty(0)
         if self.needs.hidden:
-            unit *= self.head.token_coefficients(values.coefficients, 0, num_responses, self.mean).unsqueeze(1)
+            coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
         if not totals:
-            return values, Gradients(unit, hidden.new_empty(0), hidden.new_empty(0))
-        d_weight = groups.combine([total.weight for total in totals], values, self.slate_offsets)
-        d_bias = groups.combine([total.bias for total in totals], values, self.slate_offsets)
-        return values, Gradients(unit, d_weight, d_bias)
+            return values, LossGradients(unit, coefficients, *nothing(head))
+        weights, biases = zip(*(total.totals() for total in totals))
+        d_weight, d_bias = groups.combine(weights, values), groups.combine(biases, values)
+        return values, LossGradients(unit, coefficients, d_weight, d_bias)
 
-    def _grouped(self, groups: GroupCoefficients, totals: list[HeadGradient]) -> torch.Tensor:
+    def _grouped(self, groups: GroupCoefficients, products: Products) -> None:
         """Batches of whole groups: log-probabilities, coefficients, gradients, while the logits are in the buffer."""
-        head, hidden = self.head, self.head.tokens.hidden
-        unit = torch.empty_like(hidden) if self.needs.hidden else hidden.new_empty(0, hidden.shape[1])
-        for batch in plan_groups(head.tokens.offsets[groups.offsets].tolist(), head.rows):
+        head = self.head
+        for batch in plan_groups(head.tokens.offsets.host[groups.offsets.host].tolist(), head.rows):
             for chunk in batch.chunks:
                 logits = head.forward(chunk)
             coefficients = self._batch_coefficients(groups, batch)
@@ -232,18 +319,18 @@ class LossPass:
             for chunk in reversed(batch.chunks):
                 if chunk is not batch.chunks[-1]:
                     logits = head.logits(chunk)
-                gradient = head.unit_gradient(chunk, logits)
-                if self.needs.hidden:
-                    torch.mm(gradient, head.weight, out=unit[chunk.span])
-                for total, coefficient in zip(totals, coefficients, strict=True):
-                    here = coefficient[chunk.start - start : chunk.stop - start]
-                    total.add(gradient, hidden[chunk.span], here)
-        return unit
+                here = slice(chunk.start - start, chunk.stop - start)
+                products.take(chunk, logits, [coefficient[here] for coefficient in coefficients])
 
     def _batch_coefficients(self, groups: GroupCoefficients, batch: Batch) -> list[torch.Tensor]:
-        span = groups.responses(batch.first_group, batch.last_group)
-        self.response_logprobs[span] = self.head.response_logprobs(span.start, span.stop, self.mean)
-        return [
-            self.head.token_coefficients(coefficient, span.start, span.stop, self.mean)
-            for coefficient in groups(self.response_logprobs, batch.first_group, batch.last_group)
-        ]
+        responses = groups.responses(batch.first_group, batch.last_group)
+        tokens, offsets = self.head.span(responses.start, responses.stop)
+        self.response_logprobs[responses], coefficients = groups(
+            self.head.logprobs[tokens],
+            self.head.tokens.labels[tokens],
+            offsets,
+            batch.first_group,
+            batch.last_group,
+            self.mean,
+        )
+        return coefficients

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from . import _checks
+from ._offsets import Offsets
 from .backends import Kernels
-from .types import Objective
+from .types import MAX_LOG_WEIGHT, Objective
 
 if TYPE_CHECKING:
-    from pope_kernels.native import SlateValues
+    from pope_kernels.values import SlateValues
 
 
-def evaluate(
-    kernels: Kernels,
-    response_logprobs: torch.Tensor,  # [R] float64
-    logging_logprobs: torch.Tensor,  # [R] float64
-    utility: torch.Tensor,  # [R] float64
-    slate_offsets: torch.Tensor,  # [S + 1] int64
-    objective: Objective,
-) -> SlateValues:
-    """The value, its parts, weights, diagnostics and ``dV / d response_logprobs``."""
-    return kernels.slate_objective(
-        response_logprobs,
-        logging_logprobs,
-        utility,
-        slate_offsets,
-        diversity_weight=objective.diversity_weight,
-        weighting=objective.weighting,
-        normalization=objective.normalization,
-        clip=objective.clip,
-        utility_form=objective.utility_form,
-        diversity_form=objective.diversity_form,
-        num_slates=objective.num_slates or slate_offsets.numel() - 1,
-    )
+#: What ``SlateValues.sound`` covers.
+_CHECKED = (
+    "labels, offsets, logits, logging_logprobs or utility (not finite or out of range), or clip=None and a log-weight "
+    f"above {MAX_LOG_WEIGHT:.0f} nats"
+)
 
 
 def evaluate_checked(
@@ -46,11 +30,22 @@ def evaluate_checked(
     utility: torch.Tensor,
     slate_offsets: torch.Tensor,
     objective: Objective,
+    dtype: torch.dtype,
 ) -> SlateValues:
-    """:func:`evaluate` of a whole call, refusing inputs that would make it NaN or infinite."""
-    _checks.finite("response_logprobs", response_logprobs, slate_offsets)
-    values = evaluate(kernels, response_logprobs, logging_logprobs, utility, slate_offsets, objective)
-    _checks.log_weight_bound(values.largest_log_weight, values.largest_slate, objective.clip)
+    """The value, its parts, weights and diagnostics in ``dtype``, and ``dV / d response_logprobs``, of a whole call.
+
+    Refuses inputs that would make it NaN or infinite.
+    """
+    deferred = _checks.deferred(response_logprobs.device)
+    if not deferred:
+        _checks.finite("response_logprobs", response_logprobs, slate_offsets)
+    options = objective.options(slate_offsets.numel() - 1)
+    values = kernels.slate_objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, dtype)
+    if deferred:
+        assert values.sound is not None, "a GPU backend checks its inputs"
+        _checks.later(values.sound, _CHECKED)
+    else:
+        _checks.log_weight_bound(float(values.largest_log_weight), int(values.largest_slate), objective.clip)
     return values
 
 
@@ -67,55 +62,63 @@ class GroupCoefficients:
         kernels: Kernels,
         logging_logprobs: torch.Tensor,  # [R] float64
         utility: torch.Tensor,  # [R] float64
-        slate_offsets: torch.Tensor,  # [S + 1] int64
+        slate_offsets: Offsets,  # [S + 1] int64
         objective: Objective,
     ) -> None:
         self.kernels, self.logging_logprobs = kernels, logging_logprobs
-        sizes = slate_offsets.diff()
+        sizes, num_responses = slate_offsets.device.diff(), utility.numel()
         by_response = objective.weighting == "response" and objective.normalization != "slate"
-        # A lone response is a slate of one; its share in the mean of its true slate is put back afterwards.
-        self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes) if by_response else None
-        self.offsets = torch.arange(utility.numel() + 1) if by_response else slate_offsets  # [groups + 1]
+        # A response's share in the mean of its slate. A lone response is a slate of one and gets its share afterwards.
+        self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)
+        self.by_response = by_response
+        self.offsets = slate_offsets  # [groups + 1]
+        if by_response:
+            host = torch.arange(num_responses + 1)
+            self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
+        options = objective.options(sizes.numel())
+        self.terms = [(options, utility)]
         if objective.normalization == "batch":
-            numerator = replace(objective, normalization="none", num_slates=1)
-            mass = replace(numerator, diversity_weight=0.0, utility_form="feedback")
+            numerator = options._replace(normalization="none", num_slates=1)
+            mass = numerator._replace(diversity_weight=0.0, utility_form="feedback")
             self.terms = [(numerator, utility), (mass, torch.ones_like(utility))]
-        else:
-            self.terms = [(replace(objective, num_slates=objective.num_slates or sizes.numel()), utility)]
 
     def responses(self, first_group: int, last_group: int) -> slice:
-        return slice(int(self.offsets[first_group]), int(self.offsets[last_group]))
+        return slice(int(self.offsets.host[first_group]), int(self.offsets.host[last_group]))
 
-    def __call__(self, response_logprobs: torch.Tensor, first_group: int, last_group: int) -> list[torch.Tensor]:
-        """One coefficient per response of the groups and term; ``response_logprobs`` [R] need be known for
-        those only.
-        """
+    def __call__(
+        self,
+        token_logprobs: torch.Tensor,  # [n] of the groups' responses
+        labels: torch.Tensor,  # [n]
+        response_offsets: torch.Tensor,  # [r + 1] within them
+        first_group: int,
+        last_group: int,
+        mean: bool,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Log-probabilities of the groups' responses, and one coefficient per token and term."""
         span = self.responses(first_group, last_group)
-        offsets = self.offsets[first_group : last_group + 1] - span.start
+        offsets = self.offsets.device[first_group : last_group + 1] - span.start
+        share = self.share[span] if self.by_response else None
         coefficients = []
-        for objective, utility in self.terms:
-            values = evaluate(
-                self.kernels,
-                response_logprobs[span],
+        for options, utility in self.terms:
+            logprobs, each = self.kernels.group_coefficients(
+                token_logprobs,
+                labels,
+                response_offsets,
                 self.logging_logprobs[span],
                 utility[span],
                 offsets,
-                objective,
+                share,
+                mean,
+                options,
             )
-            coefficients.append(values.coefficients if self.share is None else values.coefficients * self.share[span])
-        return coefficients
+            coefficients.append(each)
+        return logprobs, coefficients
 
-    def combine(
-        self, accumulated: list[torch.Tensor], values: SlateValues, slate_offsets: torch.Tensor
-    ) -> torch.Tensor:
+    def combine(self, accumulated: Sequence[torch.Tensor], values: SlateValues) -> torch.Tensor:
         """Join one accumulated tensor per term into the gradient of the value (in place, in the first)."""
         if len(accumulated) == 1:
             return accumulated[0]
-        sizes = slate_offsets.diff()
-        mass = float((values.weights * torch.repeat_interleave(sizes.double().reciprocal(), sizes)).sum())
-        if mass == 0.0:
-            raise ValueError(
-                "normalization: 'batch' divides by the sum of the weights, and every weight underflows to 0"
-            )
         numerator, denominator = accumulated
-        return numerator.sub_(denominator, alpha=values.value).div_(mass)
+        mass = (values.weights * self.share).sum()
+        _checks.weight_mass(mass)
+        return numerator.addcmul_(denominator, values.value, value=-1.0).div_(mass)

@@ -9,10 +9,14 @@ backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pope_kernels.values import accumulation_dtype
 
 from . import _checks
 from ._objective import evaluate_checked
@@ -31,9 +35,10 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     return like.new_empty(shape, dtype=dtype)
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64 inputs, float32 for every other: the dtype of log-probabilities and values."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def register(name: str, implementation: Callable[..., Any]) -> None:
+    """One implementation for every device: the backend was selected by the public function and is an argument."""
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, implementation, key)
 
 
 # --- response_logprobs ---
@@ -51,11 +56,17 @@ LIBRARY.define(
 def _response_logprobs(
     logits: Tensor, labels: Tensor, response_offsets: Tensor, length_normalize: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    _checks.packed_values(labels, response_offsets, logits.shape[1])
+    deferred = _checks.deferred(logits.device)
+    if not deferred:
+        _checks.packed_values(labels, response_offsets, logits.shape[1])
     native = kernels(backend)
     logprobs, lse = native.token_logprobs(logits, labels)
-    _checks.finite_rows("logits", lse)
-    return native.response_sums(logprobs, labels, response_offsets, length_normalize), lse
+    if not deferred:
+        _checks.finite_rows("logits", lse)
+    sums = native.response_sums(logprobs, labels, response_offsets, length_normalize)
+    if deferred:
+        _checks.finite_later("labels, response_offsets or logits", sums)
+    return sums, lse
 
 
 def _response_logprobs_backward(
@@ -69,7 +80,7 @@ def _response_logprobs_backward(
 ) -> Tensor:
     native = kernels(backend)
     coefficients = native.token_coefficients(grad.contiguous(), labels, response_offsets, length_normalize)
-    out = native.empty_large(*logits.shape, dtype=logits.dtype)
+    out = native.empty_large(*logits.shape, dtype=logits.dtype, device=logits.device)
     return native.logit_gradient(logits, labels, lse, coefficients, out)
 
 
@@ -78,7 +89,7 @@ def _(
     logits: Tensor, labels: Tensor, response_offsets: Tensor, length_normalize: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     acc = accumulation_dtype(logits.dtype)
-    return empty(logits, response_offsets.shape[0] - 1, dtype=acc), empty(logits, logits.shape[0], dtype=acc)
+    return empty(logits, response_offsets.shape[0] - 1, dtype=acc), empty(logits, logits.shape[0], dtype=torch.float64)
 
 
 @torch.library.register_fake("pope::response_logprobs_backward", lib=LIBRARY)
@@ -95,10 +106,12 @@ def _(
 
 
 def _response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     logits, labels, response_offsets, ctx.length_normalize, ctx.backend = inputs
     ctx.save_for_backward(logits, labels, response_offsets, output[1])
 
 
+@once_differentiable
 def _response_logprobs_autograd(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
     logits, labels, response_offsets, lse = ctx.saved_tensors
     d_logits = torch.ops.pope.response_logprobs_backward(
@@ -107,8 +120,8 @@ def _response_logprobs_autograd(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tup
     return d_logits, None, None, None, None
 
 
-LIBRARY.impl("response_logprobs", _response_logprobs, "CPU")
-LIBRARY.impl("response_logprobs_backward", _response_logprobs_backward, "CPU")
+register("response_logprobs", _response_logprobs)
+register("response_logprobs_backward", _response_logprobs_backward)
 torch.library.register_autograd(
     "pope::response_logprobs", _response_logprobs_autograd, setup_context=_response_logprobs_setup, lib=LIBRARY
 )
@@ -123,21 +136,6 @@ LIBRARY.define(
     f"slate_objective(Tensor response_logprobs, Tensor logging_logprobs, Tensor utility, Tensor slate_offsets, "
     f"{OBJECTIVE_ARGUMENTS}, str backend) -> ({VALUES}, Tensor coefficients)"
 )
-
-
-def as_tensors(values: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    def scalar(x: float) -> Tensor:
-        return torch.tensor(x, dtype=dtype)
-
-    return (
-        scalar(values.value),
-        scalar(values.utility_value),
-        scalar(values.diversity_value),
-        values.log_weights.to(dtype),
-        values.weights.to(dtype),
-        scalar(values.effective_sample_size),
-        scalar(values.clip_fraction),
-    )
 
 
 def fake_values(like: Tensor, num_responses: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -159,7 +157,9 @@ def _slate_objective(
     num_slates: int | None,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    _checks.objective_data(logging_logprobs, utility, slate_offsets, response_logprobs.numel())
+    acc = accumulation_dtype(response_logprobs.dtype)
+    if not _checks.deferred(response_logprobs.device):
+        _checks.objective_data(logging_logprobs, utility, slate_offsets, response_logprobs.numel())
     values = evaluate_checked(
         kernels(backend),
         response_logprobs.double().contiguous(),
@@ -167,9 +167,9 @@ def _slate_objective(
         utility.double().contiguous(),
         slate_offsets,
         Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates),
+        acc,
     )
-    acc = accumulation_dtype(response_logprobs.dtype)
-    return *as_tensors(values, acc), values.coefficients.to(acc)
+    return *values.reported, values.coefficients.to(acc)
 
 
 @torch.library.register_fake("pope::slate_objective", lib=LIBRARY)
@@ -193,16 +193,18 @@ def _(
 
 
 def _slate_objective_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[-1])
 
 
+@once_differentiable
 def _slate_objective_autograd(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     (coefficients,) = ctx.saved_tensors
     return (upstream * coefficients).to(ctx.dtype), *([None] * 11)
 
 
-LIBRARY.impl("slate_objective", _slate_objective, "CPU")
+register("slate_objective", _slate_objective)
 torch.library.register_autograd(
     "pope::slate_objective", _slate_objective_autograd, setup_context=_slate_objective_setup, lib=LIBRARY
 )

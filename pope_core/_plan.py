@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
+
 
 class Chunk(NamedTuple):
     """Rows ``[start, stop)`` that are computed at once."""
@@ -59,3 +61,17 @@ def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[Batch]:
         pieces = plan_rows(stop - start, rows)
         yield Batch(first, last, tuple(Chunk(start + piece.start, start + piece.stop) for piece in pieces))
         first = last
+
+
+def front_order(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How to bring the rows marked in ``keep`` [n] to the front with the fewest moves.
+
+    Returns ``order``, the row that each of the front positions then holds, and the moves that get there: position
+    ``holes[i]`` takes row ``movers[i]``. Every hole lies in front of every mover, so the moves may run in any order.
+    """
+    count = int(keep.sum())
+    holes = (~keep[:count]).nonzero().squeeze(1)
+    movers = keep[count:].nonzero().squeeze(1) + count
+    order = torch.arange(count)
+    order[holes] = movers
+    return order, holes, movers

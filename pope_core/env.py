@@ -24,7 +24,7 @@ def _version_of(distribution: str) -> str:
 
 def _native_lines() -> list[tuple[str, str]]:
     """Facts of the native extension, or why there is none."""
-    usable, reason = availability("cpu")
+    usable, reason = availability("cpu", "cpu")
     if not usable:
         return [("native extension", reason)]
     from pope_kernels import native

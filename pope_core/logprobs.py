@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pope_kernels.values import accumulation_dtype
+
 from . import _checks, reference
-from ._ops import accumulation_dtype
 from .backends import select
 from .slates import flatten_padded
 from .types import Backend
@@ -20,10 +21,19 @@ def packed(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Checked arguments in the packed layout, indices as int64."""
     _checks.rows_and_labels(name, rows, labels, response_offsets)
-    _checks.same_device(name, rows.device, labels=labels, response_offsets=response_offsets)
+    _checks.same_device(name, rows.device, labels=labels)
     if response_offsets is None:
         return flatten_padded(rows, labels.long())
+    _checks.offsets_device("response_offsets", response_offsets, rows.device)
     return rows, labels.long().contiguous(), response_offsets.long().contiguous()
+
+
+def compacts(hidden: torch.Tensor) -> bool:
+    """Whether ignored positions are taken out before the lm_head.
+
+    The host has to count them, so on a GPU only padded batches are worth it.
+    """
+    return hidden.ndim == 3 or hidden.device.type == "cpu"
 
 
 def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
@@ -74,7 +84,7 @@ def response_logprobs(
             arithmetic in float32 (float64 for float64).
         labels: ``[N]`` or ``[R, L]`` token ids, -100 where no response token stands.
         response_offsets: ``[R + 1]``, response ``r`` being tokens ``[offsets[r], offsets[r + 1])``; only with packed
-            logits.
+            logits. Offsets may stay on the CPU.
         length_normalize: divide by the number of response tokens.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
@@ -90,6 +100,7 @@ def response_logprobs(
     """
     chosen = select(logits.device, backend)
     rows, flat_labels, offsets = packed("logits", logits, labels, response_offsets)
+    offsets = offsets.to(rows.device, non_blocking=True)
     if chosen == "reference":
         result = reference.response_logprobs(
             rows, flat_labels, response_offsets=offsets, length_normalize=length_normalize
@@ -126,12 +137,12 @@ def linear_response_logprobs(
     logits a second time (8NDV). Where the loss is POPE's, :func:`linear_pope_loss` needs 6NDV.
 
     Args:
-        hidden: ``[N, D]`` or ``[R, L, D]``, as ``logits`` in :func:`response_logprobs`; ignored positions never reach
-            the product.
+        hidden: ``[N, D]`` or ``[R, L, D]``, as ``logits`` in :func:`response_logprobs`; the ignored positions of the
+            latter never reach the product.
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on.
         labels: ``[N]`` or ``[R, L]``.
         lm_head_bias: ``[V]``.
-        response_offsets: ``[R + 1]``; only with packed ``hidden``.
+        response_offsets: ``[R + 1]``; only with packed ``hidden``. On the CPU they spare a GPU a wait.
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
@@ -152,6 +163,7 @@ def linear_response_logprobs(
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     _checks.same_device("hidden", hidden.device, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
     check_transform(logit_scale, logit_softcap)
+    budget = chunk_budget(chunk_bytes, hidden.device)
     dtype = compute_dtype(hidden, lm_head_weight)
     if chosen == "reference":
         result = reference.linear_response_logprobs(
@@ -159,7 +171,7 @@ def linear_response_logprobs(
             lm_head_weight,
             flat_labels,
             lm_head_bias=lm_head_bias,
-            response_offsets=offsets,
+            response_offsets=offsets.to(hidden.device),
             length_normalize=length_normalize,
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
@@ -176,8 +188,9 @@ def linear_response_logprobs(
         length_normalize,
         logit_scale,
         logit_softcap,
-        chunk_budget(chunk_bytes, hidden.device),
+        budget,
         chosen,
+        compacts(hidden),
         dtype,
         need_unit,
     )[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from pope_kernels.values import accumulation_dtype
+
 from . import _checks, reference
-from ._ops import accumulation_dtype
 from .backends import select
-from .logprobs import check_transform, chunk_budget, compute_dtype, packed, response_logprobs
+from .logprobs import check_transform, chunk_budget, compacts, compute_dtype, packed, response_logprobs
 from .objective import as_dtype, check_log_data, output_of, slate_objective
 from .types import Backend, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
 
@@ -121,15 +122,17 @@ def linear_pope_loss(
     log-probabilities are, so each chunk of logits becomes its gradient in place: three matrix products (6NDV) with a
     trainable head, two (4NDV) with a frozen one, against four for a fused per-token log-probability. A slate (with
     weighting="response" and normalization "none" or "batch": a response) that exceeds ``chunk_bytes`` on its own
-    computes its logits twice; normalization="batch" forms the product for the head's gradient twice. Only wanted
-    gradients are computed, in the forward; backward scales them.
+    computes its logits twice; normalization="batch" forms the product for the head's gradient twice. Responses with a
+    gradient of exactly zero (diversity_weight=0) join no product but the first. Only wanted gradients are computed, in
+    the forward; backward scales them.
 
     Args:
-        hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; ignored
-            positions never reach the product.
+        hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; its
+            ignored positions never reach the product.
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. The gradient of a 16-bit head is
             accumulated in float32.
         labels, logging_logprobs, utility, slate_offsets, response_offsets, length_normalize: as in :func:`pope_loss`.
+            Offsets on the CPU spare a GPU a wait (docs/kernels.md).
         lm_head_bias: ``[V]``.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
@@ -153,6 +156,7 @@ def linear_pope_loss(
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     check_transform(logit_scale, logit_softcap)
+    budget = chunk_budget(chunk_bytes, hidden.device)
     check_log_data(logging_logprobs, utility, slate_offsets, offsets.shape[0] - 1)
     _checks.same_device(
         "hidden",
@@ -161,8 +165,8 @@ def linear_pope_loss(
         lm_head_bias=lm_head_bias,
         logging_logprobs=logging_logprobs,
         utility=utility,
-        slate_offsets=slate_offsets,
     )
+    _checks.offsets_device("slate_offsets", slate_offsets, hidden.device)
     dtype = compute_dtype(hidden, lm_head_weight)
     slates = slate_offsets.long().contiguous()
     if chosen == "reference":
@@ -172,9 +176,9 @@ def linear_pope_loss(
             flat_labels,
             logging_logprobs,
             utility,
-            slates,
+            slates.to(hidden.device),
             lm_head_bias=lm_head_bias,
-            response_offsets=offsets,
+            response_offsets=offsets.to(hidden.device),
             length_normalize=length_normalize,
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
@@ -188,7 +192,7 @@ def linear_pope_loss(
         )
         return as_dtype(output, accumulation_dtype(dtype))
     grad = torch.is_grad_enabled()
-    value, *rest, logprobs, _, _, _ = torch.ops.pope.linear_pope_loss(
+    value, *rest, logprobs, _, _, _, _ = torch.ops.pope.linear_pope_loss(
         rows,
         lm_head_weight,
         lm_head_bias,
@@ -200,8 +204,9 @@ def linear_pope_loss(
         length_normalize,
         logit_scale,
         logit_softcap,
-        chunk_budget(chunk_bytes, hidden.device),
+        budget,
         chosen,
+        compacts(hidden),
         dtype,
         grad and hidden.requires_grad,
         grad and lm_head_weight.requires_grad,

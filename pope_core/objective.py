@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pope_kernels.values import accumulation_dtype
+
 from . import _checks, reference
-from ._ops import accumulation_dtype
 from .backends import select
 from .types import Backend, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
 
@@ -87,9 +88,9 @@ def slate_objective(
         response_logprobs.device,
         logging_logprobs=logging_logprobs,
         utility=utility,
-        slate_offsets=slate_offsets,
     )
-    offsets = slate_offsets.long().contiguous()
+    _checks.offsets_device("slate_offsets", slate_offsets, response_logprobs.device)
+    offsets = slate_offsets.to(response_logprobs.device, torch.int64, non_blocking=True).contiguous()
     if chosen == "reference":
         output = reference.slate_objective(
             response_logprobs,

@@ -29,6 +29,7 @@ def response_logprobs(
     assert response_offsets is not None
     _checks.packed_values(labels, response_offsets, logits.shape[-1])
     kept = labels != IGNORE_INDEX
+    _checks.finite_rows("logits", logits.detach().double().logsumexp(-1).where(kept, 0.0))
     log_pi = logits.double().log_softmax(-1)  # [N, V]
     token_logprobs = log_pi.gather(-1, labels.where(kept, 0).unsqueeze(-1)).squeeze(-1)  # [N]
     token_logprobs = token_logprobs.where(kept, 0.0)

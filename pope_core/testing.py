@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 
+from .backends import availability
 from .slates import offsets_from_lengths
-from .types import IGNORE_INDEX
+from .types import IGNORE_INDEX, Backend
+
+
+class Target(NamedTuple):
+    """A backend, and the device of the tensors it is tested with."""
+
+    backend: Backend
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return "triton-interpreted" if self == ("triton", "cpu") else self.backend
+
+
+@functools.cache
+def _targets() -> list[Target]:
+    every = (Target("reference"), Target("cpu"), Target("triton"), Target("triton", "cuda"), Target("cuda", "cuda"))
+    return [target for target in every if availability(target.backend, target.device).usable]
+
+
+#: Where every op is tested: each backend on each device that it can run on here. Triton serves the CPU only while its
+#: interpreter is on, and then no GPU.
+TARGETS: list[Target]
+
+
+def __getattr__(name: str) -> list[Target]:  # to find out imports what each backend needs, and runs a kernel
+    if name == "TARGETS":
+        return _targets()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +64,10 @@ class SlateProblem:
     def log_data(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the log brings: ``logging_logprobs``, ``utility``, ``slate_offsets``, in the order of the arguments."""
         return self.logging_logprobs, self.utility, self.slate_offsets
+
+    def to(self, device: str) -> SlateProblem:
+        """The same problem with its tensors on ``device``."""
+        return SlateProblem(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def padded(self, rows: torch.Tensor, prompt: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed ``rows`` [N, C] and the labels in the Hugging Face layout: ``[R, L, C]`` and ``[R, L]``.

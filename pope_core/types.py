@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
+from pope_kernels.values import MAX_LOG_WEIGHT as MAX_LOG_WEIGHT
+from pope_kernels.values import ObjectiveOptions
+
 Weighting = Literal["response", "slate", "geometric"]
 Normalization = Literal["none", "slate", "batch"]
 UtilityForm = Literal["feedback", "log_likelihood"]
 DiversityForm = Literal["neg_log_prob", "entropy"]
 Backend = Literal["cpu", "cuda", "triton", "reference"]
-
-#: With ``clip=None``, a log-weight above this bound is an error: exp(80) is 5.5e34, no longer a weight anyone meant.
-MAX_LOG_WEIGHT = 80.0
 
 #: The label of a position that holds no response token (the Hugging Face convention).
 IGNORE_INDEX = -100
@@ -42,9 +42,10 @@ class Objective:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not (math.isfinite(self.diversity_weight) and self.diversity_weight >= 0):
+        # Plain comparisons (NaN fails them too): a trace may hold these numbers as symbols.
+        if not 0 <= self.diversity_weight < math.inf:
             raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
-        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+        if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip: expected None or a finite number > 0, got {self.clip!r}")
         if self.num_slates is not None:
             if self.num_slates < 1:
@@ -54,6 +55,10 @@ class Objective:
                     "num_slates: has no meaning with normalization='batch', which divides by the sum of the weights "
                     f"and not by a number of slates; got {self.num_slates!r}"
                 )
+
+    def options(self, slates_in_call: int) -> ObjectiveOptions:
+        """As the kernels take them, with the slates of the call where no number was given."""
+        return ObjectiveOptions(*self.flat()[:-1], num_slates=self.num_slates or slates_in_call)
 
     def flat(self) -> tuple[float, str, str, float | None, str, str, int | None]:
         """The options in the order of the operators' arguments."""

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 import random
 from collections.abc import Callable
 
 import pytest
+import torch
+
+if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of triton: its kernels run on the CPU
+    from triton.runtime import interpreter
+
+    # Every call between kernels patches triton.language anew, half of the interpreter's time. Once is enough.
+    patch_once = functools.cache(interpreter._patch_lang)
+
+    def call(self, *args, **kwargs):
+        patch_once(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a backend on a GPU carry the marker ``gpu``, those of an interpreted backend ``interpreted``."""
+    for item in items:
+        target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
+        if target is not None and target.device == "cuda":
+            item.add_marker(pytest.mark.gpu)
+        elif target is not None and target.backend == "triton":
+            item.add_marker(pytest.mark.interpreted)
 
 
 @pytest.fixture(scope="session")

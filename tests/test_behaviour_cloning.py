@@ -18,10 +18,12 @@ from pope_align.behaviour_cloning import (
     fit_behaviour_policy,
     nats_per_token,
 )
-from pope_align.data import Slate, encode_slates, group_folds, group_split
+from pope_align.cli import app
+from pope_align.data import Slate, encode_slates, group_folds, group_split, read_slates, write_slates
 from pope_align.fit_report import FitReport, response_key
 from pope_align.logging_policy import score_slates
 from pope_align.model import load_model, load_tokenizer
+from typer.testing import CliRunner
 
 CONFIG = BehaviourConfig(max_length=64, epochs=4, learning_rate=3e-3, batch_slates=2)
 
@@ -222,3 +224,41 @@ def test_folds_keep_groups_whole_and_are_even(make_slates) -> None:
         group_folds(slates, group, 6, 0)
     with pytest.raises(ValueError, match="folds: expected an integer >= 2"):
         group_folds(slates, group, 1, 0)
+
+
+@pytest.fixture
+def log_and_model(tmp_path: Path, make_tiny_model, tiny_tokenizer, make_slates) -> tuple[str, str]:
+    write_slates(make_slates(30, scored=False), tmp_path / "log.jsonl")
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "log.jsonl"), str(tmp_path / "model")
+
+
+QUICK = ["--max-length", "64", "--epochs", "1", "--learning-rate", "3e-3", "--batch-slates", "4"]
+
+
+def test_the_command_fits_a_policy_that_the_scoring_command_recognises(
+    log_and_model: tuple[str, str], tmp_path: Path
+) -> None:
+    log, model = log_and_model
+    fitted, scored = tmp_path / "logger", tmp_path / "scored.jsonl"
+    result = CliRunner().invoke(app, ["fit-logger", log, "--model", model, "--output", str(fitted), *QUICK])
+    assert result.exit_code == 0, result.output
+    report = FitReport.read(fitted)
+    assert f"{report.heldout_nats_per_token:.4f}" in result.output
+    arguments = ["score", log, "--model", str(fitted), "--how", "behaviour_cloned", "--max-length", "64"]
+    result = CliRunner().invoke(app, [*arguments, "--cache", str(tmp_path / "cache"), "--output", str(scored)])
+    assert result.exit_code == 0, result.output
+    in_sample = [slate.logging_policy["fit"]["in_sample"] for slate in read_slates(scored)]
+    assert 0 < sum(in_sample) <= sum(len(slate.completions) for slate in read_slates(log))
+    assert 0 in in_sample
+
+
+def test_the_command_cross_fits(log_and_model: tuple[str, str], tmp_path: Path) -> None:
+    log, model = log_and_model
+    arguments = ["fit-logger", log, "--model", model, "--folds", "2", "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, *QUICK])
+    assert result.exit_code == 0, result.output
+    scored = read_slates(tmp_path / "scored.jsonl")
+    assert {slate.logging_policy["fit"]["fold"] for slate in scored} == {0, 1}
+    assert all(slate.logging_policy["fit"]["in_sample"] == 0 for slate in scored)

@@ -11,7 +11,6 @@ import string
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -73,6 +72,8 @@ def logs(draw: st.DrawFn) -> list[Slate]:
                 logging_policy=draw(
                     st.none() | st.dictionaries(unicode_text, unicode_text | st.integers() | st.none(), max_size=3)
                 ),
+                group_scores=draw(st.none() | each(st.dictionaries(unicode_text, finite, max_size=2))),
+                origin=draw(st.none() | st.dictionaries(unicode_text, unicode_text | st.integers(), max_size=2)),
             )
         )
     return slates
@@ -147,6 +148,10 @@ BAD_ROWS = [
     ({"responders": ["me", 5]}, "responders[1]", "got 5"),
     ({"logging_policy": 4}, "logging_policy", "describing the logging policy, got 4"),
     ({"logging_policy": "{"}, "logging_policy", "JSON"),
+    ({"origin": 4}, "origin", "where the slate came from, got 4"),
+    ({"group_scores": [{"a": 1.0}]}, "group_scores", "2 entries"),
+    ({"group_scores": [{"a": 1.0}, 3]}, "group_scores[1]", "a number for each group, got 3"),
+    ({"group_scores": [{"a": 1.0}, {"a": "x"}]}, "group_scores[1].a", "a finite number"),
 ]
 
 
@@ -254,53 +259,6 @@ def test_group_split_is_the_same_on_every_machine_and_refuses_what_it_cannot_spl
         group_split(slates, lambda s: "one", 0.5, 0)
     with pytest.raises(ValueError, match="holdout_fraction"):
         group_split(slates, lambda s: s.slate_id or "", 1.0, 0)
-
-
-# --- utility --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("transform", "scores", "expected"),
-    [
-        ("minmax", [1, 2, 5], [0, 0.25, 1]),
-        ("log1p_minmax", [0, math.e - 1, math.e**2 - 1], [0, 0.5, 1]),
-        ("log1p_minmax", [1 - math.e, 0, math.e - 1], [0, 0.5, 1]),
-        ("rank", [10, 3, 99], [0.5, 0, 1]),
-        ("rank", [1, 1, 2, 3], [1 / 6, 1 / 6, 2 / 3, 1]),
-        ("none", [0, 0.3, 1], [0, 0.3, 1]),
-        ("none", [0.2, 0.2], [0.2, 0.2]),
-    ],
-)
-def test_utilities_by_hand(transform: str, scores: list[float], expected: list[float]) -> None:
-    np.testing.assert_allclose(to_utility(scores, transform), expected, atol=1e-12)
-
-
-@quick
-@given(scores=st.lists(finite, min_size=1, max_size=64), transform=st.sampled_from(["minmax", "log1p_minmax", "rank"]))
-def test_utilities_keep_the_order_and_stay_in_the_unit_interval(scores: list[float], transform: str) -> None:
-    utility = to_utility(scores, transform)
-    assert utility.min() >= 0
-    assert utility.max() <= 1
-    order = np.argsort(scores, kind="stable")
-    assert (np.diff(utility[order]) >= 0).all()
-    if len(set(scores)) == 1:
-        assert (utility == 0.5).all()
-    elif transform == "minmax":
-        assert utility.min() == 0
-        assert utility.max() == 1
-    elif transform == "rank":
-        assert sum(utility) == pytest.approx(len(scores) / 2)
-
-
-def test_utilities_refuse_bad_scores_by_name() -> None:
-    with pytest.raises(ValueError, match=r"scores\[1\]: expected a number in \[0, 1\] with transform='none', got 1\.5"):
-        to_utility([0.5, 1.5], "none")
-    with pytest.raises(ValueError, match=r"scores\[0\]: expected a finite number, got nan"):
-        to_utility([math.nan], "minmax")
-    with pytest.raises(ValueError, match="transform: expected one of minmax"):
-        to_utility([1.0], "softmax")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="non-empty"):
-        to_utility([], "rank")
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------

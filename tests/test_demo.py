@@ -55,11 +55,16 @@ def test_the_demo_leaves_what_it_promises_and_gives_the_same_numbers_twice(tiny_
         numbers.append(json.loads((tmp_path / run / "evaluation.json").read_text()))
         numbers[-1]["config"].pop("output_dir")
         assert any("whole conversations are held out" in line for line in lines)
-        assert result.estimate("before", "none").diagnostics.ess == pytest.approx(2 * len(result.heldout))
-        # Before training the policy is the logging policy: every weight is 1, and both values are the plain mean.
-        before = result.estimate("before", "none").utility.value
-        assert before == pytest.approx(result.estimate("before", "batch").utility.value)
-        assert before == pytest.approx(0.5, abs=0.05)  # one of two responses has utility 1, the other 0
+        # The cloned policy is the logging policy: every weight is 1, and both values are the plain mean.
+        cloned = result.estimate("cloned", "none")
+        assert cloned.diagnostics.ess == pytest.approx(2 * len(result.heldout))
+        assert cloned.utility.value == pytest.approx(result.estimate("cloned", "batch").utility.value)
+        assert cloned.utility.value == pytest.approx(0.5, abs=0.05)  # of two responses one has utility 1, the other 0
+        gain = result.gain("aligned", "base", "none")
+        assert gain.difference.value == pytest.approx(
+            result.estimate("aligned", "none").value - result.estimate("base", "none").value
+        )
+        assert set(result.generations[0].by_policy) == {"base", "cloned", "aligned"}
     for name in ("training.png", "metrics.json", "model.safetensors"):
         assert (tmp_path / "one" / "model" / name).stat().st_size > 1000
     for name in ("evaluation.png", "train.jsonl", "heldout.jsonl"):

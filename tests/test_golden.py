@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pope_core
+from pope_core.testing import TARGETS, Target
 
 
 class Case(NamedTuple):
@@ -20,6 +21,10 @@ class Case(NamedTuple):
     inputs: dict[str, Any]
     expected: torch.Tensor  # value, utility_value, diversity_value, value
     grad_response_logprobs: torch.Tensor  # [R] dV/dl
+
+    def on(self, device: str) -> Case:
+        moved = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in self.inputs.items()}
+        return Case(moved, self.expected.to(device), self.grad_response_logprobs.to(device))
 
     def data(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``logging_logprobs``, ``utility`` and ``slate_offsets``."""
@@ -58,8 +63,14 @@ for group in GROUPS:
         )
 
 every_option = pytest.mark.parametrize("combination", CASES, ids=lambda c: "-".join(map(str, c)))
-every_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
+every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def cases_of(combination: tuple[Any, ...], target: Target) -> list[Case]:
+    """On the target's device; an interpreter is slow, and one group has to do."""
+    count = 1 if str(target) == "triton-interpreted" else len(GROUPS)
+    return [case.on(target.device) for case in CASES[combination][:count]]
 
 
 def assert_golden(
@@ -78,26 +89,26 @@ def test_the_cases_cover_every_combination_of_options() -> None:
 
 
 @every_dtype
-@every_backend
+@every_target
 @every_option
-def test_objective_from_response_logprobs(combination: tuple[Any, ...], backend: str, dtype: torch.dtype) -> None:
+def test_objective_from_response_logprobs(combination: tuple[Any, ...], target: Target, dtype: torch.dtype) -> None:
     options = dict(zip(OPTIONS, combination))
-    for case in CASES[combination]:
+    for case in cases_of(combination, target):
         group = case.inputs
         logprobs = group["response_logprobs"].to(dtype, copy=True).requires_grad_()
         output = pope_core.slate_objective(
-            logprobs, *case.data(dtype), diversity_weight=group["diversity_weight"], backend=backend, **options
+            logprobs, *case.data(dtype), diversity_weight=group["diversity_weight"], backend=target.backend, **options
         )
         output.loss.backward()
         assert_golden(output, logprobs.grad, case.grad_response_logprobs, case)
 
 
 @every_dtype
-@every_backend
+@every_target
 @every_option
-def test_loss_from_logits(combination: tuple[Any, ...], backend: str, dtype: torch.dtype) -> None:
+def test_loss_from_logits(combination: tuple[Any, ...], target: Target, dtype: torch.dtype) -> None:
     options = dict(zip(OPTIONS, combination))
-    for case in CASES[combination]:
+    for case in cases_of(combination, target):
         group = case.inputs
         logits = group["logits"].to(dtype, copy=True).requires_grad_()
         output = pope_core.pope_loss(
@@ -107,7 +118,7 @@ def test_loss_from_logits(combination: tuple[Any, ...], backend: str, dtype: tor
             response_offsets=group["response_offsets"],
             length_normalize=group["length_normalize"],
             diversity_weight=group["diversity_weight"],
-            backend=backend,
+            backend=target.backend,
             **options,
         )
         output.loss.backward()
@@ -115,16 +126,16 @@ def test_loss_from_logits(combination: tuple[Any, ...], backend: str, dtype: tor
 
 
 @every_dtype
-@every_backend
+@every_target
 @every_option
 def test_loss_from_hidden_states_under_an_identity_head(
-    combination: tuple[Any, ...], backend: str, dtype: torch.dtype
+    combination: tuple[Any, ...], target: Target, dtype: torch.dtype
 ) -> None:
     options = dict(zip(OPTIONS, combination))
-    for case in CASES[combination]:
+    for case in cases_of(combination, target):
         group = case.inputs
         hidden = group["logits"].to(dtype, copy=True).requires_grad_()
-        head = torch.eye(hidden.shape[1], dtype=dtype, requires_grad=True)
+        head = torch.eye(hidden.shape[1], dtype=dtype, device=target.device, requires_grad=True)
         output = pope_core.linear_pope_loss(
             hidden,
             head,
@@ -134,7 +145,7 @@ def test_loss_from_hidden_states_under_an_identity_head(
             length_normalize=group["length_normalize"],
             chunk_bytes=10 * hidden.shape[1] * dtype.itemsize,
             diversity_weight=group["diversity_weight"],
-            backend=backend,
+            backend=target.backend,
             **options,
         )
         output.loss.backward()
@@ -144,15 +155,15 @@ def test_loss_from_hidden_states_under_an_identity_head(
 
 
 @every_dtype
-@every_backend
+@every_target
 @pytest.mark.parametrize("group", GROUPS, ids=lambda g: f"seed{g['seed']}-mean{g['length_normalize']}")
-def test_response_logprobs(group: dict[str, Any], backend: str, dtype: torch.dtype) -> None:
+def test_response_logprobs(group: dict[str, Any], target: Target, dtype: torch.dtype) -> None:
     logprobs = pope_core.response_logprobs(
-        group["logits"].to(dtype),
-        group["labels"],
+        group["logits"].to(target.device, dtype),
+        group["labels"].to(target.device),
         response_offsets=group["response_offsets"],
         length_normalize=group["length_normalize"],
-        backend=backend,
+        backend=target.backend,
     )
-    expected = group["response_logprobs"].to(dtype)
+    expected = group["response_logprobs"].to(target.device, dtype)
     torch.testing.assert_close(logprobs, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pope_align.cli import app
 from pope_align.data import Slate, write_slates
+from pope_align.generations import Generation, GenerationSet, slate_keys, write_generations
 from pope_align.logging_policy import score_slates
 from pope_align.ope import (
     LoggedSlates,
@@ -291,3 +292,20 @@ def test_the_command_refuses_policies_it_cannot_name(files: Path) -> None:
         run(files, "--policy=nonsense")
     with pytest.raises(ValueError, match="--policy: expected distinct names, got 'base' twice"):
         run(files, "--policy=base=other")
+
+
+def test_the_command_takes_generations_as_samples(files: Path, scored, monkeypatch) -> None:
+    keys = slate_keys(scored)
+    rows = [Generation(key, slate.prompt, texts) for key, slate, texts in zip(keys, scored, SAMPLES, strict=True)]
+    write_generations(GenerationSet("new", tuple(rows)), files / "new.jsonl")
+    monkeypatch.setattr("pope_align.metrics.embeddings.Embedder", lambda: letters)
+    code, output = run(files, f"--samples=new={files / 'new.jsonl'}")
+    assert code == 0
+    assert [line.split("\t")[0] for line in output.splitlines() if line.startswith(("dm", "dr", "sndr"))] == [
+        "dm",
+        "dr",
+        "sndr",
+    ]
+    write_generations(GenerationSet("new", tuple(rows[1:])), files / "short.jsonl")
+    with pytest.raises(ValueError, match=f"expected responses to every slate, got none for 1, e.g. '{keys[0]}'"):
+        run(files, f"--samples=new={files / 'short.jsonl'}")

@@ -265,3 +265,52 @@ def test_set_rewards_may_read_the_slate() -> None:
         set_value(LoggedSlates.from_arrays(**GOOD), "new", distinct_words, name="x")
     with pytest.raises(ValueError, match="reward: slate 1: expected a finite number, got nan"):
         set_value(log, "new", [1.0, math.nan, 2.0], name="x")
+
+
+# --- what an estimate changes about the raw numbers, and what the log says of a reward model --------------------------
+
+
+def heavy_log(effect: float) -> LoggedSlates:
+    """True propensities, and heavy weights on responses that are ``effect`` better."""
+    rng = np.random.default_rng(0)
+    heavy = rng.random(4000) < 0.05
+    target = np.where(heavy, np.log(4.0), np.log((1 - 0.05 * 4) / 0.95)) - 50.0
+    utility = np.clip(0.3 + effect * heavy + 0.1 * rng.normal(size=4000), 0, 1)
+    return LoggedSlates.from_arrays(utility, np.full(4000, -50.0), {"new": target}, how="recorded")
+
+
+@pytest.mark.parametrize("name", ["clipped_ips", "clipped_dr", "pope"])
+def test_clipping_that_moves_the_estimate_is_no_longer_reliable(name: str) -> None:
+    def clipped(effect: float, lam: float = 1.0) -> object:
+        log = heavy_log(effect)
+        if name == "pope":
+            return pope_value(log, "new", clip=lam, normalization="none", **UTILITY)
+        model = Predictions(np.full(4000, 0.3), np.full(4000, 0.3)) if name == "clipped_dr" else None
+        return estimate(log, "new", name, lam=lam, predictions=model, **UTILITY)
+
+    value = clipped(0.4)
+    assert "far more than its own standard error" in reasons(value)
+    log = heavy_log(0.4)
+    raw = np.exp(log.policies["new"].logprobs + 50.0)
+    residual = log.utility - (0.3 if name == "clipped_dr" else 0.0)
+    assert value.chosen["shrinkage_bias"] == pytest.approx(((np.minimum(raw, 1.0) - raw) * residual).mean())
+    if name == "clipped_dr":  # where the model is right, clipping its correction costs nothing
+        assert clipped(0.0, lam=3.0).verdict == "reliable"
+
+
+def test_a_reward_model_that_the_log_contradicts_is_refused() -> None:
+    log = heavy_log(0.4)
+    wrong = estimate(log, "new", "dm", predictions=Predictions(np.full(4000, 0.3), np.full(4000, 0.3)), **UTILITY)
+    assert "the logged responses contradict the reward model by +0.08" in reasons(wrong)
+    heavy = log.policies["new"].logprobs > -50
+    right = Predictions(0.3 + 0.4 * heavy, np.full(4000, 0.3 + 0.4 * 0.2))
+    assert estimate(log, "new", "dm", predictions=right, **UTILITY).verdict == "caution"
+
+
+def test_tempered_weights_are_labelled_and_never_reliable() -> None:
+    log = wide_log(np.full(400, -50.0) + np.random.default_rng(0).normal(0, 0.05, 400))
+    for options in ({"weighting": "geometric"}, {"normalization": "slate"}):
+        value = pope_value(log, "new", **options, **UTILITY)
+        assert value.verdict == "caution"
+        assert "biased, variance-reduced" in value.labels
+    assert pope_value(log, "new", **UTILITY).verdict == "reliable"

@@ -28,6 +28,14 @@ std::atomic<const RowKernels*>& selected() {
 
 const RowKernels& row_kernels() { return *selected().load(); }
 
+bool is_amd() {
+#ifdef POPE_X86
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 const char* isa() { return row_kernels().isa; }
 
 bool use_isa(const char* name) {

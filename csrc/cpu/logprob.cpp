@@ -1,4 +1,5 @@
 // Token log-probabilities, their gradient and their per-response sums: rows shared out over threads.
+#include <algorithm>
 #include <cstring>
 
 #include "rows.h"
@@ -26,16 +27,22 @@ int64_t kept_tokens(const int64_t* labels, int64_t begin, int64_t end) {
     return count;
 }
 
+// A thread per 32k elements at most: waking one costs as much as that.
+int useful_threads(const Matrix& m, int threads) {
+    constexpr int64_t kGrain = 32768;
+    return static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, m.rows * m.cols / kGrain)));
+}
+
 }  // namespace
 
 void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform transform, void* logprobs_acc,
-                    void* lse_acc, int threads) {
+                    double* lse, int threads) {
     const RowKernels& kernels = row_kernels();
+    const int workers = useful_threads(logits, threads);
     with_acc(accumulates_in_double(logits.dtype), [&](auto zero) {
         using Acc = decltype(zero);
         Acc* logprobs = static_cast<Acc*>(logprobs_acc);
-        Acc* lse = static_cast<Acc*>(lse_acc);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(workers)
         for (int64_t n = 0; n < logits.rows; ++n) {
             if (labels[n] == kIgnoreIndex) {
                 logprobs[n] = lse[n] = 0;
@@ -46,15 +53,15 @@ void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform 
     });
 }
 
-void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const void* lse_acc,
+void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const double* lse,
                     const void* coefficients_acc, const Matrix& out, int threads) {
     const RowKernels& kernels = row_kernels();
+    const int workers = useful_threads(logits, threads);
     const int64_t width = element_size(out.dtype);
     with_acc(accumulates_in_double(logits.dtype), [&](auto zero) {
         using Acc = decltype(zero);
-        const Acc* lse = static_cast<const Acc*>(lse_acc);
         const Acc* coefficients = static_cast<const Acc*>(coefficients_acc);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(workers)
         for (int64_t n = 0; n < logits.rows; ++n) {
             const Acc coefficient = coefficients == nullptr ? Acc(1) : coefficients[n];
             if (labels[n] == kIgnoreIndex || coefficient == 0) {

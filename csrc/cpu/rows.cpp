@@ -113,9 +113,9 @@ inline Acc transformed(Acc x, Transform<Acc> t) {
 constexpr int64_t kBlock = 2048;
 
 template <class T, class Acc, bool kSoftcap>
-void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Acc* logprob, Acc* lse) {
+void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Acc* logprob, double* lse) {
     Acc top = sizeof(Acc) == 8 ? static_cast<Acc>(-DBL_MAX) : static_cast<Acc>(-FLT_MAX);
-    Acc sum = 0;
+    double sum = 0;
     for (int64_t begin = 0; begin < cols; begin += kBlock) {
         const int64_t count = cols - begin < kBlock ? cols - begin : kBlock;
         const T* block = row + begin;
@@ -129,29 +129,32 @@ void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Ac
             const Acc capped = t.softcap * tanh_of(largest * t.inverse_softcap);
             largest = capped > top ? capped : top;
         }
-        sum *= exp_nonpositive(top - largest);
+        sum *= static_cast<double>(exp_nonpositive(top - largest));
         top = largest;
         Acc partial = 0;
 #pragma omp simd reduction(+ : partial)
         for (int64_t i = 0; i < count; ++i) {
             partial += exp_nonpositive(transformed<kSoftcap>(static_cast<Acc>(load(block + i)), t) - top);
         }
-        sum += partial;
+        sum += static_cast<double>(partial);
     }
-    const Acc log_sum = static_cast<Acc>(std::log(static_cast<double>(sum)));
-    *lse = top + log_sum;
-    *logprob = (transformed<kSoftcap>(static_cast<Acc>(load(row + label)), t) - top) - log_sum;
+    const double log_sum = std::log(sum);
+    *lse = static_cast<double>(top) + log_sum;
+    *logprob = (transformed<kSoftcap>(static_cast<Acc>(load(row + label)), t) - top) - static_cast<Acc>(log_sum);
 }
 
 template <class T, class Acc, bool kSoftcap>
-void backward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Acc lse, Acc coefficient, T* out) {
+void backward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, double lse, Acc coefficient, T* out) {
+    // In two parts, for logits of a thousand leave a float three digits: near the top, z - high is exact.
+    const Acc high = static_cast<Acc>(lse);
+    const Acc low = static_cast<Acc>(lse - static_cast<double>(high));
     const Acc target = transformed<kSoftcap>(static_cast<Acc>(load(row + label)), t);
     const Acc scaled_coefficient = coefficient * t.scale;
 #pragma omp simd
     for (int64_t i = 0; i < cols; ++i) {
         const Acc z = transformed<kSoftcap>(static_cast<Acc>(load(row + i)), t);
-        const Acc log_p = z - lse;
-        // Rounding of lse may leave a hair above 0 where p is 1.
+        const Acc log_p = (z - high) - low;
+        // Rounding may leave a hair above 0 where p is 1.
         Acc grad = -scaled_coefficient * exp_nonpositive(log_p > 0 ? Acc(0) : log_p);
         if (kSoftcap) {
             const Acc ratio = z * t.inverse_softcap;
@@ -160,7 +163,7 @@ void backward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, A
         store(out + i, grad);
     }
     // The target's gradient is 1 - p, formed before rounding: as p -> 1 a read-modify-write in 16 bits would lose it.
-    Acc at_target = scaled_coefficient * static_cast<Acc>(-std::expm1(static_cast<double>(target - lse)));
+    Acc at_target = scaled_coefficient * static_cast<Acc>(-std::expm1(static_cast<double>(target) - lse));
     if (kSoftcap) {
         const Acc ratio = target * t.inverse_softcap;
         at_target *= Acc(1) - ratio * ratio;
@@ -175,11 +178,11 @@ Transform<Acc> as(LogitTransform t) {
 }
 
 template <class T, class Acc>
-void forward_as(const Matrix& m, int64_t row, int64_t label, LogitTransform transform, void* logprob, void* lse) {
+void forward_as(const Matrix& m, int64_t row, int64_t label, LogitTransform transform, void* logprob, double* lse) {
     const T* data = static_cast<const T*>(m.data) + row * m.row_stride;
     const auto t = as<T, Acc>(transform);
     auto* kernel = t.softcap > 0 ? forward_row<T, Acc, true> : forward_row<T, Acc, false>;
-    kernel(data, m.cols, label, t, static_cast<Acc*>(logprob), static_cast<Acc*>(lse));
+    kernel(data, m.cols, label, t, static_cast<Acc*>(logprob), lse);
 }
 
 template <class T, class Acc>
@@ -189,10 +192,10 @@ void backward_as(const Matrix& m, int64_t row, int64_t label, LogitTransform tra
     T* target = static_cast<T*>(out.data) + row * out.row_stride;
     const auto t = as<T, Acc>(transform);
     auto* kernel = t.softcap > 0 ? backward_row<T, Acc, true> : backward_row<T, Acc, false>;
-    kernel(data, m.cols, label, t, static_cast<Acc>(lse), static_cast<Acc>(coefficient), target);
+    kernel(data, m.cols, label, t, lse, static_cast<Acc>(coefficient), target);
 }
 
-void forward(const Matrix& m, int64_t row, int64_t label, LogitTransform transform, void* logprob, void* lse) {
+void forward(const Matrix& m, int64_t row, int64_t label, LogitTransform transform, void* logprob, double* lse) {
     switch (m.dtype) {
         case DType::f32: return forward_as<float, float>(m, row, label, transform, logprob, lse);
         case DType::f64: return forward_as<double, double>(m, row, label, transform, logprob, lse);

@@ -7,9 +7,9 @@ namespace pope::cpu {
 
 struct RowKernels {
     const char* isa;
-    // Writes logprob and lse (acc) of row `row`.
+    // Writes logprob (acc) and lse of row `row`.
     void (*forward)(const Matrix& logits, int64_t row, int64_t label, LogitTransform transform, void* logprob,
-                    void* lse);
+                    double* lse);
     // Writes coefficient * (onehot - softmax), chained through the transform, into row `row` of `out`.
     void (*backward)(const Matrix& logits, int64_t row, int64_t label, LogitTransform transform, double lse,
                      double coefficient, const Matrix& out);

@@ -1,6 +1,13 @@
-#include "pope/device.h"
+#include <cuda_runtime.h>
+
+#include "pope/cuda_ops.h"
 
 namespace pope::cuda {
+namespace {
+
+__global__ void nothing_kernel() {}
+
+}  // namespace
 
 std::vector<Device> devices() {
     std::vector<Device> found;
@@ -16,6 +23,14 @@ std::vector<Device> devices() {
         found.push_back({properties.name, 10 * properties.major + properties.minor});
     }
     return found;
+}
+
+std::string unfit() {
+    cudaFuncAttributes attributes{};  // needs code for the device: machine code of its kind, or PTX it can compile
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, nothing_kernel);
+    if (error == cudaSuccess) return "";
+    cudaGetLastError();
+    return cudaGetErrorString(error);
 }
 
 }  // namespace pope::cuda

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out, over the native extension: the only importer of ``_C``.
+"""Tensors in, tensors out, over the native extension: with ``native_cuda.py`` the only importer of ``_C``.
 
 Callers hand over contiguous CPU tensors of the right dtype (``pope_core`` sees to that); this module allocates the
 outputs and passes addresses, sizes and the number of threads.
@@ -6,20 +6,23 @@ outputs and passes addresses, sizes and the number of threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch  # before _C: torch brings the OpenMP runtime that the extension shares
+import torch.nn.functional as F
 
 from . import _C
-
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-WEIGHTINGS = {"response": 0, "slate": 1, "geometric": 2}
-NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
-UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
-DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
-
+from .seam import composed
+from .values import (
+    DIVERSITY_FORMS,
+    DTYPE_CODES,
+    NORMALIZATIONS,
+    UTILITY_FORMS,
+    WEIGHTINGS,
+    ObjectiveOptions,
+    SlateValues,
+    accumulation_dtype,
+)
 
 isa = _C.isa
 use_isa = _C.use_isa
@@ -27,29 +30,9 @@ compiler = _C.compiler
 cuda_devices = _C.cuda_devices
 
 
-class SlateValues(NamedTuple):
-    """What one evaluation of the objective gives; scalars are Python floats, vectors float64 ``[R]``."""
-
-    value: float
-    utility_value: float
-    diversity_value: float
-    effective_sample_size: float
-    clip_fraction: float
-    largest_log_weight: float
-    largest_slate: int
-    log_weights: torch.Tensor
-    weights: torch.Tensor
-    coefficients: torch.Tensor  # dV / d response_logprobs
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64 inputs, float32 for every other."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def empty_large(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+def empty_large(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """``torch.empty`` for a buffer that will be written whole: backed by huge pages where the system has them."""
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype, device=device)
     _C.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
@@ -64,16 +47,31 @@ def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
     return logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, cols, logits.stride(0)
 
 
-#: Bytes of the lm_head that a matrix product takes at a time. With few rows, a product with all of a large head spends
-#: much of its time packing the head; a block that stays in the second-level cache is faster.
+#: Bytes of the lm_head, and of logits or products with it, that a matrix product takes at a time. With few rows, a
+#: product with all of a large head spends much of its time packing the head; a block that stays in the second-level
+#: cache is faster.
 HEAD_BLOCK_BYTES = 4 << 20
 
+#: Whether float32 products go to oneDNN. torch.mm calls MKL, which keeps to 256-bit instructions on AMD processors and
+#: takes nearly twice as long there (docs/kernels-cpu.md).
+PREFER_ONEDNN = _C.cpu_is_amd() and torch.backends.mkldnn.is_available()
 
-def head_blocks(vocab: int, width: int, itemsize: int) -> Iterator[slice]:
-    """Cut the rows of an lm_head ``[vocab, width]`` into blocks of about ``HEAD_BLOCK_BYTES``."""
-    step = max(1, HEAD_BLOCK_BYTES // (width * itemsize))
+
+def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
+    """Cut the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
+    vocab, width = weight.shape
+    step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * tokens.element_size()))
     for begin in range(0, vocab, step):
         yield slice(begin, min(begin + step, vocab))
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``F.linear`` by oneDNN, for matrices of any strides."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _with_onednn(tensor: torch.Tensor) -> bool:
+    return PREFER_ONEDNN and tensor.dtype == torch.float32
 
 
 def project(
@@ -83,11 +81,27 @@ def project(
     out: torch.Tensor,  # [n, V]
 ) -> torch.Tensor:
     """``F.linear(hidden, weight, bias)`` written to ``out``."""
-    for block in head_blocks(weight.shape[0], weight.shape[1], weight.element_size()):
-        if bias is None:
+    for block in head_blocks(weight, hidden):
+        if _with_onednn(weight):
+            out[:, block] = _linear(hidden, weight[block], None if bias is None else bias[block])
+        elif bias is None:
             torch.mm(hidden, weight[block].t(), out=out[:, block])
         else:
             torch.addmm(bias[block], hidden, weight[block].t(), out=out[:, block])
+    return out
+
+
+def back_project(
+    gradient: torch.Tensor,  # [n, V]
+    weight: torch.Tensor,  # [V, D]
+    out: torch.Tensor,  # [n, D]
+) -> torch.Tensor:
+    """``gradient @ weight`` written to ``out``."""
+    if not _with_onednn(weight):
+        return torch.mm(gradient, weight, out=out)
+    out.zero_()
+    for block in head_blocks(weight, gradient):
+        out += _linear(gradient[:, block], weight[block].t())
     return out
 
 
@@ -98,15 +112,16 @@ def add_outer(
     first: bool,
 ) -> None:
     """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``."""
-    if total.dtype == gradient.dtype:
+    if total.dtype == gradient.dtype and not _with_onednn(gradient):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
-    for block in head_blocks(total.shape[0], total.shape[1], gradient.element_size()):
-        product = torch.mm(gradient[:, block].t(), hidden)
+    product = _linear if _with_onednn(gradient) else F.linear
+    for block in head_blocks(total, gradient):
+        part = product(gradient[:, block].t(), hidden.t())
         if first:
-            total[block] = product
+            total[block] = part
         else:
-            total[block] += product
+            total[block] += part
 
 
 def token_logprobs(
@@ -116,10 +131,9 @@ def token_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each label and the log-sum-exp of its row, ``[N]`` each; 0 where the label is ignored."""
-    acc = accumulation_dtype(logits.dtype)
-    logprobs = torch.empty(labels.shape, dtype=acc)
-    lse = torch.empty(labels.shape, dtype=acc)
+    """Log-probability of each label and the log-sum-exp (float64) of its row, ``[N]`` each; 0 where ignored."""
+    logprobs = torch.empty(labels.shape, dtype=accumulation_dtype(logits.dtype))
+    lse = torch.empty(labels.shape, dtype=torch.float64)
     _C.token_logprobs(
         *_matrix(logits),
         _address(labels),
@@ -135,7 +149,7 @@ def token_logprobs(
 def logit_gradient(
     logits: torch.Tensor,  # [N, V]
     labels: torch.Tensor,  # [N] int64
-    lse: torch.Tensor,  # [N]
+    lse: torch.Tensor,  # [N] float64
     coefficients: torch.Tensor | None,  # [N], None for ones
     out: torch.Tensor,  # [N, V], may be `logits`
     *,
@@ -202,32 +216,42 @@ def slate_objective(
     logging_logprobs: torch.Tensor,  # [R] float64
     utility: torch.Tensor,  # [R] float64
     slate_offsets: torch.Tensor,  # [S + 1] int64
-    *,
-    diversity_weight: float,
-    weighting: str,
-    normalization: str,
-    clip: float | None,
-    utility_form: str,
-    diversity_form: str,
-    num_slates: int,
+    options: ObjectiveOptions,
+    dtype: torch.dtype,
 ) -> SlateValues:
-    """The value of the slates, its parts, the weights and ``dV / d response_logprobs``, all in float64."""
+    """The value of the slates, its parts and the weights in ``dtype``, and ``dV / d response_logprobs``."""
     log_weights, weights, coefficients = torch.empty(3, response_logprobs.numel(), dtype=torch.float64)
-    scalars = _C.slate_objective(
+    value, utility_value, diversity_value, effective_size, clip_fraction, largest, slate = _C.slate_objective(
         _address(response_logprobs),
         _address(logging_logprobs),
         _address(utility),
         _address(slate_offsets),
         slate_offsets.numel() - 1,
-        diversity_weight,
-        WEIGHTINGS[weighting],
-        NORMALIZATIONS[normalization],
-        math.inf if clip is None else math.log(clip),
-        UTILITY_FORMS[utility_form],
-        DIVERSITY_FORMS[diversity_form],
-        float(num_slates),
+        response_logprobs.numel(),
+        options.diversity_weight,
+        WEIGHTINGS[options.weighting],
+        NORMALIZATIONS[options.normalization],
+        options.log_clip,
+        UTILITY_FORMS[options.utility_form],
+        DIVERSITY_FORMS[options.diversity_form],
+        float(options.num_slates),
         _address(log_weights),
         _address(weights),
         _address(coefficients),
     )
-    return SlateValues(*scalars, log_weights, weights, coefficients)
+    return SlateValues(
+        value=torch.tensor(value, dtype=dtype),
+        utility_value=torch.tensor(utility_value, dtype=dtype),
+        diversity_value=torch.tensor(diversity_value, dtype=dtype),
+        log_weights=log_weights.to(dtype),
+        weights=weights.to(dtype),
+        effective_sample_size=torch.tensor(effective_size, dtype=dtype),
+        clip_fraction=torch.tensor(clip_fraction, dtype=dtype),
+        coefficients=coefficients,
+        largest_log_weight=torch.tensor(largest, dtype=torch.float64),
+        largest_slate=torch.tensor(slate),
+        sound=None,
+    )
+
+
+group_coefficients = composed(response_sums, slate_objective, token_coefficients)

@@ -9,6 +9,7 @@ made on the logits of the row alone, without padding or cache, which depend on n
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -136,16 +137,16 @@ def choose(
         best = logits.topk(2).values
         return logits.argmax(1), best[:, 0] - best[:, 1] > 2 * tolerance
     scaled = logits / sampling.temperature
-    slack = tolerance / sampling.temperature
-    lowest_kept, highest_dropped = _cut(scaled, sampling.top_k, sampling.top_p, 0.0)
-    if slack > 0:
-        lowest_kept = _cut(scaled, sampling.top_k, sampling.top_p, 2 * slack)[0] - slack
-        highest_dropped = _cut(scaled, sampling.top_k, sampling.top_p, -2 * slack)[1] + slack
+    # Two logits move by 2 * tolerance against each other, a probability by that as a factor, and so does its total.
+    slack = 2 * tolerance / sampling.temperature
+    doubt = math.expm1(2 * slack)
+    lowest_kept = _cut(scaled, sampling.top_k, sampling.top_p, doubt)[0] - slack
+    highest_dropped = _cut(scaled, sampling.top_k, sampling.top_p, -doubt)[1] + slack
     race = (scaled + noise).masked_fill(scaled < lowest_kept, -torch.inf)
     best, tokens = race.topk(2)
     winner = tokens[:, :1]
     clearly_kept = scaled.gather(1, winner) > highest_dropped
-    return winner[:, 0], (best[:, 0] - best[:, 1] > 2 * slack) & clearly_kept[:, 0]
+    return winner[:, 0], (best[:, 0] - best[:, 1] > slack) & clearly_kept[:, 0]
 
 
 def _cut(scaled: torch.Tensor, top_k: int, top_p: float, more: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from pope_core.types import Normalization
+from pope_core.types import DiversityForm, Normalization
 
 from .behaviour_cloning import fit_behaviour_policy
 from .config import PopeConfig
@@ -25,13 +25,16 @@ from .fit_report import BehaviourConfig, FitReport
 from .generate import Sampling, generate
 from .logging_policy import score_slates
 from .model import best_device, load_model, load_tokenizer
-from .ope import Comparison, Confidence, Estimate, Evaluation, evaluate_policies
+from .ope import Comparison, Confidence, Estimate, Evaluation, compare, evaluate_policies
 from .training import run_training
 
 #: Where the log is, and the name a user of another one gives it.
 POLIS = Path(__file__).parent / "demo_data" / "polis_slates.jsonl"
 
-#: The two ways a value is shown: as trained, and with the weights' sum divided out.
+#: The model that was given, the logging policy that was fitted from it and that training starts at, and the result.
+POLICIES = ("base", "cloned", "aligned")
+
+#: The two ways a value is shown: raw, and with the weights' sum divided out.
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "batch")
 
 
@@ -46,7 +49,8 @@ class DemoConfig:
         holdout_fraction: share of the conversations that neither the fits nor the training see.
         cloning_learning_rate, cloning_epochs: of the behaviour-cloned logging policy.
         learning_rate, epochs, slates_per_step: of the training.
-        diversity_weight, clip: of the objective.
+        normalization, diversity_form, diversity_weight, clip: of the objective.
+        bf16: train under bfloat16 autocast, faster where the hardware has it.
         prompts: how many held-out questions are answered before and after.
         seed: of everything that is drawn.
     """
@@ -57,14 +61,25 @@ class DemoConfig:
     holdout_fraction: float = 0.35
     cloning_learning_rate: float = 5e-5
     cloning_epochs: int = 1
-    learning_rate: float = 2e-5
+    learning_rate: float = 7e-5
     epochs: int = 1
     slates_per_step: int = 8
+    normalization: Normalization = "slate"
+    diversity_form: DiversityForm = "entropy"
     diversity_weight: float = 0.1
     clip: float = 5.0
+    bf16: bool = False
     prompts: int = 3
     max_length: int = 512
     seed: int = 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What every policy says to a held-out question, from the same seed."""
+
+    question: str
+    by_policy: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -76,13 +91,14 @@ class DemoResult:
     fit: FitReport
     evaluations: dict[str, Evaluation]  # by normalisation
     by_conversation: dict[str, Evaluation]  # the same with whole conversations resampled
-    generations: list[tuple[str, str, str]]  # question, answer before, answer after
+    generations: list[Answers]
 
     def estimate(self, policy: str, normalization: str) -> Estimate:
         return self.evaluations[normalization].of(policy)
 
-    def gain(self, normalization: str) -> Comparison:
-        return self.evaluations[normalization].comparisons[0]
+    def gain(self, policy: str, over: str, normalization: str) -> Comparison:
+        """The paired difference of two policies on the held-out slates."""
+        return compare(self.estimate(policy, normalization), self.estimate(over, normalization))
 
 
 def packaged_model() -> Path:
@@ -124,31 +140,38 @@ def run_demo(
         f"log: {len(train)} slates to train on and {len(heldout)} held out, of {config.responses_per_slate} statements "
         f"each; {len({slate_group(slate) for slate in heldout})} whole conversations are held out"
     )
-    logger, fit = _clone(start, tokenizer, train, heldout, config, progress)
+    logger, fit = clone(start, tokenizer, train, heldout, config, progress)
     say(f"logging policy, behaviour-cloned: {fit}")
-    scored = [_score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
-    for slates, part in zip(scored, ("train", "heldout"), strict=True):
+    logged = [score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
+    for slates, part in zip(logged, ("train", "heldout"), strict=True):
         write_slates(slates, config.output_dir / f"{part}.jsonl")
     questions = _questions(heldout, config.prompts)
-    before = _answers(logger, tokenizer, questions, config)
-    totals = {"before": [slate.logging_logprobs or [] for slate in scored[1]]}
+    answers = [_answers(policy, tokenizer, questions, config) for policy in (start, logger)]
+    scores = [score(heldout, start, tokenizer, fit, config, progress), logged[1]]
     trainer = run_training(
         logger,
         training_config(config),
-        scored[0],
-        scored[1],
+        logged[0],
+        logged[1],
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    after = _score(heldout, trainer.model, tokenizer, fit, config, progress)
-    totals["after"] = [slate.logging_logprobs or [] for slate in after]
+    aligned = trainer.model
+    scores.append(score(heldout, aligned, tokenizer, fit, config, progress))
+    answers.append(_answers(aligned, tokenizer, questions, config))
+    totals = {
+        name: [slate.logging_logprobs or [] for slate in slates] for name, slates in zip(POLICIES, scores, strict=True)
+    }
     result = DemoResult(
         train=train,
         heldout=heldout,
         fit=fit,
-        evaluations=_evaluate(scored[1], totals, config, None),
-        by_conversation=_evaluate(scored[1], totals, config, slate_group),
-        generations=list(zip(questions, before, _answers(trainer.model, tokenizer, questions, config), strict=True)),
+        evaluations=_evaluate(logged[1], totals, config, None),
+        by_conversation=_evaluate(logged[1], totals, config, slate_group),
+        generations=[
+            Answers(question, dict(zip(POLICIES, texts, strict=True)))
+            for question, texts in zip(questions, zip(*answers, strict=True), strict=True)
+        ],
     )
     _write(result, config)
     return result
@@ -180,11 +203,15 @@ def training_config(config: DemoConfig) -> PopeConfig:
         gradient_accumulation_steps=config.slates_per_step,
         lr_scheduler_type="linear",
         warmup_steps=2,
+        normalization=config.normalization,
+        diversity_form=config.diversity_form,
         diversity_weight=config.diversity_weight,
         clip=config.clip,
         max_length=config.max_length,
         seed=config.seed,
         data_seed=config.seed,
+        bf16=config.bf16,
+        use_cpu=best_device().type == "cpu",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -192,7 +219,7 @@ def training_config(config: DemoConfig) -> PopeConfig:
     )
 
 
-def _clone(
+def clone(
     start: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: list[Slate],
@@ -215,7 +242,7 @@ def _clone(
     return policy.model, policy.report
 
 
-def _score(
+def score(
     slates: list[Slate],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -223,6 +250,7 @@ def _score(
     config: DemoConfig,
     progress: Callable[[str, str], Any],
 ) -> list[Slate]:
+    """The slates with the totals of any model, the cloned policy or one to be compared with it."""
     with progress("scoring", "tokens") as report:
         return score_slates(
             slates,
@@ -255,15 +283,16 @@ def _evaluate(
     config: DemoConfig,
     cluster: Callable[[Slate], str] | None,
 ) -> dict[str, Evaluation]:
-    """Value before and after, under both normalisations, with bootstrap intervals over slates or conversations."""
+    """The value of every policy, under both normalisations, with bootstrap intervals over slates or conversations."""
     evaluations: dict[str, Evaluation] = {}
     for normalization in NORMALIZATIONS:
         evaluations[normalization] = evaluate_policies(
             heldout,
             totals,
-            baseline="before",
+            baseline="base",
             estimators=["pope"],
             diversity_weight=config.diversity_weight,
+            diversity_form=config.diversity_form,
             normalization=normalization,
             clip=config.clip,
             cluster=cluster or (lambda slate: slate.slate_id or ""),
@@ -281,9 +310,7 @@ def _write(result: DemoResult, config: DemoConfig) -> None:
         },
         "by_slate": {name: each.to_dict() for name, each in result.evaluations.items()},
         "by_conversation": {name: each.to_dict() for name, each in result.by_conversation.items()},
-        "generations": [
-            {"prompt": prompt, "before": before, "after": after} for prompt, before, after in result.generations
-        ],
+        "generations": [asdict(answers) for answers in result.generations],
     }
     path = config.output_dir / "evaluation.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

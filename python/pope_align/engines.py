@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -85,17 +86,19 @@ class EndpointEngine:
         if sampling.top_k:
             raise ValueError(f"top_k: expected 0 (off) with an OpenAI-compatible endpoint, got {sampling.top_k}")
         failure: BaseException | None = None
+        stop = threading.Event()
+
+        def ask(request: Request) -> Completion | None:
+            return None if stop.is_set() else self._ask(request, sampling)
+
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = {pool.submit(self._ask, request, sampling): index for index, request in enumerate(requests)}
+            futures = {pool.submit(ask, request): index for index, request in enumerate(requests)}
             for future in as_completed(futures):
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                if error is None:  # after a failure, too: what was on its way has been paid for
-                    yield futures[future], future.result()
-                elif failure is None:
-                    failure = error
-                    pool.shutdown(wait=False, cancel_futures=True)
+                if (error := future.exception()) is not None:
+                    failure = failure or error
+                    stop.set()
+                elif (completion := future.result()) is not None:  # after a failure, too: it has been paid for
+                    yield futures[future], completion
         if failure is not None:
             raise failure
 

@@ -33,6 +33,8 @@ _SYSTEM = (
     'set 1 is better, "2" if set 2 is better, or "tie".'
 )
 
+_CHOICES = '{"winner": "1"}\n{"winner": "2"}\n{"winner": "tie"}'
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeOptions:
@@ -294,7 +296,7 @@ def _read(task: _Task, endpoint: Endpoint, calls: Journal, options: JudgeOptions
             winner, reason = parse_verdict(reply)
         except ValueError as error:
             problem = str(error)
-            again = f"That is no verdict: {problem}. Reply with the JSON object only."
+            again = f"That is no verdict: {problem}. Reply with one of these and nothing else:\n{_CHOICES}"
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
             continue
         if winner == "tie":

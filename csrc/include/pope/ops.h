@@ -1,7 +1,8 @@
 // The contract of the native operations: plain pointers and sizes, no torch, no Python.
 //
 // N rows (one per response token), V columns (the vocabulary), R responses, S slates. "acc" is double for float64
-// logits and float otherwise. Every output is written in full; nothing is allocated that grows with N * V.
+// logits and float otherwise; a log-sum-exp is always double, because exp(z - lse) takes over its absolute error, which
+// in float grows with the logits. Every output is written in full; nothing is allocated that grows with N * V.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,7 @@ struct ObjectiveInputs {
     const double* utility;            // [R]
     const int64_t* slate_offsets;     // [S + 1]
     int64_t num_slates;
+    int64_t num_responses;
 };
 
 struct ObjectiveOutputs {
@@ -49,11 +51,11 @@ namespace cpu {
 
 // logprobs[n] = z[n, labels[n]] - logsumexp(z[n, :]); 0 for ignored rows, whose logits are not read.
 void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform transform, void* logprobs_acc,
-                    void* lse_acc, int threads);
+                    double* lse, int threads);
 
 // out[n, :] = coefficients[n] * d logprobs[n] / d logits[n, :]. `coefficients` may be null (all ones); `out` may be
 // `logits` itself. Ignored rows and rows with a zero coefficient become exact zeros.
-void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const void* lse_acc,
+void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const double* lse,
                     const void* coefficients_acc, const Matrix& out, int threads);
 
 // out[r] = sum (or mean over its kept tokens) of logprobs in response r.
@@ -68,6 +70,9 @@ void slate_objective(const ObjectiveInputs& in, const ObjectiveOptions& options,
 
 // Hint that a freshly allocated buffer will be written whole.
 void advise_huge_pages(void* data, int64_t bytes);
+
+// Whether this is an AMD processor, where Intel's MKL does not use its widest instructions.
+bool is_amd();
 
 // The instruction set the row kernels run with: "avx512", "avx2" or "baseline".
 const char* isa();

@@ -11,6 +11,11 @@
 
 namespace pope {
 
+// With no clip, a log-weight above this is a mistake in the inputs (pope_kernels.values.MAX_LOG_WEIGHT).
+constexpr double kMaxLogWeight = 80.0;
+// The largest double: beyond it lies only infinity. An option that is infinite switches something off.
+constexpr double kLargest = 1.79769313486231570815e308;
+
 enum class Weighting : int { response = 0, slate = 1, geometric = 2 };
 enum class Normalization : int { none = 0, slate = 1, batch = 2 };
 enum class UtilityForm : int { feedback = 0, log_likelihood = 1 };

@@ -15,6 +15,7 @@ from .env import env
 from .evaluate import evaluate
 from .fit_logger import fit_logger
 from .generate import generate
+from .inspect import inspect
 from .judge import judge
 from .metrics import metrics
 from .score import score
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(convert)
+app.command()(inspect)
 app.command()(score)
 app.command("fit-logger")(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.

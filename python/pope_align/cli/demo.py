@@ -9,8 +9,9 @@ import typer
 
 if TYPE_CHECKING:
     from ..demo import DemoResult
+    from ..ope import Quantity
 
-_ROWS = {"none": "as trained", "batch": "self-normalised"}
+_ROWS = {"none": "raw", "batch": "self-normalised"}
 
 
 def demo(
@@ -50,33 +51,41 @@ def demo(
 
 
 def _show(result: DemoResult) -> None:
+    from ..demo import POLICIES
     from .console import out, table
 
     rows = []
     for normalization, label in _ROWS.items():
-        for policy in ("before", "after"):
+        for policy in POLICIES:
             estimate = result.estimate(policy, normalization)
             ess = estimate.diagnostics.ess if estimate.diagnostics else float("nan")
             rows.append(
                 [
-                    f"{label}, {policy}",
+                    f"{label}: {policy}",
                     f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]",
-                    str(estimate.utility),
-                    str(estimate.diversity),
+                    _interval(estimate.utility),
+                    _interval(estimate.diversity),
                     f"{ess:.0f} of {estimate.num_responses}",
-                    estimate.verdict,
                 ]
             )
-        gain = result.gain(normalization)
-        rows.append([f"{label}, gain", str(gain.difference), str(gain.utility), str(gain.diversity), "", gain.verdict])
-    table(
-        "Value on held-out conversations, 95 % intervals over slates",
-        ["weights, policy", "V", "V_CU", "V_Div (nats)", "ESS", "verdict"],
-        rows,
+        for over in POLICIES[:2]:
+            gain = result.gain("aligned", over, normalization)
+            parts = [_interval(part) for part in (gain.difference, gain.utility, gain.diversity)]
+            rows.append([f"{label}: aligned - {over}", *parts, ""])
+    table("Value on held-out conversations, 95 % intervals over slates", ["", "V", "V_CU", "V_Div (nats)", "ESS"], rows)
+    aligned = result.estimate("aligned", "batch")
+    out.print(f"verdict: {aligned.verdict} ({'; '.join(aligned.reasons)})", markup=False)
+    out.print(
+        "Raw weights also rise when a policy finds everything people wrote likelier, so judge utility by the "
+        "self-normalised rows. V_Div is -p log p of a mean token: it rises with p until p = 1/e. docs/training.md says "
+        "more.",
+        markup=False,
     )
-    for reason in result.estimate("after", "batch").reasons:
-        out.print(f"caution: {reason}", markup=False)
-    for question, before, after in result.generations:
-        out.print(f"\n? {question}", markup=False)
-        out.print(f"  before: {before}", markup=False)
-        out.print(f"  after:  {after}", markup=False)
+    for answers in result.generations:
+        out.print(f"\n? {answers.question}", markup=False)
+        for policy in POLICIES:
+            out.print(f"  {policy}: {' '.join(answers.by_policy[policy].split())}", markup=False)
+
+
+def _interval(quantity: Quantity) -> str:
+    return f"{quantity.value:.3f} [{quantity.low:.3f}, {quantity.high:.3f}]"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from ..data import Slate
     from ..ope import Comparison, Estimate, Evaluation
 
 
@@ -20,6 +22,10 @@ def evaluate(
     ],
     estimator: Annotated[
         list[str] | None, typer.Option(help="pope, ips, snips, ...; repeat. The first one decides.")
+    ] = None,
+    samples: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE of `pope generate` on the same log; repeat. Adds reward-model estimates."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON of everything.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Picture: .png, .svg or .pdf.")] = None,
@@ -34,7 +40,8 @@ def evaluate(
     clip: Annotated[float | None, typer.Option(help="Largest weight of the estimator pope.")] = None,
     lam: Annotated[float | None, typer.Option(help="Shrinkage of clipped_ips and its kin; default: SLOPE.")] = None,
     utility_transform: Annotated[
-        Literal["minmax", "log1p_minmax", "rank", "none"], typer.Option(help="Scores to utilities.")
+        Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"],
+        typer.Option(help="Scores to utilities."),
     ] = "minmax",
     cluster_prefix: Annotated[
         str | None,
@@ -69,7 +76,8 @@ def evaluate(
     with progress("scoring", "responses") as report:
         evaluation = evaluate_policies(
             slates,
-            _policies(policy),
+            _pairs("--policy", policy, "MODEL"),
+            samples=_samples(samples or [], slates),
             estimators=estimator,
             diversity_weight=diversity_weight,
             clip=clip,
@@ -95,16 +103,32 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _policies(pairs: list[str]) -> dict[str, str]:
-    policies: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, model = pair.partition("=")
-        if not (name and equals and model):
-            raise ValueError(f"--policy: expected NAME=MODEL, got {pair!r}")
-        if name in policies:
-            raise ValueError(f"--policy: expected distinct names, got {name!r} twice")
-        policies[name] = model
-    return policies
+def _pairs(option: str, given: list[str], what: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option}: expected NAME={what}, got {pair!r}")
+        if name in pairs:
+            raise ValueError(f"{option}: expected distinct names, got {name!r} twice")
+        pairs[name] = value
+    return pairs
+
+
+def _samples(given: list[str], slates: Sequence[Slate]) -> dict[str, list[list[str]]]:
+    """Fresh responses by policy, slate by slate."""
+    from ..generations import read_generations, slate_keys
+
+    samples = {}
+    for name, path in _pairs("--samples", given, "FILE").items():
+        texts = {generation.key: generation.texts for generation in read_generations(path)}
+        keys = slate_keys(slates)
+        if missing := [key for key in keys if key not in texts]:
+            raise ValueError(
+                f"{path}: expected responses to every slate, got none for {len(missing)}, e.g. {missing[0]!r}"
+            )
+        samples[name] = [texts[key] for key in keys]
+    return samples
 
 
 def _show(evaluation: Evaluation) -> None:
@@ -117,6 +141,10 @@ def _show(evaluation: Evaluation) -> None:
         size = f"{first.num_responses} responses, {first.num_slates} slates, {first.num_clusters} queries"
         title = f"{name}: {size}; {first.estimator}: {', '.join(first.labels) or 'unnormalised'}"
         table(title, columns, [_row(each) for each in mine])
+        for each in mine:
+            if each.chosen:
+                facts = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in each.chosen.items())
+                out.print(f"  {each.estimator}: {facts}", markup=False)
         by_reason: dict[str, list[str]] = {}
         for each in mine:
             for reason in each.reasons:

@@ -59,13 +59,13 @@ def metrics(
     """
     from dataclasses import asdict
 
+    from ..data import read_slates
     from ..generations import read_generations
     from ..metrics.embeddings import Embedder
     from ..metrics.evaluate import MetricOptions, evaluate_generations
     from ..metrics.faithfulness import load_alignscore
     from ..metrics.figures import bars, pareto
     from ..metrics.page import write_page
-    from ..metrics.references import read_references
     from ..metrics.summary import summarize, write_json, write_prompt_metrics
     from .console import err, progress
 
@@ -75,7 +75,7 @@ def metrics(
         name, _, file = given.rpartition("=")
         sets.append(read_generations(file, model=name or None))
         err.print(str(sets[-1]), markup=False)
-    slates, group_scores = read_references(refs)
+    slates = read_slates(refs)
     err.print(str(slates), markup=False)
     policies = _policies(policy, adapter, len(sets))
     align_fn = load_alignscore(alignscore, alignscore_backbone) if alignscore is not None else None
@@ -91,7 +91,6 @@ def metrics(
                     embedder=embedder,
                     options=options,
                     score_references=scorer,
-                    group_scores=group_scores,
                     align_fn=align_fn,
                     progress=report,
                 )
@@ -133,7 +132,7 @@ def _reference_scorer(name: str, adapter: str | None, max_length: int) -> Refere
     model, tokenizer = model.to(best_device()), load_tokenizer(name)
 
     def score(slates: Sequence[Slate]) -> list[Floats]:
-        with progress(f"scoring references under {name}", "responses") as report:
+        with progress(f"scoring references under {Path(name).name}", "tokens") as report:
             return policy_scores(slates, model, tokenizer, max_length=max_length, progress=report)
 
     return score

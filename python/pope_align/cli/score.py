@@ -34,6 +34,7 @@ def score(
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy --output scored.jsonl
     """
     from ..data import read_slates, write_slates
+    from ..fit_report import FitReport
     from ..logging_policy import score_slates
     from ..model import best_device, load_model, load_tokenizer
     from .console import err, progress
@@ -42,6 +43,7 @@ def score(
     err.print(str(slates), markup=False)
     tokenizer = load_tokenizer(model)
     policy = load_model(model, dtype=dtype).to(best_device())
+    fit = FitReport.read(model) if how == "behaviour_cloned" else None
     with progress("scoring", "tokens") as report:
         scored = score_slates(
             slates,
@@ -52,6 +54,7 @@ def score(
             batch_tokens=batch_tokens,
             cache_dir=cache,
             overwrite=overwrite,
+            fit=fit,
             progress=report,
         )
     write_slates(scored, output)

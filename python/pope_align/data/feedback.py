@@ -59,7 +59,8 @@ def to_utility(scores: Sequence[float] | Utility, transform: UtilityTransform) -
     if transform == "rank":
         return _rank(values)
     if transform == "softmax":
-        exponentials = np.exp(values - values.max())
+        with np.errstate(over="ignore"):
+            exponentials = np.exp(values - values.max())  # at worst exp(-inf) = 0
         return exponentials / exponentials.sum()
     if transform == "plackett_luce":
         if is_constant(values):
@@ -162,8 +163,8 @@ def plackett_luce(rankings: Sequence[Ranking], items: int, *, penalty: float = 0
     Args:
         rankings: item numbers from best to worst; a list of numbers stands for tied items: ``[2, [0, 3], 1]``.
         items: how many items there are; they are ``0 ... items - 1``.
-        penalty: >= 0. The default gives the maximum of the likelihood itself, which is infinite where some set of items
-            always beats the rest: then it must be positive. ``choix.opt_rankings(..., alpha=penalty)`` is the same.
+        penalty: >= 0, as ``alpha`` of ``choix.opt_rankings``. The default gives the maximum of the likelihood itself,
+            which is infinite where some items are never placed behind the others: then it must be positive.
 
     Returns:
         ``[items]`` log-worths with mean 0; an item that no ranking compares has 0 (with a penalty).
@@ -177,17 +178,13 @@ def plackett_luce(rankings: Sequence[Ranking], items: int, *, penalty: float = 0
     buckets = [_checked_ranking(number, ranking, items) for number, ranking in enumerate(rankings)]
     if not buckets:
         raise ValueError("rankings: expected at least one ranking, got none")
+    if penalty == 0:
+        _check_connected(buckets, items)
     fit = optimize.minimize(
         _plackett_luce_loss, np.zeros(items), args=(buckets, penalty), jac=True, method="L-BFGS-B",
         options={"maxiter": 10_000, "ftol": 1e-15, "gtol": 1e-9},
     )  # fmt: skip
-    worths = fit.x - fit.x.mean()
-    if penalty == 0 and np.abs(worths).max() > 12:
-        raise ValueError(
-            "penalty: expected a positive number for rankings in which some items always beat all others, whose "
-            "worths have no finite maximum of the likelihood; got 0"
-        )
-    return np.asarray(worths, dtype=np.float64)
+    return np.asarray(fit.x - fit.x.mean(), dtype=np.float64)
 
 
 def bradley_terry(pairs: Sequence[tuple[int, int]], items: int, *, penalty: float = 0.0) -> Utility:
@@ -271,6 +268,21 @@ def _checked_ranking(number: int, ranking: Ranking, items: int) -> list[npt.NDAr
     if named.min() < 0 or named.max() >= items or np.unique(named).size < named.size:
         raise ValueError(f"rankings[{number}]: expected distinct items in 0 ... {items - 1}, got {ranking!r}")
     return buckets
+
+
+def _check_connected(rankings: list[list[npt.NDArray[np.int64]]], items: int) -> None:
+    """The likelihood has a maximum iff no set of items is never beaten by the rest (Hunter 2004, assumption 1)."""
+    graph = require("scipy.sparse.csgraph", extra="train", purpose="to fit Plackett-Luce worths")
+    beats = np.zeros((items, items))
+    for buckets in rankings:
+        for place, tied in enumerate(buckets):
+            beats[np.ix_(tied, np.concatenate(buckets[place:]))] = 1  # tied items beat each other
+    count, _ = graph.connected_components(beats, connection="strong")
+    if count > 1:
+        raise ValueError(
+            "penalty: expected a positive number for rankings in which some items are never placed behind the others, "
+            "whose worths have no finite maximum of the likelihood; got 0"
+        )
 
 
 def _plackett_luce_loss(

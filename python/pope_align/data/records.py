@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, cast
 from xml.etree import ElementTree
 
@@ -137,8 +138,8 @@ def read_records(path: Path) -> Iterator[Record | SlateError]:
             "input: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .xml, also with "
             f"{', '.join(_COMPRESSED)}, got {str(path)!r}"
         )
-    with open_bytes(path) as file:
-        start = _first_byte(file, path)
+    with _whole(path, [0]), open_bytes(path) as file:
+        start = _first_byte(file)
     return _json_array(path) if start == b"[" else _json_lines(path)
 
 
@@ -156,10 +157,41 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 def _open(path: Path) -> Any:
     if path.suffix == ".zst":
         zstandard = require("zstandard", extra="train", purpose="to read .zst files")
-        # Reddit dumps are written with windows larger than the default limit.
-        return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=1 << 31))
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix)
-    return opener(path, "rb") if opener is not None else path.open("rb")
+        return _Zstandard(path.open("rb"), zstandard)
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(path.suffix, open)(path, "rb")
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompressed frames; unlike the library's own reader, it notices when the last one is cut off."""
+
+    def __init__(self, file: BinaryIO, zstandard: ModuleType) -> None:
+        self.file, self.zstandard = file, zstandard
+        self.frame: Any = None
+        self.ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            compressed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
+            compressed = compressed or self.file.read(1 << 17)
+            if not compressed:
+                if self.frame is not None and not self.frame.eof:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            if self.frame is None or self.frame.eof:
+                # Reddit dumps are written with windows larger than the default limit.
+                self.frame = self.zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self.ready = self.frame.decompress(compressed)
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -174,16 +206,15 @@ def _whole(path: Path, row: Iterable[int]) -> Iterator[None]:
         raise SlateError(str(path), last + 1, "row", "a whole archive", f"one that breaks off ({error})") from None
 
 
-def _first_byte(file: BinaryIO, path: Path) -> bytes:
-    with _whole(path, [0]):
-        while (byte := file.read(1)).isspace():
-            pass
+def _first_byte(file: BinaryIO) -> bytes:
+    while (byte := file.read(1)).isspace():
+        pass
     return byte
 
 
 def _json_lines(path: Path) -> Iterator[Record | SlateError]:
     source, row = str(path), [0]
-    with open_bytes(path) as file, _whole(path, row):
+    with _whole(path, row), open_bytes(path) as file:
         for line in file:
             row[0] += 1
             if line.strip():
@@ -211,7 +242,7 @@ def _shown(line: bytes) -> str:
 def _json_array(path: Path) -> Iterator[Record | SlateError]:
     ijson = require("ijson", extra="train", purpose="to read JSON arrays piece by piece")
     source, row = str(path), [0]
-    with open_bytes(path) as file, _whole(path, row):
+    with _whole(path, row), open_bytes(path) as file:
         try:
             for value in ijson.items(file, "item", use_float=True):
                 row[0] += 1
@@ -227,12 +258,12 @@ def _csv(path: Path) -> Iterator[Record | SlateError]:
     source, row = str(path), [0]
     csv.field_size_limit(1 << 30)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
-    with open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text, _whole(path, row):
-        reader = csv.reader(text, delimiter=delimiter)
-        header = next(reader, None)
-        if header is None:
-            raise SlateError(source, None, "file", "a header line", "an empty file")
+    with _whole(path, row), open_bytes(path) as file:
+        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8", newline=""), delimiter=delimiter)
         try:
+            header = next(reader, None)
+            if header is None:
+                raise SlateError(source, None, "file", "a header line", "an empty file")
             for values in reader:
                 row[0] = reader.line_num
                 if not values:
@@ -267,7 +298,7 @@ def _hub(name: str) -> Iterator[Record | SlateError]:
 def _xml(path: Path) -> Iterator[Record | SlateError]:
     """The attributes of every ``<row .../>``, as in the Stack Exchange dumps."""
     source, row = str(path), [0]
-    with open_bytes(path) as file, _whole(path, row):
+    with _whole(path, row), open_bytes(path) as file:
         try:
             events = ElementTree.iterparse(file, events=("start", "end"))
             _, root = next(events)

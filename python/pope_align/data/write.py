@@ -6,12 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from .._extras import require
-from .schema import Slate
+from .schema import FIELDS, Slate
 
 #: Columns that Parquet holds as JSON text, because one type cannot describe them.
 _JSON_COLUMNS = ("logging_policy", "group_scores", "origin")
@@ -60,7 +59,7 @@ class _JsonLines:
         self.path, self.file = path, path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, slate: Slate) -> None:
-        present = {name: value for name, value in asdict(slate).items() if value is not None}
+        present = {name: value for name in FIELDS if (value := getattr(slate, name)) is not None}
         self.file.write(json.dumps(present, ensure_ascii=False, allow_nan=False) + "\n")
 
     def close(self) -> None:
@@ -81,7 +80,7 @@ class _Parquet:
         self.writer: Any = None
 
     def write(self, slate: Slate) -> None:
-        row = asdict(slate)
+        row = {name: getattr(slate, name) for name in FIELDS}  # as it is: dataclasses.asdict would copy every text
         for name in _JSON_COLUMNS:
             if row[name] is not None:
                 row[name] = json.dumps(row[name], ensure_ascii=False, allow_nan=False)

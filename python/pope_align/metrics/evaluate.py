@@ -68,7 +68,6 @@ def evaluate_generations(
     embedder: Embedder,
     options: MetricOptions | None = None,
     score_references: ReferenceScorer | None = None,
-    group_scores: Sequence[Sequence[Mapping[str, float]] | None] | None = None,
     align_fn: AlignFn | None = None,
     tokenize: Callable[[str], Sequence[str]] = words,
     progress: Progress | None = None,
@@ -80,23 +79,20 @@ def evaluate_generations(
     text like any other.
 
     Args:
-        references: slates; their completions are the references, their scores the votes.
+        references: slates; their completions are the references, their scores the votes, their ``group_scores`` (where
+            a slate has them) what the opinion groups approve of.
         embedder: of answers, references and prompts.
         score_references: gives, per slate, the policy's mean log-probability of every completion (see `policy_scores`);
             called once, with the slates that have answers. Without it ``alignment``, ``plackett_luce`` and ``choice``
             are left out.
-        group_scores: per slate, one mapping from group to approval per completion, or None; without it the worst
-            group is left out.
         align_fn: see `align_scores`; the prompt is the context, as in the paper. Without it, no ``align_score``.
         tokenize: for Distinct-n, EAD and Self-BLEU.
         progress: called with the number of distinct texts embedded so far and in all.
 
     Raises:
-        ValueError: no generation belongs to any slate; a list that is not one per slate.
+        ValueError: no generation belongs to any slate.
     """
     options = options or MetricOptions()
-    if group_scores is not None and len(group_scores) != len(references):
-        raise ValueError(f"group_scores: expected {len(references)} entries, one per slate, got {len(group_scores)}")
     joined = _join(generations, references)
     if not joined:
         raise ValueError(
@@ -112,9 +108,8 @@ def evaluate_generations(
         row |= _from_words([tokenize(text) for text in generation.texts], options)
         if logprobs is not None:
             row |= _from_policy(logprobs[at], slate, options)
-        groups = group_scores[index] if group_scores is not None else None
-        if groups is not None:
-            row |= _from_groups(generation, slate, groups, vectors, options)
+        if slate.group_scores is not None:
+            row |= _from_groups(generation, slate, slate.group_scores, vectors, options)
         rows.append(row)
     if align_fn is not None:
         for row, score in zip(rows, _faithfulness(joined, align_fn)):

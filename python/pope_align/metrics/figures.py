@@ -48,10 +48,12 @@ def pareto(report: MetricsReport) -> Figure:
         axis.scatter(points[:, 0], points[:, 1], s=16, color=colour(at), alpha=0.6, linewidths=0)
         edge = _staircase(points[pareto_front(points)])
         axis.plot(edge[:, 0], edge[:, 1], color="black", linewidth=1.2, label="Pareto envelope")
+        axis.fill_between(edge[:, 0], edge[:, 1], color=colour(at), alpha=0.08, linewidth=0)
         axis.plot(*np.nanmean(points, axis=0), marker="+", markersize=12, color="black", linestyle="", label="mean")
         axis.set_title(f"{table.model}\nhypervolume {report.hypervolumes[table.model]:.3f}", fontsize=10)
         axis.set_xlabel("PL-Score")
         _plain(axis)
+    _show_points(axes[0, 0], report)
     axes[0, 0].set_ylabel("Diversity")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
     return figure
@@ -85,19 +87,30 @@ def _bar_panel(axis: Axes, report: MetricsReport, name: str, models: list[str]) 
     axis.set_xticks([])
     axis.set_xlim(-0.6, len(models) - 0.4)
     axis.axhline(0, color="black", linewidth=0.6)
+    if axis.get_ylim()[0] < 0 < axis.get_ylim()[1] and not any(patch.get_extents().height for patch in axis.patches):
+        axis.set_ylim(0, 1)  # all zero: matplotlib would centre it
     axis.tick_params(labelsize=8)
     _plain(axis)
 
 
+def _show_points(axis: Axes, report: MetricsReport) -> None:
+    """Limits around all points (the panels share them): the envelope goes on to zero, where nothing is to be seen."""
+    for name, limits in (("pl_score", axis.set_xlim), ("diversity", axis.set_ylim)):
+        values = np.concatenate([table.values[name] for table in report.tables])
+        if not np.isnan(values).all():
+            margin = 0.08 * (np.nanmax(values) - np.nanmin(values)) or 0.05
+            limits(np.nanmin(values) - margin, np.nanmax(values) + margin)
+
+
 def _staircase(front: Floats) -> Floats:
-    """The front's corners from the left edge of its area to its lower one."""
+    """The corners of the area that the front dominates, from the left axis to the lower one."""
     front = front[np.lexsort((-front[:, 1], front[:, 0]))]
-    corners = []
-    for (x, y), following in zip(front, [*front[1:], None]):
-        corners.append((x, y))
-        if following is not None:
-            corners.append((x, following[1]))
-    return np.array(corners) if corners else np.zeros((0, 2))
+    if not len(front):
+        return np.zeros((0, 2))
+    corners = [(0.0, front[0, 1])]
+    for (x, y), below in zip(front, [*front[1:, 1], 0.0]):
+        corners += [(x, y), (x, below)]
+    return np.array(corners)
 
 
 def _plain(axis: Axes) -> None:

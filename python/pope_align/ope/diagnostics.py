@@ -104,8 +104,8 @@ def pareto_k(log_w: Floats) -> float:
     """Tail index of the weights: the shape of a generalised Pareto distribution fitted to the largest of them.
 
     Zhang and Stephens' (2009) estimator on the largest ``min(n / 5, 3 sqrt n)`` weights, drawn a little towards 1/2, as
-    Vehtari et al. (2024) use it. Moments of order ``1 / k`` and above do not exist. Infinite with fewer than five
-    weights in the tail.
+    Vehtari et al. (2024) use it. Moments of order ``1 / k`` and above do not exist. Infinite with one to four weights
+    in the tail, minus infinity where the largest weights are all equal.
     """
     count = log_w.size
     tail = int(min(count / 5, 3 * math.sqrt(count)))
@@ -114,8 +114,10 @@ def pareto_k(log_w: Floats) -> float:
     largest = np.sort(np.partition(log_w, count - tail - 1)[count - tail - 1 :]) - log_w.max()
     cutoff = max(largest[0], math.log(np.finfo(np.float64).tiny))
     excess = np.exp(largest[largest > cutoff]) - math.exp(cutoff)
+    if excess.size == 0:  # the largest weights are all equal: bounded, and no tail
+        return -math.inf
     if excess.size <= 4:
-        return math.inf if np.ptp(log_w) > 0 else -math.inf  # equal weights have no tail
+        return math.inf
     return _pareto_shape(excess)
 
 
@@ -126,7 +128,9 @@ def _pareto_shape(excess: Floats) -> float:
     quartile = excess[int(count / 4 + 0.5) - 1]
     theta = (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quartile) + 1 / excess[-1]
     shapes = np.log1p(-theta[:, None] * excess).mean(axis=1)  # [grid]
-    profile = count * (np.log(-theta / shapes) - shapes - 1)
+    flat = shapes == 0  # the exponential distribution, the limit for theta -> 0
+    rate = np.where(flat, 1 / excess.mean(), -theta / np.where(flat, 1.0, shapes))
+    profile = count * (np.log(rate) - shapes - 1)
     posterior = np.exp(profile - profile.max())
     posterior /= posterior.sum()
     keep = posterior >= 10 * np.finfo(np.float64).eps

@@ -13,7 +13,7 @@ from .confidence import Confidence, JointRegion, Quantity, quantities
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
 from .ratios import Ratios
-from .verdict import Verdict, finite_findings, judge, log_findings, range_findings
+from .verdict import Verdict, finite_findings, judge, log_findings, range_findings, shrinkage_findings
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def finish(
     utility_range: tuple[float, float] | None = None,  # that V_CU cannot leave
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
     chosen: Mapping[str, float] | None = None,
+    unshrunk: Ratios | None = None,  # the parts without clipping or shrinking, where there was any
 ) -> Estimate:
     """Put value, parts, intervals and verdict together; every estimator ends here."""
     if row_ranges is not None:
@@ -141,9 +142,11 @@ def finish(
         ratios = parts.combine(np.array([[1.0, 1.0, 0.0], [diversity_weight, 0.0, 1.0]]))
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
+        moved = None if unshrunk is None else _shrinkage_bias(parts, unshrunk, diversity_weight)
+    shrunk = [] if moved is None else shrinkage_findings(*moved, value.standard_error)
     finite = finite_findings("the estimate", value.value, value.standard_error)
     outside = [] if utility_range is None else range_findings(utility.low, utility.high, utility_range)
-    verdict, reasons = judge([*log_findings(log), *finite, *outside, *findings])
+    verdict, reasons = judge([*log_findings(log), *finite, *outside, *shrunk, *findings])
     return Estimate(
         policy=policy,
         estimator=estimator,
@@ -164,5 +167,11 @@ def finish(
         verdict=verdict,
         reasons=reasons,
         ratios=ratios,
-        chosen=dict(chosen or {}),
+        chosen={**(chosen or {}), **({} if moved is None else {"shrinkage_bias": moved[0]})},
     )
+
+
+def _shrinkage_bias(parts: Ratios, unshrunk: Ratios, diversity_weight: float) -> tuple[float, float]:
+    """By how much shrinking moves the value, and the standard error of that (paired)."""
+    difference = parts.minus(unshrunk).combine(np.array([[1.0], [diversity_weight]]))
+    return float(difference.values()[0]), float(np.sqrt(difference.covariance()[0, 0]))

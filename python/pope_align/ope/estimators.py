@@ -21,7 +21,7 @@ from .predictions import Predictions
 from .ratios import Ratios
 from .slope import bias_bound, ladder, slope
 from .thresholds import FEW_CLUSTERS
-from .verdict import Verdict, propensity_findings, weight_findings
+from .verdict import model_findings, propensity_findings, weight_findings
 from .weights import Shrink, ShrinkKind, log_weights
 
 
@@ -105,9 +105,12 @@ def estimate(
         shrink, chosen = _shrinkage(log, spec.shrink, lam, log_w, known, diversity_weight)
     diagnostics = diagnose(log, policy, weighting=spec.weighting, length_normalize=length_normalize, shrink=shrink)
     with np.errstate(over="ignore", invalid="ignore"):
-        parts = _correction(log, log_w if shrink is None else shrink.log(log_w), known, spec)
+        unshrunk = None if shrink is None else _correction(log, log_w, known.residual, spec)
+        parts = _correction(log, log_w if shrink is None else shrink.log(log_w), known.residual, spec)
         if predictions is not None:
-            parts = _sum(_mean(log, known.target), parts)
+            direct = _mean(log, known.target)
+            parts = _sum(direct, parts)
+            unshrunk = None if unshrunk is None else _sum(direct, unshrunk)
     return finish(
         log,
         policy,
@@ -126,13 +129,14 @@ def estimate(
             **({"lam": lam if lam is not None else "slope"} if spec.shrink else {}),
             **({"reward_model": predictions.source} if predictions else {}),
         },
-        labels=labels(log, length_normalize=length_normalize, shrink=shrink, self_normalized=spec.self_normalize),
+        labels=labels(log, biased=length_normalize, shrink=shrink, self_normalized=spec.self_normalize),
         confidence=confidence,
         utility_range=log.utility_range,
         row_ranges=None
         if shrink is None or predictions is not None
         else contribution_ranges(log, shrink.max_weight, diversity_weight, confidence),
         chosen=chosen | (predictions.quality if predictions else {}),
+        unshrunk=unshrunk,
     )
 
 
@@ -178,19 +182,19 @@ def _sum(first: Ratios, second: Ratios) -> Ratios:
     )
 
 
-def _correction(log: LoggedSlates, log_shrunk: Floats, known: _Known, spec: Method) -> Ratios:
+def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: Method) -> Ratios:
     """``slate_mean(w~ e)``, divided by ``slate_mean(w~)`` when self-normalised."""
     sizes = log.sizes.astype(np.float64)
     shift = float(log_shrunk.max()) if spec.self_normalize else 0.0
     weights = np.exp(log_shrunk - (shift if math.isfinite(shift) else 0.0))  # [R], or [S] for the slate product
     if spec.pseudo_inverse:
         weights = 1 - sizes + log.slate_sums(weights)  # [S]; may be negative
-    if weights.size == log.num_responses and spec.weighting == "response" and not spec.pseudo_inverse:
-        numerators = log.slate_sums(weights[:, None] * known.residual) / sizes[:, None]
-        masses = log.slate_sums(weights) / sizes
-    else:
-        numerators = weights[:, None] * log.slate_sums(known.residual) / sizes[:, None]
+    if spec.pseudo_inverse or spec.weighting == "slate":
+        numerators = weights[:, None] * log.slate_sums(residual) / sizes[:, None]
         masses = weights
+    else:
+        numerators = log.slate_sums(weights[:, None] * residual) / sizes[:, None]
+        masses = log.slate_sums(weights) / sizes
     denominators = masses if spec.self_normalize else np.ones_like(masses)
     return Ratios(log.cluster_sums(numerators)[None], log.cluster_sums(denominators)[None])
 
@@ -207,17 +211,15 @@ def _shrinkage(
                 f"queries, this log has {log.num_clusters}"
             )
         candidates = ladder(kind, log_w)
-        total = np.array([[1.0], [diversity_weight]])
+        total = known.residual @ np.array([[1.0], [diversity_weight]])  # [R, 1]
         with np.errstate(over="ignore", invalid="ignore"):
             each = [
-                quantities(
-                    _correction(log, candidate.log(log_w), known, METHODS["ips"]).combine(total), Confidence(level=0.8)
-                )[0]
+                quantities(_correction(log, candidate.log(log_w), total, METHODS["ips"]), Confidence(level=0.8))[0]
                 for candidate in candidates
             ]
         shrink = candidates[slope([q.value for q in each], [q.high - q.value for q in each])]
     with np.errstate(over="ignore", invalid="ignore"):
-        return shrink, {"lam": shrink.lam, "bias_bound": bias_bound(log_w, shrink, known.residual[:, 0])}
+        return shrink, {"lam": shrink.lam, "utility_bias_bound": bias_bound(log_w, shrink, known.residual[:, 0])}
 
 
 def _direct(
@@ -236,7 +238,11 @@ def _direct(
             f"diversity_weight {diversity_weight:g}, got none; pass it, or diversity_weight=0"
         )
     diversity = np.zeros(log.num_slates) if predictions.target_diversity is None else predictions.target_diversity
-    findings: list[tuple[Verdict, str]] = [("caution", "rests on the reward model alone: its bias shows nowhere")]
+    rewards = reward_parts(log, policy, diversity_form=diversity_form, length_normalize=length_normalize)
+    log_w = log_weights(log, policy, "response", length_normalize=length_normalize)
+    with np.errstate(over="ignore", invalid="ignore"):
+        correction = _correction(log, log_w, _known(log, rewards, predictions).residual, METHODS["dr"])
+        error = float(np.sqrt(correction.covariance()[0, 0]))
     options: dict[str, Any] = {
         "diversity_weight": diversity_weight,
         "diversity_form": diversity_form,
@@ -250,7 +256,7 @@ def _direct(
         _mean(log, np.stack([predictions.target, diversity], axis=1)),
         diversity_weight=diversity_weight,
         diagnostics=None,
-        findings=findings,
+        findings=model_findings(float(correction.values()[0]), error),
         options=options,
         labels=("model-based",),
         utility_range=log.utility_range,

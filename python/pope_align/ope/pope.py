@@ -60,13 +60,14 @@ def pope_value(
         log, policy, utility_form=utility_form, diversity_form=diversity_form, length_normalize=length_normalize
     )
     log_w = log_weights(log, policy, weighting, length_normalize=length_normalize)
-    log_omega = log_w if shrink is None else shrink.log(log_w)
-    if weighting != "response":
-        log_omega = log.per_response(log_omega)
-    with np.errstate(over="ignore"):
-        parts = weighted_ratios(log, log_omega, rewards, normalization)
+    unshrunk = None
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = weighted_ratios(log, log_w if shrink is None else shrink.log(log_w), rewards, normalization)
+        if shrink is not None:
+            unshrunk = weighted_ratios(log, log_w, rewards, normalization)
     diagnostics = diagnose(log, policy, weighting=weighting, length_normalize=length_normalize, shrink=shrink)
     self_normalized = normalization != "none"
+    tempered = normalization == "slate" or (weighting == "geometric" and log.num_responses > log.num_slates)
     return finish(
         log,
         policy,
@@ -75,11 +76,12 @@ def pope_value(
         diversity_weight=diversity_weight,
         diagnostics=diagnostics,
         findings=[
-            *propensity_findings(log, policy, length_normalize),
+            *propensity_findings(log, policy, length_normalize, tempered),
             *weight_findings(diagnostics, self_normalized=self_normalized, clipped=clip is not None),
         ],
         options=_options(objective, length_normalize),
-        labels=labels(log, length_normalize=length_normalize, shrink=shrink, self_normalized=self_normalized),
+        labels=labels(log, biased=length_normalize or tempered, shrink=shrink, self_normalized=self_normalized),
+        unshrunk=unshrunk,
         confidence=confidence,
         utility_range=log.utility_range if utility_form == "feedback" else None,
         row_ranges=contribution_ranges(log, clip, diversity_weight, confidence)
@@ -105,12 +107,14 @@ def reward_parts(
 
 def weighted_ratios(
     log: LoggedSlates,
-    log_omega: Floats,  # [R]
+    log_omega: Floats,  # [R], or [S] for weights that a slate shares
     rewards: Floats,  # [R, P]
     normalization: Normalization,
 ) -> Ratios:
     """The weighted means of rewards as sums over clusters. Source: method.md, Eqs. (6)-(10)."""
     sizes = log.sizes.astype(np.float64)
+    if log_omega.size != log.num_responses:
+        log_omega = log.per_response(log_omega)
     top = np.zeros(log.num_slates)  # a quotient stays the same when the weights are scaled before they can underflow
     if normalization == "slate":
         top = np.maximum.reduceat(log_omega, log.slate_offsets[:-1])
@@ -126,9 +130,9 @@ def weighted_ratios(
     return Ratios(log.cluster_sums(numerators)[None], log.cluster_sums(denominators)[None])
 
 
-def labels(log: LoggedSlates, *, length_normalize: bool, shrink: Shrink | None, self_normalized: bool) -> Iterator[str]:
+def labels(log: LoggedSlates, *, biased: bool, shrink: Shrink | None, self_normalized: bool) -> Iterator[str]:
     """What must stand beside the number wherever it is shown."""
-    if length_normalize:
+    if biased:
         yield "biased, variance-reduced"
     if shrink is not None:
         yield f"{shrink.kind} {shrink.lam:g}: biased towards the unweighted part"

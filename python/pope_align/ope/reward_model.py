@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.schema import Slate, Turn
+from ..data.schema import Slate
+from ..generations import completion_text, prompt_text
 from ._checks import Floats, Integers
 from .log import LoggedSlates
 from .predictions import Predictions
@@ -55,9 +54,11 @@ def fit_predictions(
     """
     slates = _texts(log, samples)
     if embed is None:
-        embed = cast(Embed, importlib.import_module("pope_align.metrics.embeddings").embed)
+        from ..metrics.embeddings import Embedder
+
+        embed = Embedder()
     fold = _deal(_queries(slates, log.clusters), folds, seed)  # [S]
-    logged = _features(slates, [[_text(c) for c in slate.completions] for slate in slates], embed)
+    logged = _features(slates, [[completion_text(c) for c in slate.completions] for slate in slates], embed)
     fresh = _features(slates, samples, embed)
     owner = np.repeat(np.arange(log.num_slates), [len(of_slate) for of_slate in samples])
     fold_of_response = np.repeat(fold, log.sizes)
@@ -89,14 +90,14 @@ def predict_with(
         log, samples, target_diversity: as in `fit_predictions`.
     """
     slates = _texts(log, samples)
-    prompts = [_text(slate.prompt) for slate in slates]
+    prompts = [prompt_text(slate.prompt) for slate in slates]
 
     def of(responses: Sequence[Sequence[str]]) -> Floats:
         repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
         return np.asarray(predict(repeated, [text for texts in responses for text in texts]), dtype=np.float64)
 
     owner = np.repeat(np.arange(log.num_slates), [len(of_slate) for of_slate in samples])
-    logged = of([[_text(c) for c in slate.completions] for slate in slates])
+    logged = of([[completion_text(c) for c in slate.completions] for slate in slates])
     target = np.bincount(owner, of(samples)) / np.bincount(owner)
     return Predictions(logged, target, target_diversity, source)
 
@@ -112,14 +113,10 @@ def _texts(log: LoggedSlates, samples: Sequence[Sequence[str]]) -> tuple[Slate, 
     return log.slates
 
 
-def _text(value: str | list[Turn]) -> str:
-    return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
-
-
 def _features(slates: Sequence[Slate], responses: Sequence[Sequence[str]], embed: Embed) -> Floats:
     """``[n, 2 d + 1]``: embedding of the prompt, of the response, and the logarithm of its length."""
     texts = [text for of_slate in responses for text in of_slate]
-    prompts = np.asarray(embed([_text(slate.prompt) for slate in slates]), dtype=np.float64)
+    prompts = np.asarray(embed([prompt_text(slate.prompt) for slate in slates]), dtype=np.float64)
     prompts = np.repeat(prompts, [len(of_slate) for of_slate in responses], axis=0)
     lengths = np.log1p([len(text) for text in texts])
     return np.column_stack([prompts, np.asarray(embed(texts), dtype=np.float64), lengths])

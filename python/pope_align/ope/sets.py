@@ -60,7 +60,7 @@ def set_value(
             *weight_findings(diagnostics, self_normalized=True, clipped=False),
         ],
         options={"reward": name, "length_normalize": length_normalize},
-        labels=labels(log, length_normalize=length_normalize, shrink=None, self_normalized=True),
+        labels=labels(log, biased=length_normalize, shrink=None, self_normalized=True),
         confidence=confidence,
     )
 

@@ -32,3 +32,11 @@ HIGH_CLIP_FRACTION = 0.10
 
 #: Correlation of log-weight and length above which the estimate mostly compares lengths.
 HIGH_LENGTH_CORRELATION = 0.80
+
+#: What clipping or shrinking moves the estimate by, and one standard error of that, in standard errors of the estimate:
+#: half of one costs a 95% interval three points of coverage. Above the second, the bias alone leaves the interval.
+HIGH_SHRINKAGE_BIAS = 0.5
+MAX_SHRINKAGE_BIAS = 3.0
+
+#: Standard errors by which the logged responses may contradict the reward model of the direct method.
+MAX_MODEL_BIAS_Z = 3.0

@@ -36,7 +36,9 @@ def log_findings(log: LoggedSlates) -> Iterator[_Finding]:
         yield "caution", f"only {clusters} independent queries"
 
 
-def propensity_findings(log: LoggedSlates, policy: str, length_normalize: bool) -> Iterator[_Finding]:
+def propensity_findings(
+    log: LoggedSlates, policy: str, length_normalize: bool, tempered: bool = False
+) -> Iterator[_Finding]:
     """What the propensities allow: weights that are no importance weights leave a bias no diagnostic sees."""
     for difference in provenance_differences(log.logging.provenance, log.scores(policy).provenance):
         yield "caution", difference
@@ -48,6 +50,8 @@ def propensity_findings(log: LoggedSlates, policy: str, length_normalize: bool) 
         yield "caution", "the log does not say how its propensities were obtained"
     if length_normalize:
         yield "caution", "length-normalised weights are biased by an unknown amount"
+    if tempered:
+        yield "caution", "weights tempered or normalised within a slate are biased by an unknown amount"
 
 
 def weight_findings(diagnostics: Diagnostics, *, self_normalized: bool, clipped: bool) -> Iterator[_Finding]:
@@ -89,6 +93,24 @@ def weight_findings(diagnostics: Diagnostics, *, self_normalized: bool, clipped:
         yield "caution", f"{d.clip_fraction:.0%} of the weights were cut"
     if abs(d.length_correlation) > limit.HIGH_LENGTH_CORRELATION:
         yield "caution", f"log-weights follow length (correlation {d.length_correlation:.2f})"
+
+
+def shrinkage_findings(bias: float, bias_error: float, standard_error: float) -> Iterator[_Finding]:
+    """Shrinking trades a bias that the interval does not cover for variance; the raw weights tell how large it is."""
+    moved = f"clipping or shrinking moves the estimate by {bias:+.3g} (standard error {bias_error:.3g})"
+    if not math.isfinite(bias) or not math.isfinite(bias_error):
+        yield "caution", "clipping or shrinking moves the estimate by an unknown amount"
+    elif abs(bias) - 2 * bias_error > limit.MAX_SHRINKAGE_BIAS * standard_error:
+        yield "refuse", f"{moved}, far more than its own standard error {standard_error:.3g}"
+    elif abs(bias) + bias_error > limit.HIGH_SHRINKAGE_BIAS * standard_error:
+        yield "caution", f"{moved}, which its interval does not cover"
+
+
+def model_findings(correction: float, error: float) -> Iterator[_Finding]:
+    """The direct method shows no bias of its own; the correction that a doubly robust estimate would make does."""
+    yield "caution", "rests on the reward model alone: its interval does not cover the model's bias"
+    if math.isfinite(error) and abs(correction) > limit.MAX_MODEL_BIAS_Z * error:
+        yield "refuse", f"the logged responses contradict the reward model by {correction:+.3g} (+-{error:.2g})"
 
 
 def finite_findings(name: str, *numbers: float) -> Iterator[_Finding]:

@@ -5,12 +5,16 @@ Reviews and item metadata are given together, in any number of files and any ord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from ..feedback import shrunk_rate
 from ..pieces import Piece, Response, unescaped
 from ..records import Record
 from .base import Format, Nothing, per_record
+
+#: What the collection of 2023 left of the markup.
+_BREAK = re.compile(r"<br ?/?>")
 
 
 def review_2014(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
@@ -57,7 +61,7 @@ def review(
 ) -> list[Piece]:
     seconds = record.optional_number(time)
     response = Response(
-        completion=unescaped(record.optional_text(text) or ""),
+        completion=_BREAK.sub("\n", unescaped(record.optional_text(text) or "")),
         score=score,
         user=record.name(user),
         timestamp=seconds / 1000 if seconds is not None and milliseconds else seconds,

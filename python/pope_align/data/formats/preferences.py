@@ -13,18 +13,20 @@ from .instructions import text_key
 
 
 def preference(record: Record, feedback: str) -> Iterable[Piece]:
-    """``prompt``, ``chosen`` and ``rejected``, as text or as turns; without ``prompt`` it is what both begin with."""
+    """``prompt``, ``chosen`` and ``rejected``, as text or as turns; without ``prompt`` it is what both begin with.
+
+    The score is ``score_chosen`` or ``score_rejected``, or else 1 or 0: over several pairs, the share that was won.
+    """
     chosen, rejected = record.required("chosen"), record.required("rejected")
     prompt: str | list[dict[str, str]]
     if record.get("prompt") is None:
         prompt, chosen, rejected = _split(record, chosen, rejected)
     else:
         prompt = _prompt(record, record.get("prompt"))
-    scores = [record.optional_number(f"score_{side}") for side in ("chosen", "rejected")]
-    good, bad = (1.0, 0.0) if None in scores else (scores[0], scores[1])
+    scored = "score_chosen" in record or "score_rejected" in record
     responses = [
-        Response(_answer(record, "chosen", chosen), good or 0.0),
-        Response(_answer(record, "rejected", rejected), bad or 0.0),
+        Response(_answer(record, side, answer), record.number(f"score_{side}") if scored else won)
+        for side, answer, won in (("chosen", chosen, 1.0), ("rejected", rejected, 0.0))
     ]
     return [Piece(text_key(spelled(prompt)), prompt=prompt, responses=responses)]
 
@@ -132,6 +134,7 @@ PREFERENCE = Format(
     ("preference",),
     per_record(preference),
     scattered=True,
+    repeats="mean",
 )
 UNPAIRED = Format(
     "unpaired",
@@ -161,4 +164,5 @@ HH_RLHF = Format(
     ("preference",),
     per_record(hh_rlhf),
     scattered=True,
+    repeats="mean",
 )

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from ..pieces import Piece, Response, html_to_text, unescaped
+from ..pieces import Piece, Response, html_to_text
 from ..records import Record
 from .base import Format, Nothing, per_record
 
 
 def post(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
-    """Questions (``PostTypeId`` 1) are prompts, answers (2) respond to their ``ParentId``; bodies are HTML."""
+    """Questions (``PostTypeId`` 1) are prompts, answers (2) respond to their ``ParentId``; bodies are HTML.
+
+    The folder of ``Posts.xml`` names the site: every site numbers its posts from 1.
+    """
+    site = Path(record.source).parent.name
     kind = record.name("PostTypeId")
     if kind == "1":
         prompt = f"{record.text('Title')}\n{html_to_text(record.text('Body'))}"
-        return [Piece(record.name("Id"), prompt=prompt.strip(), user=record.optional_name("OwnerUserId"))]
+        return [Piece(f"{site}/q/{record.name('Id')}", prompt=prompt.strip(), user=record.optional_name("OwnerUserId"))]
     if kind != "2":
         return Nothing("post that is neither question nor answer")
     response = Response(
         completion=html_to_text(record.text("Body")),
         score=record.number("Score"),
-        responder=f"a/{record.name('Id')}",
+        responder=f"{site}/a/{record.name('Id')}",
         user=record.optional_name("OwnerUserId"),
         timestamp=record.date("CreationDate") if "CreationDate" in record else None,
     )
-    return [Piece(record.name("ParentId"), responses=[response])]
+    return [Piece(f"{site}/q/{record.name('ParentId')}", responses=[response])]
 
 
 def question(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
-    """``{"qid", "question", "answers": [{"answer_id", "author", "pm_score", "text"}, ...]}``."""
+    """``qid``, ``question``, ``answers`` with ``pm_score`` and ``text``; the first of ``metadata`` is the URL."""
+    links = record.get("metadata")
+    key = links[0] if isinstance(links, list) and links and isinstance(links[0], str) else record.name("qid")
     responses = [
         Response(
             completion=html_to_text(answer.text("text")),
@@ -38,7 +45,7 @@ def question(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
         )
         for answer in record.records("answers")
     ]
-    return [Piece(record.name("qid"), prompt=unescaped(html_to_text(record.text("question"))), responses=responses)]
+    return [Piece(key, prompt=html_to_text(record.text("question")), responses=responses)]
 
 
 STACKEXCHANGE = Format(

@@ -1,0 +1,253 @@
+"""The POPE loss on a GPU against what others offer for the same job, side by side in one run: time and peak memory.
+
+``pytest benchmarks/bench_gpu.py`` writes ``results/gpu-*.json``. Every row is checked against the plain composition on
+a small problem before it is timed; a rival that does not import or does not agree is skipped with its reason, which the
+results keep. Times are of CUDA events, the median of ten rounds after three of
+warm-up, with the quartiles; a round takes the next of several problems that together exceed the last-level cache four
+times. The rates of a matrix product and of a copy are measured in the same run, and floors are stated in them.
+
+Without a GPU only the checks run, on CPU tensors, for the rivals that take them.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from harness import Problem, Shape
+from rivals_gpu import PLAIN, RIVALS, Case
+
+from pope_core import offsets_from_lengths
+from pope_core.slates import segment_ids
+
+GPU = torch.cuda.is_available()
+ROUNDS, WARM_UP = 10, 3
+
+
+class Workload(NamedTuple):
+    """A shape and how its tokens fall into responses: equal lengths, or the long-tailed ones of real answers."""
+
+    shape: Shape
+    ragged: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.shape}{', ragged' if self.ragged else ''}"
+
+
+WORKLOADS = {
+    "logits": [Workload(Shape(8192, 128256, 0)), Workload(Shape(8192, 128256, 0), ragged=True)],
+    "hidden": [
+        Workload(Shape(8192, 128256, 2048)),
+        Workload(Shape(8192, 128256, 4096)),
+        Workload(Shape(8192, 262144, 2304)),
+        Workload(Shape(8192, 128256, 2048), ragged=True),
+    ],
+}
+TINY = Workload(Shape(96, 257, 64), ragged=True)
+
+
+def lengths_of(workload: Workload, generator: torch.Generator) -> list[int]:
+    """Tokens per response: 128 each, or log-normal with median 100 and a tail to 1000, cut to the total."""
+    total = workload.shape.tokens
+    if not workload.ragged:
+        return [min(128, total)] * (total // min(128, total))
+    lengths: list[int] = []
+    while (left := total - sum(lengths)) > 0:
+        draw = float(torch.empty(()).log_normal_(4.6, 0.8, generator=generator))
+        lengths.append(min(left, max(4, min(1000, int(draw * min(1.0, total / 1024))))))
+    return lengths
+
+
+def make_case(source: str, workload: Workload, trainable: bool, device: str, seed: int) -> Case:
+    """bfloat16 leaves, as training has them; logits about as peaked as a trained model's."""
+    shape = workload.shape
+    host = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*size: int, scale: float, grad: bool = True) -> torch.Tensor:
+        values = torch.empty(size, dtype=torch.bfloat16, device=device)
+        return values.normal_(0.0, scale, generator=generator).requires_grad_(grad)
+
+    if source == "logits":
+        leaves = [normal(shape.tokens, shape.vocab, scale=2.0)]
+    else:
+        hidden = normal(shape.tokens, shape.width, scale=1.0)
+        leaves = [hidden, normal(shape.vocab, shape.width, scale=2.0 * shape.width**-0.5, grad=trainable)]
+    response_offsets = offsets_from_lengths(lengths_of(workload, host)).to(device)
+    responses = response_offsets.numel() - 1
+    sizes = [4] * (responses // 4) + [responses % 4] * (responses % 4 > 0)
+    slate_offsets = offsets_from_lengths(sizes).to(device)
+    problem = Problem(
+        leaves=leaves,
+        labels=torch.randint(0, shape.vocab, (shape.tokens,), generator=generator, device=device),
+        response_offsets=response_offsets,
+        logging_logprobs=torch.full((responses,), -13.0, device=device),
+        utility=torch.rand(responses, generator=generator, device=device),
+        slate_offsets=slate_offsets,
+    )
+    return Case(problem, segment_ids(response_offsets, shape.tokens), segment_ids(slate_offsets, responses))
+
+
+def gradients(case: Case, loss: torch.Tensor) -> list[torch.Tensor]:
+    wanted = [leaf for leaf in case.problem.leaves if leaf.requires_grad]
+    return list(torch.autograd.grad(loss, wanted))
+
+
+def check(source: str, name: str, trainable: bool, device: str) -> None:
+    """Loss and gradients against the plain composition of float64 copies: no worse than three times bfloat16's own."""
+    case = make_case(source, TINY, trainable, device, seed=1)
+    precise = make_case(source, TINY, trainable, device, seed=1)
+    precise.problem.leaves = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in case.problem.leaves]
+    truth, plain, actual = (
+        f(c) for f, c in ((PLAIN[source], precise), (PLAIN[source], case), (RIVALS[source][name], case))
+    )
+    pairs = [(truth, plain, actual), *zip(gradients(precise, truth), gradients(case, plain), gradients(case, actual))]
+    for triple in pairs:
+        expected, reference, got = (tensor.detach() for tensor in triple)
+        scale = float(expected.abs().max())
+        error = float((got.double() - expected).abs().max()) / scale
+        allowed = 3 * float((reference.double() - expected).abs().max()) / scale + 2e-2
+        assert error <= allowed, f"{name}: error {error:.2e} of the largest element, allowed {allowed:.2e}"
+
+
+def can_run(source: str, name: str, trainable: bool, device: str) -> str | None:
+    """None, or why a rival cannot take part."""
+    try:
+        check(source, name, trainable, device)
+    except Exception as error:  # whatever a rival raises is its reason
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+    return None
+
+
+# --- measurements ---
+
+
+def event_times(work: Callable[[int], object], rounds: int = ROUNDS) -> list[float]:
+    """Milliseconds of each round."""
+    for i in range(WARM_UP):
+        work(i)
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
+    for i, (start, stop) in enumerate(marks):
+        start.record()
+        work(i)
+        stop.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(stop) for start, stop in marks]
+
+
+def spread(times: list[float]) -> dict[str, Any]:
+    low, median, high = statistics.quantiles(times, n=4)
+    return {"median_ms": median, "quartiles_ms": [low, high], "best_ms": min(times), "rounds": len(times)}
+
+
+@functools.cache
+def device_rates() -> dict[str, float]:
+    """TFLOP/s of a bfloat16 product and TB/s of a copy, both on random data, here and now."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    product = statistics.median(event_times(lambda _: torch.mm(a, b, out=out)))
+    source = torch.randn(1 << 29, device="cuda", dtype=torch.float32)
+    target = torch.empty_like(source)
+    copy = statistics.median(event_times(lambda _: target.copy_(source)))
+    return {"gemm_tflops": 2 * 8192**3 / product / 1e9, "copy_tbps": 2 * source.nbytes / copy / 1e9}
+
+
+def floor_ms(source: str, shape: Shape, trainable: bool, backward: bool) -> float:
+    """The least that any implementation spends: bytes of the logits, or FLOP of the products."""
+    rates = device_rates()
+    if source == "logits":
+        passes = 3 if backward else 1
+        return passes * shape.tokens * shape.vocab * 2 / rates["copy_tbps"] / 1e9
+    products = 1 + (backward and (2 if trainable else 1))
+    return products * 2 * shape.tokens * shape.vocab * shape.width / rates["gemm_tflops"] / 1e9
+
+
+def cases_beyond_cache(source: str, workload: Workload, trainable: bool) -> list[Case]:
+    first = make_case(source, workload, trainable, "cuda", seed=0)
+    size = sum(leaf.nbytes for leaf in first.problem.leaves)
+    copies = -(-4 * torch.cuda.get_device_properties("cuda").L2_cache_size // size)
+    return [first, *(make_case(source, workload, trainable, "cuda", seed) for seed in range(1, copies))]
+
+
+def measure(source: str, name: str, cases: list[Case], backward: bool) -> dict[str, Any]:
+    rival = RIVALS[source][name]
+
+    def work(i: int) -> None:
+        case = cases[i % len(cases)]
+        if backward:
+            gradients(case, rival(case))
+        else:
+            with torch.no_grad():
+                rival(case)
+
+    work(0)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work(0)
+    torch.cuda.synchronize()
+    held = sum(leaf.nbytes for leaf in cases[0].problem.leaves if leaf.requires_grad) if backward else 0
+    return {
+        **spread(event_times(work)),
+        "peak_bytes": torch.cuda.max_memory_allocated() - before,
+        "gradient_bytes": held,
+    }
+
+
+ROWS = [
+    (source, workload, trainable, backward, name)
+    for source, workloads in WORKLOADS.items()
+    for workload in workloads
+    for trainable in ((True,) if source == "logits" else (True, False))
+    for backward in (False, True)
+    if trainable or backward
+    for name in RIVALS[source]
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="no CUDA device")
+@pytest.mark.parametrize(("source", "workload", "trainable", "backward", "name"), ROWS, ids=str)
+def bench_gpu_loss(
+    record_gpu: Callable[..., None], source: str, workload: Workload, trainable: bool, backward: bool, name: str
+) -> None:
+    row = {
+        "source": source,
+        "name": name,
+        "shape": workload.shape._asdict(),
+        "ragged": workload.ragged,
+        "dtype": "bfloat16",
+        "trainable": trainable,
+        "backward": backward,
+        "floor_ms": floor_ms(source, workload.shape, trainable, backward),
+    }
+    if (reason := can_run(source, name, trainable, "cuda")) is not None:
+        record_gpu(**row, skipped=reason)
+        pytest.skip(reason)
+    cases = cases_beyond_cache(source, workload, trainable)
+    try:
+        row |= measure(source, name, cases, backward)
+    except torch.cuda.OutOfMemoryError as error:
+        record_gpu(**row, skipped="out of memory")
+        pytest.skip(str(error).splitlines()[0])
+    record_gpu(**row, fraction_of_floor=row["floor_ms"] / row["median_ms"])
+
+
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+@pytest.mark.parametrize(("source", "name"), [(source, name) for source in RIVALS for name in RIVALS[source]], ids=str)
+def bench_rivals_agree(source: str, name: str, trainable: bool) -> None:
+    """Every rival that runs here computes the plain composition's loss and gradients."""
+    if source == "logits" and not trainable:
+        pytest.skip("logits have no head to freeze")
+    if name.startswith("pope_core") and not GPU:
+        pytest.skip("no CUDA device")
+    try:
+        check(source, name, trainable, "cuda" if GPU else "cpu")
+    except AssertionError:
+        raise
+    except Exception as error:
+        pytest.skip(f"{type(error).__name__}: {str(error)[:200]}")

@@ -1,0 +1,28 @@
+"""The portable GPU backend: every function of ``pope_core.backends.Kernels``, in Triton.
+
+``TRITON_INTERPRET=1``, set before Python starts, runs the same kernels on CPU tensors, slowly: that is how machines
+without a GPU test them.
+"""
+
+from ..products import add_outer, back_project, empty_large, project
+from ..seam import composed
+from .objective import slate_objective
+from .probe import probe
+from .rows import logit_gradient, token_logprobs
+from .segments import response_sums, token_coefficients
+
+group_coefficients = composed(response_sums, slate_objective, token_coefficients)
+
+__all__ = [
+    "add_outer",
+    "back_project",
+    "empty_large",
+    "group_coefficients",
+    "logit_gradient",
+    "probe",
+    "project",
+    "response_sums",
+    "slate_objective",
+    "token_coefficients",
+    "token_logprobs",
+]

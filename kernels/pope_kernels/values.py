@@ -1,0 +1,77 @@
+"""What every backend shares: the codes of dtypes and options, and what one evaluation of the objective gives."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+WEIGHTINGS = {"response": 0, "slate": 1, "geometric": 2}
+NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
+UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
+DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
+
+#: Without a clip, a log-weight above this bound is an error: exp(80) is 5.5e34, no longer a weight anyone meant.
+MAX_LOG_WEIGHT = 80.0
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 inputs, float32 for every other."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class ObjectiveOptions(NamedTuple):
+    """``pope_core.types.Objective`` as the kernels take it: validated, and with a number of slates."""
+
+    diversity_weight: float
+    weighting: str
+    normalization: str
+    clip: float | None
+    utility_form: str
+    diversity_form: str
+    num_slates: int
+
+    @property
+    def log_clip(self) -> float:
+        return math.inf if self.clip is None else math.log(self.clip)
+
+
+class SlateValues(NamedTuple):
+    """What one evaluation of the objective gives, all on the device of its inputs: no backend reads a result back."""
+
+    value: torch.Tensor  # []
+    utility_value: torch.Tensor  # []
+    diversity_value: torch.Tensor  # []
+    log_weights: torch.Tensor  # [R] raw
+    weights: torch.Tensor  # [R] as used
+    effective_sample_size: torch.Tensor  # []
+    clip_fraction: torch.Tensor  # []
+    coefficients: torch.Tensor  # [R] float64, dV / d response_logprobs
+    largest_log_weight: torch.Tensor  # [] float64, of the raw weights at the level they act on
+    largest_slate: torch.Tensor  # [] int64
+    sound: torch.Tensor | None  # [] bool, whether the inputs were; None where the host checked them beforehand
+
+    @property
+    def reported(self) -> tuple[torch.Tensor, ...]:
+        """The seven fields that a caller sees, in order."""
+        return self[:7]
+
+
+def new_slate_values(like: torch.Tensor, dtype: torch.dtype) -> SlateValues:
+    """Room for the results on the device of ``like`` [R]: a tensor each, for outputs of an operator may not overlap."""
+    num_responses, new = like.numel(), like.new_empty
+    return SlateValues(
+        value=new((), dtype=dtype),
+        utility_value=new((), dtype=dtype),
+        diversity_value=new((), dtype=dtype),
+        log_weights=new(num_responses, dtype=dtype),
+        weights=new(num_responses, dtype=dtype),
+        effective_sample_size=new((), dtype=dtype),
+        clip_fraction=new((), dtype=dtype),
+        coefficients=new(num_responses, dtype=torch.float64),
+        largest_log_weight=new((), dtype=torch.float64),
+        largest_slate=new((), dtype=torch.int64),
+        sound=new((), dtype=torch.bool),
+    )

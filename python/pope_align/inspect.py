@@ -1,0 +1,232 @@
+"""What a log of slates is like, before anyone trusts it: sizes, lengths, feedback, repeats, overlap, propensities."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._extras import require
+from .data.feedback import UtilityTransform, is_constant, to_utility
+from .data.merge import content, text_of
+from .data.schema import Slate
+from .data.split import slate_group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Propensities:
+    """How well a logging policy knows the responses it is said to have written."""
+
+    how: str
+    model: str
+    responses: int
+    nats_per_token: float | None  # None where the log does not say how many tokens there were
+    per_token: Numbers  # [responses] mean log-probability of each; empty without token counts
+    totals: Numbers  # [responses] nats
+    in_sample: int  # responses that the policy was fitted to
+    cross_fitted: bool
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.nats_per_token is None else float(np.exp(self.nats_per_token))
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A log in numbers.
+
+    Attributes:
+        k, prompt_chars, response_chars, scores, utilities: one number per slate or response.
+        constant: slates whose scores are all equal, so that their utility is the same throughout.
+        repeated_prompts: slates whose prompt came before, in a slate of the same log.
+        repeated_responses: responses whose text came before, anywhere in the log; `in_slate`, in the same slate.
+        groups: distinct groups (`slate_group`).
+        shared_prompts, shared_groups: slates of this log whose prompt or group is also in the log it is compared to.
+        propensities: of each logging policy that scored the log.
+        origins: slates by format and kind of feedback.
+    """
+
+    slates: int
+    responses: int
+    k: Numbers
+    prompt_chars: Numbers
+    response_chars: Numbers
+    scores: Numbers
+    utilities: Numbers
+    transform: UtilityTransform
+    constant: int
+    repeated_prompts: int
+    repeated_responses: int
+    repeated_in_slate: int
+    groups: int
+    shared_prompts: int | None
+    shared_groups: int | None
+    propensities: tuple[Propensities, ...]
+    unscored: int
+    origins: dict[str, int]
+
+
+def inspect_slates(
+    slates: Sequence[Slate], *, transform: UtilityTransform = "minmax", against: Sequence[Slate] | None = None
+) -> Inspection:
+    """Measure a log.
+
+    Args:
+        slates: at least one.
+        transform: of scores to utilities, as training would apply it.
+        against: another log that should share no prompts or groups with this one, such as the training split.
+
+    Raises:
+        ValueError: no slates; scores that ``transform`` refuses.
+    """
+    if not slates:
+        raise ValueError("slates: expected at least one slate, got none")
+    texts = Counter(content(completion).strip() for slate in slates for completion in slate.completions)
+    prompts = Counter(content(slate.prompt) for slate in slates)
+    in_slate = sum(len(s.completions) - len({content(c).strip() for c in s.completions}) for s in slates)
+    groups = {slate_group(slate) for slate in slates}
+    shared_prompts = shared_groups = None
+    if against is not None:
+        other_prompts = {content(slate.prompt) for slate in against}
+        other_groups = {slate_group(slate) for slate in against}
+        shared_prompts = sum(content(slate.prompt) in other_prompts for slate in slates)
+        shared_groups = sum(slate_group(slate) in other_groups for slate in slates)
+    origins = Counter(_origin(slate) for slate in slates)
+    return Inspection(
+        slates=len(slates),
+        responses=sum(len(slate.completions) for slate in slates),
+        k=_numbers(len(slate.completions) for slate in slates),
+        prompt_chars=_numbers(_prompt_chars(slate) for slate in slates),
+        response_chars=_numbers(len(text_of(c)) for slate in slates for c in slate.completions),
+        scores=_numbers(score for slate in slates for score in slate.scores),
+        utilities=np.concatenate([to_utility(slate.scores, transform) for slate in slates]),
+        transform=transform,
+        constant=sum(is_constant(slate.scores) for slate in slates),
+        repeated_prompts=len(slates) - len(prompts),
+        repeated_responses=sum(texts.values()) - len(texts),
+        repeated_in_slate=in_slate,
+        groups=len(groups),
+        shared_prompts=shared_prompts,
+        shared_groups=shared_groups,
+        propensities=tuple(_propensities(slates)),
+        unscored=sum(slate.logging_logprobs is None for slate in slates),
+        origins=dict(origins.most_common()),
+    )
+
+
+def plot_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> None:
+    """Draw the distributions of an `Inspection` into a picture (.png, .pdf, .svg)."""
+    pyplot = require("matplotlib.pyplot", extra="train", purpose="to draw pictures")
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    sizes, responses, prompts, scores, utilities, policies = axes.ravel()
+    _sizes(sizes, inspection.k)
+    _lengths(responses, inspection.response_chars, "length of responses", "responses")
+    _lengths(prompts, inspection.prompt_chars, "length of prompts", "slates")
+    values, heavy = inspection.scores, np.ptp(inspection.scores) > 50
+    shown = np.sign(values) * np.log10(1 + np.abs(values)) if heavy else values
+    scores.hist(shown, bins=_bins(shown))
+    scores.set(title="scores", xlabel="sign(s) log10(1 + |s|)" if heavy else "score", ylabel="responses")
+    utilities.hist(inspection.utilities, bins=np.linspace(0, 1, 26))
+    utilities.set(title=f"utilities ({inspection.transform})", xlabel="utility", ylabel="responses")
+    _policies(policies, inspection.propensities)
+    for panel in axes.ravel():
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def quantiles(values: Numbers) -> tuple[float, float, float, float, float]:
+    """Least, 5%, median, 95%, greatest."""
+    least, low, middle, high, most = np.quantile(values, [0, 0.05, 0.5, 0.95, 1])
+    return float(least), float(low), float(middle), float(high), float(most)
+
+
+def _sizes(axes: Axes, k: Numbers) -> None:
+    largest = int(k.max())
+    if largest <= 24:
+        numbers, counts = np.unique(k, return_counts=True)
+        axes.bar(numbers, counts)
+        axes.set_xticks(range(1, largest + 1))
+    else:
+        axes.hist(k, bins=_bins(k))
+    axes.set(title="responses per slate", xlabel="k", ylabel="slates")
+
+
+def _lengths(axes: Axes, characters: Numbers, title: str, unit: str) -> None:
+    ticker = require("matplotlib.ticker", extra="train", purpose="to draw pictures")
+    low, high = max(characters.min(), 1), max(characters.max(), 2)
+    axes.hist(np.maximum(characters, 1), bins=np.geomspace(low, high * 1.001, _bins(characters) + 1).tolist())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set(title=title, xlabel="characters", ylabel=unit)
+
+
+def _policies(axes: Axes, policies: Sequence[Propensities]) -> None:
+    axes.set(title="logging policy", xlabel="mean log-probability per token (nats)", ylabel="responses")
+    scored = [policy for policy in policies if policy.per_token.size]
+    for policy in scored:
+        label = f"{policy.how}: {policy.nats_per_token:.2f} nats per token"
+        axes.hist(policy.per_token, bins=_bins(policy.per_token), alpha=0.6, label=label)
+    if scored:
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # room for the legend
+        axes.legend(frameon=False, fontsize="small")
+    else:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no log-probabilities per token", ha="center", va="center", transform=axes.transAxes)
+
+
+def _bins(values: Numbers) -> int:
+    return int(np.clip(np.sqrt(values.size), 8, 40))
+
+
+def _propensities(slates: Sequence[Slate]) -> list[Propensities]:
+    by_policy: dict[tuple[str, str], list[Slate]] = {}
+    for slate in slates:
+        if slate.logging_logprobs is not None:
+            policy = slate.logging_policy or {"how": "recorded"}
+            by_policy.setdefault((str(policy.get("how")), str(policy.get("model") or "unknown")), []).append(slate)
+    return [_of_policy(how, model, scored) for (how, model), scored in by_policy.items()]
+
+
+def _of_policy(how: str, model: str, slates: Sequence[Slate]) -> Propensities:
+    totals = _numbers(total for slate in slates for total in slate.logging_logprobs or [])
+    tokens = _numbers(n for slate in slates for n in slate.completion_tokens or [])
+    counted = tokens.size == totals.size
+    fits: list[dict[str, Any]] = [fit for slate in slates if (fit := (slate.logging_policy or {}).get("fit"))]
+    return Propensities(
+        how=how,
+        model=model,
+        responses=totals.size,
+        nats_per_token=-float(totals.sum() / tokens.sum()) if counted else None,
+        per_token=totals / tokens if counted else _numbers(()),
+        totals=totals,
+        in_sample=sum(fit["in_sample"] for fit in fits),
+        cross_fitted=len(fits) == len(slates) and all(fit["folds"] is not None for fit in fits),
+    )
+
+
+def _origin(slate: Slate) -> str:
+    origin = slate.origin or {}
+    return f"{origin.get('format', 'unknown')}: {origin.get('feedback', 'unknown')}"
+
+
+def _prompt_chars(slate: Slate) -> int:
+    if isinstance(slate.prompt, str):
+        return len(slate.prompt)
+    return sum(len(turn["content"]) for turn in slate.prompt)
+
+
+def _numbers(values: Any) -> Numbers:
+    return np.asarray([*values], dtype=np.float64)

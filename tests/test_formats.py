@@ -1,0 +1,259 @@
+"""Every format on a few lines in its original form: golden slates, exact counts, and errors that name the place."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from pope_align.data import SlateError, read_slates
+from pope_align.data.convert import ConvertOptions, convert
+from pope_align.data.formats import FORMATS, Source
+from pope_align.data.records import read_records
+
+FIXTURES = Path(__file__).parent / "formats"
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "formats.json").read_text(encoding="utf-8"))
+OPTIONS = {
+    "table": {
+        "mapping": {
+            "prompt": "question",
+            "completion": "answer",
+            "score": "stars",
+            "key": "ticket",
+            "responder": "agent",
+            "logging_logprob": "lp",
+            "completion_tokens": "n",
+        }
+    }
+}
+
+
+def inputs(name: str) -> list[Path]:
+    (folder,) = [FIXTURES / name] if name != "stackexchange" else FIXTURES.glob("stackexchange/*")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_gives_its_golden_slates_and_counts(name: str, tmp_path: Path) -> None:
+    report = convert(name, inputs(name), tmp_path / "slates.jsonl", ConvertOptions(**OPTIONS.get(name, {})))
+    rows = [json.loads(line) for line in (tmp_path / "slates.jsonl").read_text(encoding="utf-8").splitlines()]
+    golden = GOLDEN[name]
+    assert rows == golden["slates"]
+    assert dict(report.without_response) == golden["without_response"]
+    assert {reason: n for reason, n in report.responses_dropped.items() if n} == golden["responses_dropped"]
+    assert report.responses_read == report.responses_kept + sum(report.responses_dropped.values())
+    assert len(read_slates(tmp_path / "slates.jsonl")) == report.slates_kept
+    written = json.loads((tmp_path / "slates.report.json").read_text())
+    assert (written["format"], written["responses_kept"]) == (name, report.responses_kept)
+
+
+FEEDBACK = {
+    ("amazon-2014", "shrunk_rate"): [2 / 3, 96 / 102, 3 / 6],
+    ("amazon-2014", "stars"): [5, 3, 1],
+    ("amazon-2018", "stars"): [5, 4, 2],
+    ("amazon-2023", "stars"): [5, 1],
+    ("ultrafeedback", "fine_grained"): [4.75, 1.5],
+    ("ultrafeedback", "mean_aspect"): [4.75, 4 / 3],
+    ("polis", "utilitarian"): [(3 / 4 + 2 / 4) / 2, (2 / 3 + 1 / 4) / 2],
+    ("polis", "maximin"): [2 / 4, 1 / 4],
+    ("polis", "nash"): [(3 / 4 * 2 / 4) ** 0.5, (2 / 3 * 1 / 4) ** 0.5],
+}
+
+
+def test_every_kind_of_feedback_is_checked_by_hand() -> None:
+    offered = {(entry.name, kind) for entry in FORMATS.values() for kind in entry.feedback[1:]}
+    assert offered == set(FEEDBACK)
+
+
+@pytest.mark.parametrize(("name", "feedback"), FEEDBACK)
+def test_other_feedback_by_hand(name: str, feedback: str, tmp_path: Path) -> None:
+    convert(name, inputs(name), tmp_path / "slates.jsonl", ConvertOptions(feedback=feedback))
+    slate = read_slates(tmp_path / "slates.jsonl")[0]
+    assert slate.scores == pytest.approx(FEEDBACK[name, feedback])
+    assert slate.origin["feedback"] == feedback
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+LINES = [name for name in FORMATS if any(path.suffix in (".jsonl", ".json") for path in inputs(name))]
+
+
+def json_records(name: str) -> Iterator[dict[str, Any]]:
+    """The records of a format's fixtures, reviews and comments before what they belong to."""
+    for path in sorted(inputs(name), key=lambda path: path.name.startswith(("meta", "sub"))):
+        if path.suffix in (".jsonl", ".json"):
+            yield from (dict(record.values) for record in read_records(path))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_field_of_a_wrong_type_is_named_or_fine_but_never_a_crash(name: str, tmp_path: Path) -> None:
+    """Every field of every record, replaced by values of every JSON type."""
+    path = tmp_path / "changed.jsonl"
+    errors: list[str] = []
+    for record in json_records(name):
+        for field in record:
+            values = (None, 7, -0.5, True, "", "x", [], [1], ["a", "b"], [{}], {}, {"a": 1}, float("nan"))
+            path.write_text("".join(json.dumps({**record, field: value}) + "\n" for value in values))
+            for feedback in FORMATS[name].feedback:
+                source = Source([path], skip_bad_rows=True)
+                list(FORMATS[name].read(source, feedback))  # anything but a SlateError would come through
+                errors += source.bad_rows
+                assert source.records_read == len(values)
+    assert len(errors) > 10
+    assert all(
+        re.match(rf"{re.escape(str(path))}, row \d+(, \w+, row \d+)?: \S.*: expected ", error) for error in errors
+    )
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_broken_line_is_named_and_can_be_skipped(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    good = [json.dumps(record) for record in json_records(name)]
+    path.write_text("\n".join([good[0], "", '{"half": "a li', *good[1:], "[1, 2]"]) + "\n")
+    with pytest.raises(
+        SlateError, match=rf"{re.escape(str(path))}, row 3: row: expected JSON \(.*\), got b'"
+    ) as caught:
+        list(FORMATS[name].read(Source([path]), FORMATS[name].feedback[0]))
+    assert caught.value.row == 3
+    source = Source([path], skip_bad_rows=True)
+    list(FORMATS[name].read(source, FORMATS[name].feedback[0]))
+    assert [re.search(r"row (\d+)", reason).group(1) for reason in source.bad_rows] == ["3", str(len(good) + 3)]
+    assert source.records_read == len(good) + 2
+
+
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_compressed_files_read_as_what_they_hold_and_truncated_ones_are_refused(ending: str, tmp_path: Path) -> None:
+    plain = (FIXTURES / "amazon-2018" / "reviews.json").read_bytes() * 200
+    path = tmp_path / f"reviews.json{ending}"
+    path.write_bytes(COMPRESS[ending](plain))
+    assert [r.values for r in read_records(path)] == [json.loads(line) for line in plain.splitlines()]
+    path.write_bytes(COMPRESS[ending](plain)[:-12])
+    with pytest.raises(SlateError, match=r"reviews\.json\.\w+, row \d+: row: expected a whole archive"):
+        list(read_records(path))
+
+
+def test_a_byte_order_mark_crlf_emoji_entities_and_a_line_of_ten_megabytes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.json"
+    long = "long \U0001f3b5 " * 1_100_000
+    row = {"overall": 5.0, "reviewerID": "A1", "asin": "1", "reviewText": long + "&lt;3", "vote": "2"}
+    path.write_bytes(
+        b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row, ensure_ascii=False).encode() for _ in range(2)) + b"\r\n"
+    )
+    assert path.stat().st_size > 20_000_000
+    first, second = FORMATS["amazon-2018"].read(Source([path]), "votes")
+    assert first == second
+    assert first.responses[0].completion == long + "<3"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("log.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"log\.jsonl, row 2: row: expected JSON \('utf-8' codec"),
+        ("log.json", b'[{"a": 1}, {"a": 2', r"log\.json, row 2: row: expected JSON"),
+        ("log.json", b'[{"a": 1}, 7]', r"log\.json, row 2: row: expected an object, got 7"),
+        ("log.csv", b"a,b\n1,2\n1,2,3\n", r"log\.csv, row 3: row: expected 2 columns, got 3"),
+        ("log.csv", b"a,b\n1,\xff\n", r"log\.csv, row \d: row: expected CSV in UTF-8"),
+        ("log.csv", b"", r"log\.csv: file: expected a header line, got an empty file"),
+        ("log.xml", b'<posts><row Id="1"/><row Id=', r"log\.xml, row 2: row: expected XML"),
+        ("log.jsonl", b"{'a': __import__('os').getcwd()}\n", r"log\.jsonl, row 1: row: expected JSON \(malformed"),
+        ("log.txt", b"", r"expected a file ending in \.jsonl"),
+    ],
+)
+def test_files_that_break_off_or_are_something_else_are_refused(
+    name: str, content: bytes, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    def raised() -> None:
+        for record in read_records(path):
+            if isinstance(record, SlateError):
+                raise record
+
+    with pytest.raises(ValueError, match=told):
+        raised()
+
+
+BAD = [
+    ("amazon-2014", {"helpful": [5, 3]}, "helpful: expected 0 <= up <= total, got [5, 3]"),
+    ("amazon-2014", {"helpful": [3]}, "helpful: expected [up, total], got [3]"),
+    ("amazon-2018", {"vote": "many"}, "vote: expected a finite number, got 'many'"),
+    ("amazon-2018", {"asin": None}, "asin: expected a value (it is required), got nothing"),
+    ("amazon-2023", {"helpful_vote": "NaN"}, "helpful_vote: expected a finite number, got 'NaN'"),
+    ("alpaca-eval", {"preference": 3}, "preference: expected a number from 1 to 2 (or 0 and 1.5 for a tie), got 3.0"),
+    ("unpaired", {"label": "good"}, "label: expected true or false, got 'good'"),
+    ("rewards", {"all_rm_scores": [1]}, "all_rm_scores: expected 3 rewards, one per response, got [1]"),
+    ("hh-rlhf", {"chosen": "Hello"}, "chosen: expected turns of Human and Assistant, the last by the Assistant"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "told"), BAD, ids=[f"{bad[0]}-{next(iter(bad[1]))}" for bad in BAD])
+def test_what_a_format_forbids_is_told_in_its_terms(name: str, change: dict, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({**next(json_records(name)), **change}) + "\n")
+    with pytest.raises(SlateError, match=re.escape(f"{path}, row 1: {told}")):
+        list(FORMATS[name].read(Source([path]), FORMATS[name].feedback[0]))
+
+
+def test_a_polis_export_is_a_folder_with_a_topic(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected the folder of a Polis export"):
+        convert("polis", [FIXTURES / "table" / "log.csv"], tmp_path / "out.jsonl")
+    (tmp_path / "talk").mkdir()
+    (tmp_path / "talk" / "summary.csv").write_text("topic,\nurl,x\n")
+    with pytest.raises(SlateError, match=r"summary\.csv: topic: expected a value"):
+        convert("polis", [tmp_path / "talk"], tmp_path / "out.jsonl")
+
+
+def test_sites_that_number_their_posts_alike_are_kept_apart(tmp_path: Path) -> None:
+    posts = (FIXTURES / "stackexchange" / "tea.example.com" / "Posts.xml").read_bytes()
+    for site in ("a.example.com", "b.example.com"):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "Posts.xml").write_bytes(posts)
+    paths = sorted(tmp_path.glob("*/Posts.xml"))
+    convert("stackexchange", paths, tmp_path / "out.jsonl")
+    slates = read_slates(tmp_path / "out.jsonl")
+    assert [slate.slate_id for slate in slates] == ["a.example.com/q/1", "b.example.com/q/1"]
+    assert [len(slate.completions) for slate in slates] == [2, 2]
+
+
+def test_token_log_probabilities_are_summed(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows = [
+        {"prompt": "Hi", "completion": "Hello", "score": 1, "token_logprobs": [-0.5, -0.25]},
+        {"prompt": "Hi", "completion": "Hey", "score": 0, "token_logprobs": [-1.0]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    convert("table", [path], tmp_path / "out.jsonl")
+    (slate,) = read_slates(tmp_path / "out.jsonl")
+    assert (slate.logging_logprobs, slate.completion_tokens) == ([-0.75, -1.0], [2, 1])
+    assert slate.logging_policy["how"] == "recorded"
+    path.write_text(json.dumps({**rows[0], "token_logprobs": [-0.5, 0.25]}) + "\n")
+    with pytest.raises(SlateError, match="token_logprobs: expected log-probabilities <= 0, one per token"):
+        convert("table", [path], tmp_path / "out.jsonl")
+    with pytest.raises(ValueError, match=r"mapping: expected names among prompt, .*, got question"):
+        convert("table", [path], tmp_path / "out.jsonl", ConvertOptions(mapping={"question": "prompt"}))
+
+
+def test_the_page_on_data_lists_every_format_with_its_feedback_and_an_example() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if "`pope convert --from " in row}
+    assert set(rows) == set(FORMATS)
+    for name, row in rows.items():
+        cells = row.split(" | ")
+        assert cells[-2] == ", ".join(f"`{kind}`" for kind in FORMATS[name].feedback)
+        assert f"`pope convert --from {name} " in cells[-1]

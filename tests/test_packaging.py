@@ -1,0 +1,134 @@
+"""What a user installs: built without torch, the extension and the types inside, nothing of tests or benchmarks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import pope_core
+
+ROOT = Path(__file__).parent.parent
+
+
+class Built(NamedTuple):
+    sdist: set[str]
+    wheel: set[str]
+    requirements: list[str]
+    installed: Path  # the wheel, unpacked
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """``python -m build`` of a clean copy: the sdist, and the wheel made from it in an environment of its own."""
+    where = tmp_path_factory.mktemp("packaging")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout")
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).exists():
+            (where / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, where / "source" / name)
+    command = [sys.executable, "-m", "build", "--outdir", str(where / "dist"), str(where / "source")]
+    done = subprocess.run(command, env={**os.environ, "POPE_CUDA": "OFF"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (sdist,), (wheel,) = (where / "dist").glob("*.tar.gz"), (where / "dist").glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(where / "installed")
+        metadata = archive.read(f"pope_core-{pope_core.__version__}.dist-info/METADATA").decode().splitlines()
+        prefix = "Requires-Dist: "
+        requirements = [line.removeprefix(prefix) for line in metadata if line.startswith(prefix)]
+        return Built(in_sdist, set(archive.namelist()), requirements, where / "installed")
+
+
+def sources(package: str, root: str) -> set[str]:
+    """Python files of a package as they are named in a wheel."""
+    return {str(file.relative_to(ROOT / root)) for file in (ROOT / root / package).rglob("*.py")}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_the_types_and_the_extension(built: Built) -> None:
+    expected = sources("pope_core", ".") | sources("pope_kernels", "kernels") | sources("pope_align", "python")
+    assert {name for name in built.wheel if name.endswith(".py")} == expected
+    assert {f"{package}/py.typed" for package in ("pope_core", "pope_kernels", "pope_align")} <= built.wheel
+    assert "pope_kernels/_C.pyi" in built.wheel
+    (extension,) = (name for name in built.wheel if name.endswith((".so", ".pyd")))
+    assert extension.startswith("pope_kernels/_C.")
+    assert any(name.endswith("licenses/LICENSE") for name in built.wheel)
+
+
+@pytest.mark.slow
+def test_nothing_else_is_installed(built: Built) -> None:
+    tops = {name.split("/")[0] for name in built.wheel}
+    assert tops == {"pope_core", "pope_kernels", "pope_align", f"pope_core-{pope_core.__version__}.dist-info"}
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_the_build_reads_and_no_tests(built: Built) -> None:
+    native = {str(f.relative_to(ROOT)) for f in (ROOT / "csrc").rglob("*") if f.is_file()}
+    assert native <= built.sdist
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} <= built.sdist
+    assert not [name for name in built.sdist if name.startswith(("tests", "benchmarks", "docs"))]
+
+
+@pytest.mark.slow
+def test_torch_and_numpy_are_the_only_requirements(built: Built) -> None:
+    required = [line for line in built.requirements if "extra ==" not in line]
+    assert sorted(line.split(">")[0] for line in required) == ["numpy", "torch"]
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_outside_the_repository(built: Built, tmp_path: Path) -> None:
+    code = """
+import pope_core, pope_kernels.native
+from pope_core.testing import make_slates
+p = make_slates()
+hidden = p.hidden.requires_grad_()
+arguments = (p.labels, *p.log_data)
+pope_core.linear_pope_loss(hidden, p.lm_head_weight, *arguments, response_offsets=p.response_offsets).loss.backward()
+print(pope_core.__file__, pope_kernels.native.isa())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(built.installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(built.installed))
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_build_says_what_to_install(tmp_path: Path) -> None:
+    only_python = tmp_path / "bin"
+    only_python.mkdir()
+    (only_python / "python").symlink_to(sys.executable)
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "pope_core", tmp_path / "pope_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copytree(ROOT / "python", tmp_path / "python", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tmp_path,
+        env={**environment, "PATH": str(only_python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "no C++ compiler found. Install one (Debian/Ubuntu: apt install g++" in done.stderr
