@@ -1,4 +1,8 @@
-"""The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``."""
+"""The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``.
+
+``unit``, ``coefficients``, ``d_weight`` and ``d_bias`` among their outputs are scratch of backward, which may overwrite
+them; the public functions drop them.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +241,11 @@ def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: t
 
 
 @once_differentiable
-def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _linear_response_logprobs_autograd(
+    ctx: Any, grad: Tensor | None, *unused: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad is None:  # nothing depends on the value
+        return (None,) * len(ctx.needs_input_grad)
     if ctx.need_unit:  # frozen head: the coefficients scale what the forward already has
         unit, labels, response_offsets = ctx.saved_tensors
         kept, response_offsets = labels >= 0, response_offsets.to(labels.device, non_blocking=True)
@@ -390,7 +398,9 @@ def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 
 
 @once_differentiable
-def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:  # nothing depends on the value
+        return (None,) * len(ctx.needs_input_grad)
     unit, coefficients, weight, bias = ctx.saved_tensors
     need_hidden, need_weight, need_bias = ctx.needs
     of_hidden, of_weight, of_bias = ctx.dtypes
