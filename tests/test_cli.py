@@ -53,6 +53,10 @@ def test_score_then_train_leaves_a_model_metrics_and_curves(work: Path) -> None:
         "use_cpu": True,
     }
     (work / "run.yaml").write_text(yaml.safe_dump(config))
+    run = pope("train", "--config", "run.yaml", "--dry-run", cwd=work)
+    assert run.returncode == 0, run.stderr
+    assert "steps       3 of 2 slates; 3 an epoch" in run.stdout
+    assert not (work / "out").exists()
     run = pope("train", "--config", "run.yaml", "--diversity-weight", "0.2", cwd=work)
     assert run.returncode == 0, run.stderr
     assert "step 3 of 3: V " in run.stderr
@@ -63,6 +67,7 @@ def test_score_then_train_leaves_a_model_metrics_and_curves(work: Path) -> None:
     assert [entry["step"] for entry in metrics["history"] if "loss" in entry] == [1, 2, 3]
     assert (work / "out" / "model.safetensors").exists()
     assert (work / "out" / "training.png").stat().st_size > 10_000
+    assert "## Held-out estimate" in (work / "out" / "README.md").read_text()
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(work: Path) -> None:

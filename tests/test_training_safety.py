@@ -151,7 +151,7 @@ def test_padding_is_no_slate(make_slates, tiny_tokenizer, tmp_path) -> None:
     }
     collate = IndexedCollator(SlateCollator(0, True))
     for start in (None, [[-2.0, -4.0]]):
-        data = SlateDataset([example], ["a"], start)
+        data = SlateDataset([example], [], start)
         batch = collate([data[PADDING], data[0]])
         assert batch["slate_index"].tolist() == [0]
         assert batch["slate_offsets"].tolist() == [0, 2]

@@ -39,6 +39,10 @@ class PopeConfig(TrainingArguments):
         early_stopping_patience: evaluations without a better held-out value (self-normalised, unless
             ``metric_for_best_model`` says otherwise) after which to stop; the best model is kept. None never stops.
 
+    Reports:
+        log_slates: so many held-out slates are written to ``slates.md`` at each evaluation, with their log-weights at
+            the first evaluation and now.
+
     Data:
         utility_transform: how the scores of a slate become utilities in [0, 1]; see `pope_align.data.to_utility`.
         max_length: tokens of prompt and response that are kept.
@@ -100,6 +104,11 @@ class PopeConfig(TrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better held-out value after which to stop."}
+    )
+
+    # reports
+    log_slates: int = field(
+        default=0, metadata={"help": "Held-out slates to write to slates.md at each evaluation, with their weights."}
     )
 
     # data

@@ -50,6 +50,7 @@ class DemoConfig:
         cloning_learning_rate, cloning_epochs: of the behaviour-cloned logging policy.
         learning_rate, epochs, slates_per_step: of the training.
         normalization, diversity_form, diversity_weight, clip: of the objective.
+        bf16: train under bfloat16 autocast, faster where the hardware has it.
         prompts: how many held-out questions are answered before and after.
         seed: of everything that is drawn.
     """
@@ -67,6 +68,7 @@ class DemoConfig:
     diversity_form: DiversityForm = "entropy"
     diversity_weight: float = 0.1
     clip: float = 5.0
+    bf16: bool = False
     prompts: int = 3
     max_length: int = 512
     seed: int = 1
@@ -138,24 +140,24 @@ def run_demo(
         f"log: {len(train)} slates to train on and {len(heldout)} held out, of {config.responses_per_slate} statements "
         f"each; {len({slate_group(slate) for slate in heldout})} whole conversations are held out"
     )
-    logger, fit = _clone(start, tokenizer, train, heldout, config, progress)
+    logger, fit = clone(start, tokenizer, train, heldout, config, progress)
     say(f"logging policy, behaviour-cloned: {fit}")
-    logged = [_score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
+    logged = [score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
     for slates, part in zip(logged, ("train", "heldout"), strict=True):
         write_slates(slates, config.output_dir / f"{part}.jsonl")
     questions = _questions(heldout, config.prompts)
     answers = [_answers(policy, tokenizer, questions, config) for policy in (start, logger)]
-    scores = [_score(heldout, start, tokenizer, fit, config, progress), logged[1]]
+    scores = [score(heldout, start, tokenizer, fit, config, progress), logged[1]]
+    say("training from the cloned policy, so that every importance weight starts at 1")
     trainer = run_training(
         logger,
         training_config(config),
         logged[0],
-        logged[1],
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
     aligned = trainer.model
-    scores.append(_score(heldout, aligned, tokenizer, fit, config, progress))
+    scores.append(score(heldout, aligned, tokenizer, fit, config, progress))
     answers.append(_answers(aligned, tokenizer, questions, config))
     totals = {
         name: [slate.logging_logprobs or [] for slate in slates] for name, slates in zip(POLICIES, scores, strict=True)
@@ -208,6 +210,8 @@ def training_config(config: DemoConfig) -> PopeConfig:
         max_length=config.max_length,
         seed=config.seed,
         data_seed=config.seed,
+        bf16=config.bf16,
+        use_cpu=best_device().type == "cpu",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -215,7 +219,7 @@ def training_config(config: DemoConfig) -> PopeConfig:
     )
 
 
-def _clone(
+def clone(
     start: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: list[Slate],
@@ -238,7 +242,7 @@ def _clone(
     return policy.model, policy.report
 
 
-def _score(
+def score(
     slates: list[Slate],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -246,6 +250,7 @@ def _score(
     config: DemoConfig,
     progress: Callable[[str, str], Any],
 ) -> list[Slate]:
+    """The slates with the totals of any model, the cloned policy or one to be compared with it."""
     with progress("scoring", "tokens") as report:
         return score_slates(
             slates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -127,9 +128,12 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
     try:
         rows = rows_on(model, lay_out([tree], share_prompt=share_prompt))
         ours = response_logprobs(model, rows, length_normalize=True)
+        base = _pretrained(model)
+        # The class's own forward: accelerate leaves its autocast around that of a model it trained in mixed precision.
+        forward = partial(type(base).forward, base)
         apart = [Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids]
         alone = [rows_on(model, lay_out([tree], share_prompt=False)) for tree in apart]
-        logits = [model(input_ids=row["input_ids"], use_cache=False).logits[0][row["predictors"]] for row in alone]
+        logits = [forward(input_ids=row["input_ids"], use_cache=False).logits[0][row["predictors"]] for row in alone]
         theirs = pope_core.response_logprobs(
             torch.cat(logits), rows["labels"], response_offsets=rows["response_offsets"]
         )
@@ -174,7 +178,7 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
         FileNotFoundError: no such GGUF file, or a folder without ``config.json`` and not with exactly one GGUF file.
         OSError: transformers found no such model.
     """
-    folder, gguf_file = _locate(name_or_path)
+    folder, gguf_file = locate(name_or_path)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
     quantizer = getattr(model, "hf_quantizer", None)
     if gguf_file is not None and quantizer is not None:
@@ -191,11 +195,11 @@ def best_device() -> torch.device:
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to `load_model` of the same name."""
-    folder, gguf_file = _locate(name_or_path)
+    folder, gguf_file = locate(name_or_path)
     return AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
 
 
-def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
+def locate(name_or_path: str | Path) -> tuple[str, str | None]:
     """What transformers takes: a name or folder, and the name of a GGUF file inside it."""
     path = Path(name_or_path)
     if path.suffix == ".gguf":
@@ -211,7 +215,7 @@ def _locate(name_or_path: str | Path) -> tuple[str, str | None]:
             f"model: expected config.json, adapter_config.json or one GGUF file in {path}, "
             f"found {len(files)} GGUF files"
         )
-    return _locate(files[0])
+    return locate(files[0])
 
 
 def _pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

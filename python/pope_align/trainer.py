@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ._extras import require
 from .callbacks import OverlapWatch
+from .card import model_card
 from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .data.collate import SlateCollator, SlateExample
@@ -26,6 +27,7 @@ from .distributed import from_main_process, gather_ragged
 from .model import check_head, load_model, load_tokenizer, sharing_obstacle
 from .policy_loss import ShareOfStep, policy_loss
 from .scoring import score_responses
+from .slate_table import SlateTable
 from .training_data import (
     IndexedCollator,
     SlateDataset,
@@ -110,11 +112,14 @@ class PopeTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=callbacks,
         )
+        self.base_name = name
         # The loss below is already the mean over the accumulation window: keep Trainer from dividing it once more.
         self.model_accepts_loss_kwargs = True
         self.add_callback(OverlapWatch(args.stop_if_ess_below))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if args.log_slates > 0 and eval_data is not None:
+            self.add_callback(SlateTable(self, args.log_slates))
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
         share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
@@ -193,7 +198,8 @@ class PopeTrainer(Trainer):
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # training draws the same numbers whether it is evaluated or not
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        metrics = self.eval_window.gathered().metrics(self_normalized=True)
+        self.eval_window = self.eval_window.gathered()
+        metrics = self.eval_window.metrics(self_normalized=True)
         output.metrics[f"{metric_key_prefix}_loss"] = -metrics["pope/value"]
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -207,6 +213,11 @@ class PopeTrainer(Trainer):
             logs.update(window.metrics())
             self.train_window = SlateWindow(self.args.objective, self.state.global_step)
         super().log(logs, start_time)
+
+    def create_model_card(self, **options: Any) -> None:
+        """``README.md``: data, objective, training, and the held-out estimate with its verdict (see `model_card`)."""
+        if self.is_world_process_zero():
+            (Path(self.args.output_dir) / "README.md").write_text(model_card(self), encoding="utf-8")
 
     def _get_train_sampler(self, train_dataset: SlateDataset | None = None) -> SlateSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -256,7 +267,7 @@ class PopeTrainer(Trainer):
         except ValueError as error:
             dataset = self.train_dataset if self.model.training else self.evaluated
             assert isinstance(dataset, SlateDataset)
-            names = [dataset.names[index] for index in batch["slate_index"].tolist()]
+            names = [dataset.name(index) for index in batch["slate_index"].tolist()]
             where = f"step {self.state.global_step + 1}, slates {', '.join(names) or '(none: padding)'}"
             spoilt = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
             if spoilt:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ._extras import require
+from .baselines import Method, Pairs, make_baseline
 from .config import PopeConfig
 from .curves import plot_training
 from .trainer import PopeTrainer
@@ -30,12 +31,16 @@ class RunArguments:
     """What a run reads, and what it puts around the model.
 
     Attributes:
+        method: "pope", or a baseline of `pope_align.baselines` on the same slates: "sft" on the best-scored response,
+            "dpo" on pairs.
         model: hub name, folder or GGUF file.
         train_data: scored slates (`pope score`), .jsonl or .parquet.
         eval_data: scored slates of other prompts, for evaluation.
         lora_rank: train an adapter of this rank and leave the model alone; None trains all weights.
         lora_alpha: scale of the adapter; None for twice the rank.
         lora_targets: names of the layers that get it; the language-model head may not be among them.
+        pairs: of "dpo": "best-worst" of every slate, or "all" pairs of different scores.
+        dry_run: print the plan and stop.
     """
 
     model: str = field(metadata={"help": "Hub name, folder or GGUF file."})
@@ -48,6 +53,11 @@ class RunArguments:
     lora_targets: str = field(
         default="all-linear", metadata={"help": "Layers that get the adapter: names with commas, or all-linear."}
     )
+    method: Method = field(
+        default="pope", metadata={"help": "pope, or a baseline on the same slates: sft on the best response, dpo."}
+    )
+    pairs: Pairs = field(default="best-worst", metadata={"help": "Pairs of dpo: best-worst of each slate, or all."})
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
 
     def peft_config(self) -> PeftConfig | None:
         if self.lora_rank is None:
@@ -72,9 +82,10 @@ def run_training(
     peft_config: PeftConfig | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> PopeTrainer:
-    """Train, and leave in ``args.output_dir`` the model, its tokenizer, ``metrics.json`` and ``training.png``.
+    """Train, and leave in ``args.output_dir`` model, tokenizer, model card, ``metrics.json`` and ``training.png``.
 
-    ``metrics.json`` holds the configuration of the objective and everything that was logged, step by step.
+    ``metrics.json`` holds the configuration of the objective and everything that was logged, step by step. With
+    ``eval_data``, the model is evaluated once more at the end, and the card says what the estimate is worth.
 
     Raises:
         ValueError: what `PopeTrainer` refuses.
@@ -82,14 +93,55 @@ def run_training(
     trainer = PopeTrainer(
         model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
     )
-    if callbacks:  # they show the metrics: transformers' own way of printing would show them twice
+    _train_and_save(trainer, bool(callbacks))
+    if eval_data is not None:
+        trainer.evaluate()
+    trainer.create_model_card()
+    if trainer.is_world_process_zero():
+        _write_metrics(trainer, {"objective": asdict(args.objective)})
+        plot_training(trainer.state.log_history, Path(args.output_dir) / CURVES_NAME)
+    return trainer
+
+
+def run_baseline(
+    method: Literal["sft", "dpo"],
+    model: str | PreTrainedModel,
+    args: TrainingArguments,
+    train_data: SlateSource,
+    eval_data: SlateSource | None = None,
+    *,
+    pairs: Pairs = "best-worst",
+    processing_class: PreTrainedTokenizerBase | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Trainer:
+    """As `run_training`, for `make_baseline`: the model, its tokenizer and ``metrics.json``."""
+    trainer = make_baseline(
+        method,
+        model,
+        args,
+        train_data,
+        eval_data,
+        pairs=pairs,
+        processing_class=processing_class,
+        peft_config=peft_config,
+        callbacks=callbacks,
+    )
+    _train_and_save(trainer, bool(callbacks))
+    if trainer.is_world_process_zero():
+        _write_metrics(trainer, {"method": method})
+    return trainer
+
+
+def _train_and_save(trainer: Trainer, has_callbacks: bool) -> None:
+    if has_callbacks:  # they show the metrics: transformers' own way of printing would show them twice
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_model()
-    output = Path(args.output_dir)
-    history: list[dict[str, Any]] = trainer.state.log_history
-    summary = {"objective": asdict(args.objective), "history": history}
-    (output / METRICS_NAME).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    plot_training(history, output / CURVES_NAME)
-    return trainer
+
+
+def _write_metrics(trainer: Trainer, about: dict[str, Any]) -> None:
+    content = {**about, "history": trainer.state.log_history}
+    path = Path(trainer.args.output_dir) / METRICS_NAME
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

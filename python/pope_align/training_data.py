@@ -43,13 +43,13 @@ class Item(NamedTuple):
 
 @dataclass
 class SlateDataset:
-    """Examples with their positions; the slates' names are for errors.
+    """Examples with their positions; the slates they came from are for errors and tables.
 
     ``start_logprobs`` is there when a penalty needs it.
     """
 
     examples: list[SlateExample]
-    names: list[str]
+    slates: Sequence[Slate]
     start_logprobs: list[list[float]] | None = None
     epoch: int = 0
 
@@ -61,6 +61,10 @@ class SlateDataset:
             return Item(index, None, None if self.start_logprobs is None else [])
         start = None if self.start_logprobs is None else self.start_logprobs[index]
         return Item(index, self.examples[index], start)
+
+    def name(self, index: int) -> str:
+        """The id of a slate, or its number."""
+        return self.slates[index].slate_id or str(index + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader of accelerate, which does not always reach the sampler."""
@@ -137,8 +141,7 @@ def slate_dataset(
     name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
 ) -> SlateDataset:
     """Scored slates as a data set; ``name`` is theirs, in errors and reports."""
-    names = [slate.slate_id or str(number) for number, slate in enumerate(slates, start=1)]
-    return SlateDataset(slate_examples(name, slates, tokenizer, args), names)
+    return SlateDataset(slate_examples(name, slates, tokenizer, args), slates)
 
 
 def slate_examples(

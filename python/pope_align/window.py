@@ -20,7 +20,7 @@ from .training_data import num_slates
 _QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
 
 #: Fields of `SlateWindow` that hold vectors.
-_VECTORS = ("policy", "logging", "utility", "sizes", "at_start")
+_VECTORS = ("policy", "logging", "utility", "sizes", "index", "at_start")
 
 
 @dataclass
@@ -37,6 +37,7 @@ class SlateWindow:
     logging: list[torch.Tensor] = field(default_factory=list)  # each [R] l_0
     utility: list[torch.Tensor] = field(default_factory=list)  # each [R]
     sizes: list[torch.Tensor] = field(default_factory=list)  # each [S] responses per slate
+    index: list[torch.Tensor] = field(default_factory=list)  # each [S] position of the slate in its data set
     at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] l of the start, where it is penalised
     shares: list[torch.Tensor] = field(default_factory=list)  # each [] share of a micro-batch in the loss of its step
     tokens: int = 0
@@ -57,6 +58,7 @@ class SlateWindow:
         self.logging.append(batch["logging_logprobs"][:real])
         self.utility.append(batch["utility"][:real])
         self.sizes.append(batch["slate_offsets"].diff()[:slates])
+        self.index.append(batch["slate_index"])
         if "start_logprobs" in batch:
             self.at_start.append(batch["start_logprobs"][:real])
         self.shares.append(share.value)

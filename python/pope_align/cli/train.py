@@ -34,44 +34,60 @@ def train(context: typer.Context) -> None:
         pope train --config run.yaml --learning_rate 1e-5
 
         pope train --model HuggingFaceTB/SmolLM2-135M-Instruct --train_data scored.jsonl --output_dir out
+
+        pope train --config run.yaml --dry_run
+
+        pope train --config run.yaml --method dpo --output_dir out-dpo
     """
     from ..callbacks import ProgressLines
-    from ..training import RunArguments, run_training
+    from ..plan import plan_training
+    from ..training import RunArguments, run_baseline, run_training
     from .console import err
 
     run, args = parse(list(context.args))
     assert isinstance(run, RunArguments)
-    run_training(
-        run.model,
-        args,
-        run.train_data,
-        run.eval_data,
-        peft_config=run.peft_config(),
-        callbacks=[ProgressLines(lambda line: err.print(line, markup=False))],
-    )
-    err.print(f"wrote the model, metrics.json and training.png to {args.output_dir}", markup=False)
+    adapter = run.peft_config()
+    if run.dry_run:
+        if run.method != "pope":
+            raise ValueError(f"dry_run: expected method 'pope', got {run.method!r}")
+        plan = plan_training(run.model, args, run.train_data, run.eval_data, peft_config=adapter)
+        print(plan)
+        return
+    lines = [ProgressLines(lambda line: err.print(line, markup=False))]
+    if run.method == "pope":
+        run_training(run.model, args, run.train_data, run.eval_data, peft_config=adapter, callbacks=lines)
+        written = "the model, its card, metrics.json and training.png"
+    else:
+        run_baseline(run.method, run.model, args, run.train_data, run.eval_data, pairs=run.pairs, peft_config=adapter)
+        written = "the model and metrics.json"
+    if args.should_log:
+        err.print(f"wrote {written} to {args.output_dir}", markup=False)
 
 
 def parse(flags: list[str]) -> tuple[Any, Any]:
-    """``RunArguments`` and ``PopeConfig`` from flags, over the values of the file that ``--config`` names.
+    """``RunArguments`` and the configuration of the method (``PopeConfig``, or TRL's ``SFTConfig`` or ``DPOConfig``)
+    from flags, over the values of the file that ``--config`` names.
 
     Raises:
         ValueError: the file has a key that is no argument.
     """
     from transformers import HfArgumentParser, TrainingArguments
 
-    from ..config import PopeConfig
     from ..training import RunArguments
 
+    method = _method(flags)
     parser = HfArgumentParser(
-        [RunArguments, PopeConfig],
+        [RunArguments, _config_class(method)],
         prog="pope train",
         description="Align a causal language model with scored slates.",
-        epilog="... and every argument of transformers.TrainingArguments. The value none stands for no value.",
+        epilog="... and every argument of transformers.TrainingArguments (with --method sft or dpo: of TRL's SFTConfig "
+        "or DPOConfig). The value none stands for no value.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, default=None, help="YAML file of arguments; flags go over it.")
+    if method != "pope":
+        parser.set_defaults(**_same_training())
     inherited = set(TrainingArguments.__dataclass_fields__) - _SHOWN
     for action in parser._actions:
         if action.dest in inherited or action.const is False:  # the latter: --no_... twins
@@ -84,6 +100,46 @@ def parse(flags: list[str]) -> tuple[Any, Any]:
     return run, args
 
 
+def _config_class(method: str) -> type:
+    from ..config import PopeConfig
+
+    if method == "pope":
+        return PopeConfig
+    from .._extras import require
+
+    trl = require("trl", extra="baselines", purpose=f"for --method {method}")
+    return {"sft": trl.SFTConfig, "dpo": trl.DPOConfig}[method]
+
+
+def _same_training() -> dict[str, Any]:
+    """The defaults of POPE for what a baseline shares with it, so that methods differ in their loss alone."""
+    from ..config import PopeConfig
+
+    shared = (
+        "learning_rate",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "logging_steps",
+        "max_length",
+        "bf16",
+    )
+    return {name: PopeConfig.__dataclass_fields__[name].default for name in shared}
+
+
+def _method(flags: list[str]) -> str:
+    """The method that flags or file name, read before there is a parser for its arguments."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--method")
+    known = first.parse_known_args(flags)[0]
+    method = known.method or (_yaml(known.config).get("method") if known.config else None) or "pope"
+    if method not in ("pope", "sft", "dpo"):
+        raise ValueError(f"method: expected pope, sft or dpo, got {method!r}")
+    return str(method)
+
+
 def _config_file(flags: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The values of the file that ``--config`` names, read before required arguments are asked for."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -92,13 +148,18 @@ def _config_file(flags: list[str], parser: argparse.ArgumentParser) -> dict[str,
     return {} if path is None else _read(path, parser)
 
 
-def _read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+def _yaml(path: Path) -> dict[str, Any]:
     from .._extras import require
 
     yaml = require("yaml", extra="train", purpose="to read --config")
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of arguments, got {type(values).__name__}")
+    return values
+
+
+def _read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    values = _yaml(path)
     names = {action.dest for action in parser._actions} - {"help", "config"}
     for name in values:
         if name not in names:

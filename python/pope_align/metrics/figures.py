@@ -87,7 +87,7 @@ def _bar_panel(axis: Axes, report: MetricsReport, name: str, models: list[str]) 
     axis.set_xticks([])
     axis.set_xlim(-0.6, len(models) - 0.4)
     axis.axhline(0, color="black", linewidth=0.6)
-    if axis.get_ylim()[0] < 0 < axis.get_ylim()[1] and not any(bar.get_height() for bar in axis.patches):
+    if axis.get_ylim()[0] < 0 < axis.get_ylim()[1] and not any(patch.get_extents().height for patch in axis.patches):
         axis.set_ylim(0, 1)  # all zero: matplotlib would centre it
     axis.tick_params(labelsize=8)
     _plain(axis)

@@ -1,0 +1,127 @@
+"""The usual alternatives on the same log, through TRL: imitate the best response (SFT), prefer better to worse (DPO).
+
+They see the very tokens that POPE sees: slates are tokenised by `encode_slates` and handed over as token ids.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._extras import require
+from .data.schema import Slate
+from .data.tokenize import EncodedSlate, encode_slates
+from .model import load_model, load_tokenizer
+from .training_data import SlateSource, as_slates
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+Method = Literal["pope", "sft", "dpo"]
+Pairs = Literal["best-worst", "all"]
+
+logger = logging.getLogger(__name__)
+
+
+def sft_rows(slates: Sequence[Slate], encoded: Sequence[EncodedSlate]) -> list[dict[str, list[int]]]:
+    """The best-scored response of every slate (the first of equals): ``input_ids``, and ``labels`` that are -100 on the
+    prompt.
+    """
+    rows = []
+    for slate, ids in zip(slates, encoded, strict=True):
+        response = ids.completion_ids[max(range(len(slate.scores)), key=slate.scores.__getitem__)]
+        rows.append({"input_ids": ids.prompt_ids + response, "labels": [-100] * len(ids.prompt_ids) + response})
+    return rows
+
+
+def dpo_rows(
+    slates: Sequence[Slate], encoded: Sequence[EncodedSlate], pairs: Pairs = "best-worst"
+) -> list[dict[str, list[int]]]:
+    """Pairs of every slate: ``prompt_ids``, ``chosen_ids``, ``rejected_ids``.
+
+    Args:
+        pairs: "best-worst", one of each slate (the first of equals), or "all" pairs of different scores.
+
+    Raises:
+        ValueError: all scores of all slates are equal: nothing is preferred.
+    """
+    rows = []
+    for slate, ids in zip(slates, encoded, strict=True):
+        for chosen, rejected in _pairs(slate.scores, pairs):
+            rows.append(
+                {
+                    "prompt_ids": ids.prompt_ids,
+                    "chosen_ids": ids.completion_ids[chosen],
+                    "rejected_ids": ids.completion_ids[rejected],
+                }
+            )
+    if not rows:
+        raise ValueError("slates: expected scores that differ within some slate, got equal ones in all: no pairs")
+    return rows
+
+
+def _pairs(scores: Sequence[float], pairs: Pairs) -> Iterator[tuple[int, int]]:
+    """Indices of the better and the worse response."""
+    everything = range(len(scores))
+    candidates: Iterator[tuple[int, int]] = itertools.permutations(everything, 2)
+    if pairs == "best-worst":
+        candidates = iter([(max(everything, key=scores.__getitem__), min(everything, key=scores.__getitem__))])
+    return ((better, worse) for better, worse in candidates if scores[better] > scores[worse])
+
+
+def make_baseline(
+    method: Literal["sft", "dpo"],
+    model: str | PreTrainedModel,
+    args: TrainingArguments,
+    train_data: SlateSource,
+    eval_data: SlateSource | None = None,
+    *,
+    pairs: Pairs = "best-worst",
+    processing_class: PreTrainedTokenizerBase | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Trainer:
+    """A trainer of TRL for the same slates, which need no ``logging_logprobs`` here.
+
+    Args:
+        method: "sft" (`sft_rows`) or "dpo" (`dpo_rows`).
+        args: ``trl.SFTConfig`` or ``trl.DPOConfig``; its ``max_length`` is that of `encode_slates`.
+        pairs: of "dpo".
+
+    Raises:
+        ImportError: TRL is not installed.
+        ValueError: slates that do not fit, or without a pair.
+    """
+    trl = require("trl", extra="baselines", purpose=f"for method {method!r}")
+    datasets = require("datasets", extra="baselines", purpose=f"for method {method!r}")
+    name = model if isinstance(model, str) else model.config.name_or_path
+    tokenizer = processing_class or load_tokenizer(name)
+    max_length: int = args.max_length
+
+    def rows(source: SlateSource) -> Any:
+        slates = as_slates(source)
+        encoded, report = encode_slates(slates, tokenizer, max_length=max_length)
+        logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s", report)
+        return datasets.Dataset.from_list(
+            sft_rows(slates, encoded) if method == "sft" else dpo_rows(slates, encoded, pairs)
+        )
+
+    train, held_out = rows(train_data), None if eval_data is None else rows(eval_data)
+    if isinstance(model, str):
+        model = load_model(model)
+    shared = {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer, "callbacks": callbacks}
+    if method == "sft":
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        return trl.SFTTrainer(model, args, peft_config=peft_config, **shared)
+
+    class TokenisedDpoTrainer(trl.DPOTrainer):  # type: ignore[name-defined]
+        def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
+            return dataset  # tokens already
+
+    # TRL would load the reference from the model's name, which a model in memory need not have.
+    reference = None if peft_config is not None else copy.deepcopy(model)
+    return TokenisedDpoTrainer(model, reference, args, peft_config=peft_config, **shared)

@@ -1,0 +1,147 @@
+"""What a run tells before, meanwhile and after: the plan, the table of slates, the card with its verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pope_align.card import held_out_estimate
+from pope_align.cli.train import parse
+from pope_align.config import PopeConfig
+from pope_align.model import response_logprobs
+from pope_align.plan import activation_bytes, plan_training
+from pope_align.trainer import PopeTrainer
+from pope_align.training import run_training
+from pope_align.training_data import slate_dataset
+from transformers import Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def config(path: Path, **options) -> PopeConfig:
+    defaults = {"gradient_accumulation_steps": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    return PopeConfig(str(path), **{**defaults, "save_strategy": "no", "max_length": 64, **options})
+
+
+# --- before ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_is_what_training_then_does(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    slates = make_slates(7)
+    args = config(tmp_path / "out", num_train_epochs=2, per_device_train_batch_size=2, logging_steps=1)
+    for sharing in ("auto", "off"):
+        args.prompt_sharing = sharing
+        plan = plan_training(str(tmp_path / "model"), args, slates, slates[:2])
+        trainer = PopeTrainer(str(tmp_path / "model"), args, slates)
+        batches = list(trainer.get_train_dataloader())
+        assert plan.positions == sum(int((batch["tree"] >= 0).sum()) for batch in batches)
+        assert plan.longest_row == max(batch["input_ids"].shape[1] for batch in batches)
+    assert plan.positions == plan.positions_unshared
+    assert trainer.train().global_step == plan.steps == 4
+    assert (plan.slates, plan.eval_slates, plan.slates_per_step, plan.steps_per_epoch) == (7, 2, 4, 2)
+    assert plan.parameters == plan.trainable == sum(p.numel() for p in trainer.model.parameters())
+    assert [size // plan.parameters for size in (plan.weights, plan.gradients, plan.optimizer)] == [4, 4, 8]
+    assert "7 slates of 2.29 responses, and 2 held out" in str(plan)
+
+
+def test_a_plan_counts_the_adapter_alone_as_trained(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    adapter = peft.LoraConfig(r=3, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    plan = plan_training(str(tmp_path / "model"), config(tmp_path), make_slates(2), peft_config=adapter)
+    assert plan.trainable == 2 * 3 * (32 + 32)
+    assert plan.gradients == 4 * plan.trainable
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi3"])
+def test_activations_are_about_what_layers_keep(kind, checkpointed, make_tiny_model) -> None:
+    """Against the storage that autograd saved, parameters left out."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "vocab_size": 257}
+    model = {
+        "llama": lambda: make_tiny_model(**sizes),
+        "qwen3": lambda: Qwen3ForCausalLM(
+            Qwen3Config(head_dim=16, num_attention_heads=4, num_key_value_heads=2, **sizes)
+        ),
+        "phi3": lambda: Phi3ForCausalLM(
+            Phi3Config(num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, **sizes)
+        ),
+    }[kind]()
+    model.config._attn_implementation = "sdpa"
+    if checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(0, 257, (2, 96))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = model.train().base_model(ids, use_cache=False).last_hidden_state
+    estimate = activation_bytes(model.config, ids.numel(), 4, checkpointed=checkpointed)
+    if checkpointed:  # the layer that is recomputed is not there yet
+        estimate -= activation_bytes(model.config, ids.numel(), 4) // 4
+    assert hidden.requires_grad
+    assert estimate == pytest.approx(sum(kept.values()), rel=0.35)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_run(path: Path) -> None:
+    """Every argument of the shipped recipes exists and fits."""
+    run, args = parse(["--config", str(path), "--bf16", "false", "--use_cpu"])
+    assert isinstance(args, PopeConfig)
+    assert run.train_data != run.eval_data
+    assert yaml.safe_load(path.read_text())["output_dir"] == args.output_dir
+
+
+# --- meanwhile and after --------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_table_of_slates_and_a_card(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    slates = [replace(slate, logging_policy={"how": "proxy"}) for slate in make_slates(8)]
+    slates[0] = replace(slates[0], completions=["a | b\nc", *slates[0].completions[1:]])
+    args = config(
+        tmp_path / "run",
+        max_steps=2,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_on_start=True,
+        log_slates=2,
+    )
+    start = make_tiny_model()
+    trainer = run_training(make_tiny_model(), args, slates, slates, processing_class=tiny_tokenizer)
+    table = (tmp_path / "run" / "slates.md").read_text()
+    assert "a \\| b c" in table
+    data = slate_dataset("slates", slates, tiny_tokenizer, args)
+    batch = trainer.data_collator([data[0], data[1]])
+    for model, column in ((start, -2), (trainer.model.eval(), -1)):
+        weights = response_logprobs(model, batch, length_normalize=True).detach() - batch["logging_logprobs"]
+        rows = [line.split(" | ")[column].strip(" |") for line in table.splitlines() if line.startswith("| ")]
+        shown = [float(cell) for cell in rows if cell[0] in "+-" and cell[-1].isdigit()]
+        assert shown == pytest.approx(weights.tolist(), abs=1e-3)
+    card = (tmp_path / "run" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "text-generation"
+    assert "8 slates, 20 responses. Log-probabilities of the logging policy: those of a model that did not" in card
+    estimate = held_out_estimate(trainer)
+    final = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert estimate.value == pytest.approx(final["eval_pope/value_self_normalized"], rel=1e-5)
+    assert f"Verdict: **{estimate.verdict}**" in card
+    assert f"| value | {estimate.value:.4g} | {estimate.low:.4g} to {estimate.high:.4g} |" in card
+    assert "the logging policy is a proxy" in card
+
+
+def test_a_run_without_held_out_slates_says_so(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    run_training(make_tiny_model(), config(tmp_path, max_steps=1), make_slates(2), processing_class=tiny_tokenizer)
+    assert "None: the run had no held-out slates" in (tmp_path / "README.md").read_text()
