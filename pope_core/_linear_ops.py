@@ -20,6 +20,10 @@ from .types import Objective
 _HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact"
 
 
+#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
+SCALED_ROWS = 1024
+
+
 def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """``grad * factor`` with one rounding to ``dtype``; in place where backward runs once, for a second copy of a
     gradient is worth avoiding.
@@ -35,8 +39,8 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.mul(grad, factor, out=out)
     if out is grad and factor.ndim == 0 and float(factor) == 1.0:
         return grad
-    for begin in range(0, grad.shape[0], 1024):  # on a CPU a product of two dtypes copies its operands
-        rows = slice(begin, begin + 1024)
+    for begin in range(0, grad.shape[0], SCALED_ROWS):
+        rows = slice(begin, begin + SCALED_ROWS)
         torch.mul(grad[rows], factor[rows] if factor.ndim else factor, out=out[rows])
     return out
 

@@ -13,7 +13,7 @@ from .types import Backend
 
 #: Default budget of the logits buffer of the ``linear_*`` operations. On CPU it leaves room, under 64 MiB in all, for
 #: the scratch space of the matrix products; on a GPU 2048 and more rows of a 128k vocabulary keep them compute-bound.
-CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 40 << 20, "cuda": 512 << 20}
 
 
 def packed(
@@ -146,7 +146,7 @@ def linear_response_logprobs(
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        chunk_bytes: budget of the logits buffer; None for 48 MiB on CPU and 512 MiB on GPU.
+        chunk_bytes: budget of the logits buffer; None for 40 MiB on CPU and 512 MiB on GPU.
         backend: as in :func:`response_logprobs`.
 
     Returns:

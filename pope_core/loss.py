@@ -138,7 +138,7 @@ def linear_pope_loss(
         logit_softcap: bound of the logits, > 0 (Gemma).
         diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates: the objective, as in
             :func:`slate_objective`.
-        chunk_bytes: budget of the logits buffer; None for 48 MiB on CPU and 512 MiB on GPU.
+        chunk_bytes: budget of the logits buffer; None for 40 MiB on CPU and 512 MiB on GPU.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:

@@ -251,7 +251,9 @@ def test_token_log_probabilities_are_summed(tmp_path: Path) -> None:
 
 def test_the_page_on_data_lists_every_format_with_its_feedback_and_an_example() -> None:
     page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
-    rows = {row.split("`")[1]: row for row in page.splitlines() if "`pope convert --from " in row}
+    rows = {
+        row.split("`")[1]: row for row in page.splitlines() if row.startswith("| ") and "`pope convert --from " in row
+    }
     assert set(rows) == set(FORMATS)
     for name, row in rows.items():
         cells = row.split(" | ")

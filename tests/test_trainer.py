@@ -32,6 +32,7 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen3Config,
@@ -111,17 +112,34 @@ def test_hidden_states_and_head_give_the_logits_of_every_architecture(
 def test_a_model_that_treats_its_logits_in_an_unknown_way_is_refused(
     make_tiny_model, tiny_tokenizer, make_slates, tmp_path
 ):
+    class Doubled(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = 2 * output.logits
+            return output
+
     model = make_tiny_model()
-    forward = model.forward
-
-    def doubled(*args, **kwargs):
-        output = forward(*args, **kwargs)
-        output.logits = 2 * output.logits
-        return output
-
-    model.forward = doubled
+    check_head(model, TREE, share_prompt=False)
+    model.__class__ = Doubled
     with pytest.raises(ValueError, match="in a way that is not supported"):
         check_head(model, TREE, share_prompt=False)
+
+
+def test_a_model_trained_in_mixed_precision_is_scored_in_its_own(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    """accelerate leaves its autocast around ``forward``; what the head computes is judged without it."""
+    from pope_align.logging_policy import score_slates
+
+    slates = make_slates(2)
+    trainer, _ = trained(make_tiny_model(), slates, tiny_tokenizer, config(tmp_path, bf16=True))
+    fresh = make_tiny_model()
+    fresh.load_state_dict(trainer.model.state_dict())
+    ours, expected = (
+        score_slates(slates, model, tiny_tokenizer, how="proxy", max_length=64, overwrite=True)
+        for model in (trainer.model, fresh)
+    )
+    assert [slate.logging_logprobs for slate in ours] == [slate.logging_logprobs for slate in expected]
 
 
 def test_an_adapted_head_is_refused_and_an_adapted_body_is_used(make_tiny_model, tiny_tokenizer, make_slates, tmp_path):

@@ -148,11 +148,11 @@ def run_demo(
     questions = _questions(heldout, config.prompts)
     answers = [_answers(policy, tokenizer, questions, config) for policy in (start, logger)]
     scores = [score(heldout, start, tokenizer, fit, config, progress), logged[1]]
+    say("training from the cloned policy, so that every importance weight starts at 1")
     trainer = run_training(
         logger,
         training_config(config),
         logged[0],
-        logged[1],
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -127,9 +128,12 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
     try:
         rows = rows_on(model, lay_out([tree], share_prompt=share_prompt))
         ours = response_logprobs(model, rows, length_normalize=True)
+        base = _pretrained(model)
+        # The class's own forward: accelerate leaves its autocast around that of a model it trained in mixed precision.
+        forward = partial(type(base).forward, base)
         apart = [Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids]
         alone = [rows_on(model, lay_out([tree], share_prompt=False)) for tree in apart]
-        logits = [model(input_ids=row["input_ids"], use_cache=False).logits[0][row["predictors"]] for row in alone]
+        logits = [forward(input_ids=row["input_ids"], use_cache=False).logits[0][row["predictors"]] for row in alone]
         theirs = pope_core.response_logprobs(
             torch.cat(logits), rows["labels"], response_offsets=rows["response_offsets"]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,8 +79,8 @@ def _values(axes: Axes, evaluation: Evaluation, colours: dict[str, str]) -> None
     axes.grid(axis="x", alpha=0.3)
     level = evaluation.estimates[0].confidence.level
     axes.set_xlabel(f"value V with {level:.0%} interval        ● reliable   ◐ caution   ⊗ refused")
-    labels = "; ".join(evaluation.estimates[0].labels)
-    axes.set_title(f"Value of each policy; {evaluation.estimators[0]}: {labels}", fontsize=10)
+    title = "; ".join([f"Value of each policy, {evaluation.estimators[0]}", *evaluation.estimates[0].labels])
+    axes.set_title(textwrap.fill(title, 110), fontsize=10)
 
 
 def _strike(text: str, estimate: Estimate) -> str:
