@@ -27,9 +27,10 @@ $(VENV)/.dev: $(VENV)/bin/python $(STAMP_SOURCES)
 demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (six minutes on two cores)
 	$(BIN)/pope demo $(ARGS)
 
+# One process a core with one thread each: small tensors gain nothing from more threads.
 test: $(VENV)/.dev lint  ## Lint, types and all tests
-	$(BIN)/python -m pytest tests $(ARGS)
-	$(BIN)/python -m pytest tests -m interpreted -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto -m interpreted -q
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
 
 lint: $(VENV)/.dev

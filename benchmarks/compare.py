@@ -46,10 +46,23 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def training_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Time of a step and of one scored response, and the memory of the head."""
+    lines = ["| | trained | step | per scored response | head memory |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        each = row["best_ms"] / row["responses"]
+        what = "LoRA" if row["lora"] else "all weights"
+        held = f"{row['head_bytes'] / MIB:,.0f} MiB"
+        lines.append(f"| {row['name']} | {what} | {row['best_ms']:,.0f} ms | {each:,.0f} ms | {held} |")
+    return lines
+
+
 def report(file: Path) -> str:
     run = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     lines = [f"{run['device']}; {versions}; commit {run['commit'][:12]}.", ""]
+    if file.name.startswith("training-"):
+        return "\n".join([*lines, *training_table(run["rows"]), ""])
     groups = defaultdict(list)
     for row in (row for row in run["rows"] if "skipped" not in row):
         shape = row["shape"]

@@ -40,7 +40,7 @@ def record_gpu() -> Callable[..., None]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     for kind, rows in ROWS.items():
-        about = conditions() if kind == "cpu" else gpu_conditions()
+        about = gpu_conditions() if kind == "gpu" else conditions()
         file = results_file(kind, about["device"])
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ they must be known while ``G`` exists, which whole groups per chunk guarantee (6
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -140,13 +141,6 @@ class ChunkedHead:
         )
 
 
-def lift(dtype: torch.dtype) -> float:
-    """A factor for coefficients in ``dtype``, taken out again later: they are about one in the number of tokens, where
-    float16 has few digits left.
-    """
-    return 256.0 if dtype == torch.float16 else 1.0
-
-
 class HeadGradient:
     """Accumulates ``G.T @ (c * hidden)`` and ``G.T @ c`` over chunks, in float32 or better."""
 
@@ -157,7 +151,8 @@ class HeadGradient:
         self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=dtype, device=device)
         self.bias = torch.empty(vocab if needs.bias else 0, dtype=dtype, device=device)
         self.empty = True
-        self.factor = lift(head.weight.dtype)
+        # Coefficients are about 1 / tokens, where float16 has few digits left: a power of two moves them near 1.
+        self.factor = 2.0 ** int(math.log2(head.logprobs.numel())) if head.weight.dtype == torch.float16 else 1.0
 
     def add(self, gradient: torch.Tensor, hidden: torch.Tensor, coefficients: torch.Tensor) -> None:
         each = (coefficients * self.factor if self.factor != 1.0 else coefficients).unsqueeze(1)
@@ -177,17 +172,6 @@ class HeadGradient:
             self.weight /= self.factor
             self.bias /= self.factor
         return self.weight, self.bias
-
-
-#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
-SCALED_ROWS = 1024
-
-
-def scale_rows(rows: torch.Tensor, factors: torch.Tensor) -> None:
-    """Multiply ``rows`` [n, D] by ``factors`` [n] in place, with one rounding."""
-    step = SCALED_ROWS if rows.device.type == "cpu" else max(1, rows.shape[0])
-    for some, of_some in zip(rows.split(step), factors.unsqueeze(1).split(step)):
-        some.mul_(of_some)
 
 
 class Products:
@@ -256,7 +240,7 @@ def recompute_gradients(
     for chunk in head.chunks():
         products.take(chunk, head.logits(chunk), [coefficients[chunk.span]])
     if needs.hidden:
-        scale_rows(products.unit, coefficients)
+        products.unit *= coefficients.unsqueeze(1)
     return products.unit, *(products.totals[0].totals() if needs.head else nothing(head))
 
 
@@ -268,7 +252,8 @@ def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
 class LossGradients(NamedTuple):
     """What backward multiplies by the upstream gradient; an empty tensor where no gradient is wanted."""
 
-    hidden: torch.Tensor  # [n, D], times lift(dtype)
+    unit: torch.Tensor  # [n, D], d_hidden = coefficients * unit
+    coefficients: torch.Tensor  # [n]
     weight: torch.Tensor  # [V, D] float32 or better
     bias: torch.Tensor  # [V] float32 or better
 
@@ -313,14 +298,14 @@ class LossPass:
             self.objective,
             head.logprobs.dtype,
         )
+        coefficients = head.logprobs.new_empty(0)
         if self.needs.hidden:
-            lifted = values.coefficients * lift(unit.dtype)
-            scale_rows(unit, head.token_coefficients(lifted, 0, num_responses, self.mean))
+            coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
         if not totals:
-            return values, LossGradients(unit, *nothing(head))
+            return values, LossGradients(unit, coefficients, *nothing(head))
         weights, biases = zip(*(total.totals() for total in totals))
         d_weight, d_bias = groups.combine(weights, values), groups.combine(biases, values)
-        return values, LossGradients(unit, d_weight, d_bias)
+        return values, LossGradients(unit, coefficients, d_weight, d_bias)
 
     def _grouped(self, groups: GroupCoefficients, products: Products) -> None:
         """Batches of whole groups: log-probabilities, coefficients, gradients, while the logits are in the buffer."""

@@ -1,4 +1,8 @@
-"""The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``."""
+"""The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``.
+
+``unit``, ``coefficients``, ``d_weight`` and ``d_bias`` among their outputs are scratch of backward, which may overwrite
+them; the public functions drop them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from pope_kernels.values import accumulation_dtype
 
 from . import _checks
-from ._linear import SCALED_ROWS, ChunkedHead, LossPass, Needs, Tokens, forward, lift, recompute_gradients, scale_rows
+from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, recompute_gradients
 from ._offsets import both
 from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, empty, fake_values, register
 from .backends import kernels
@@ -20,22 +24,28 @@ from .types import Objective
 _HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact"
 
 
-def scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad`` times a scalar, with one rounding to ``dtype``; in place where backward runs once, for a second copy of
-    a gradient is worth avoiding.
+#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
+SCALED_ROWS = 1024
+
+
+def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad * factor`` with one rounding to ``dtype``; in place where backward runs once, for a second copy of a
+    gradient is worth avoiding.
 
     Only the engine knows whether the graph, and ``grad`` with it, is kept for another backward. A trace must not write
     to what it saved either.
     """
-    if type(grad) is not Tensor or type(upstream) is not Tensor or torch.compiler.is_compiling():
-        return (grad * upstream).to(dtype)
+    if type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling():
+        return (grad * factor).to(dtype)
     once = not torch._C._autograd._get_current_graph_task_keep_graph()
     out = grad if once and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
-    if out is grad and grad.device.type == "cpu" and float(upstream) == 1.0:
+    if grad.device.type != "cpu":
+        return torch.mul(grad, factor, out=out)
+    if out is grad and factor.ndim == 0 and float(factor) == 1.0:
         return grad
-    step = SCALED_ROWS if grad.device.type == "cpu" else max(1, grad.shape[0])
-    for rows, to in zip(grad.split(step), out.split(step)):
-        torch.mul(rows, upstream, out=to)
+    for begin in range(0, grad.shape[0], SCALED_ROWS):
+        rows = slice(begin, begin + SCALED_ROWS)
+        torch.mul(grad[rows], factor[rows] if factor.ndim else factor, out=out[rows])
     return out
 
 
@@ -231,9 +241,11 @@ def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: t
 
 
 @once_differentiable
-def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor | None, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 13
+def _linear_response_logprobs_autograd(
+    ctx: Any, grad: Tensor | None, *unused: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad is None:  # nothing depends on the value
+        return (None,) * len(ctx.needs_input_grad)
     if ctx.need_unit:  # frozen head: the coefficients scale what the forward already has
         unit, labels, response_offsets = ctx.saved_tensors
         kept, response_offsets = labels >= 0, response_offsets.to(labels.device, non_blocking=True)
@@ -243,11 +255,7 @@ def _linear_response_logprobs_autograd(ctx: Any, grad: Tensor | None, *unused: T
             before = torch.nn.functional.pad(kept.to(torch.int64).cumsum(0), (1, 0))
             each = grad / before[response_offsets].diff()
         rows = torch.repeat_interleave(each, sizes, output_size=labels.shape[0]) * kept
-        if type(unit) is not Tensor or torch.compiler.is_compiling():
-            return (unit * rows.unsqueeze(1)).to(ctx.dtype), *([None] * 12)
-        d_hidden = unit.to(ctx.dtype, copy=True)
-        scale_rows(d_hidden, rows)
-        return d_hidden, *([None] * 12)
+        return scaled(unit, rows.unsqueeze(1), ctx.dtype), *([None] * 12)
     hidden, weight, labels, response_offsets, lse, *rest = ctx.saved_tensors
     bias = rest[0] if rest else None
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
@@ -272,7 +280,7 @@ LIBRARY.define(
     "linear_pope_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, "
     "Tensor logging_logprobs, Tensor utility, Tensor slate_offsets, bool length_normalize, "
     f"{_HEAD_ARGUMENTS}, ScalarType compute_dtype, bool need_hidden, bool need_weight, bool need_bias, "
-    f"{OBJECTIVE_ARGUMENTS}) -> ({VALUES}, Tensor response_logprobs, Tensor d_hidden, "
+    f"{OBJECTIVE_ARGUMENTS}) -> ({VALUES}, Tensor response_logprobs, Tensor unit, Tensor coefficients, "
     "Tensor d_weight, Tensor d_bias)"
 )
 
@@ -333,9 +341,11 @@ def _linear_pope_loss(
         needs,
     )
     values, gradients = work.run()
-    d_hidden = head.tokens.scatter(gradients.hidden) if need_hidden else gradients.hidden
+    unit, coefficients = gradients.unit, gradients.coefficients
+    if need_hidden:
+        unit, coefficients = head.tokens.scatter(unit), head.tokens.scatter(coefficients)
     logprobs = work.response_logprobs.to(head.logprobs.dtype)
-    return *values.reported, logprobs, d_hidden, gradients.weight, gradients.bias
+    return *values.reported, logprobs, unit, coefficients, gradients.weight, gradients.bias
 
 
 @torch.library.register_fake("pope::linear_pope_loss", lib=LIBRARY)
@@ -373,6 +383,7 @@ def _(
         *fake_values(hidden, num_responses, acc),
         empty(hidden, num_responses, dtype=acc),
         empty(hidden, rows, width, dtype=compute_dtype),
+        empty(hidden, rows, dtype=acc),
         empty(hidden, vocab if need_weight else 0, width, dtype=acc),
         empty(hidden, vocab if need_bias else 0, dtype=acc),
     )
@@ -383,18 +394,18 @@ def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     hidden, weight, bias = inputs[:3]
     ctx.needs = inputs[15:18]
     ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
-    ctx.save_for_backward(*output[-3:])
+    ctx.save_for_backward(*output[-4:])
 
 
 @once_differentiable
-def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    if upstream is None:
-        return (None,) * 25
-    d_hidden, weight, bias = ctx.saved_tensors
+def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:  # nothing depends on the value
+        return (None,) * len(ctx.needs_input_grad)
+    unit, coefficients, weight, bias = ctx.saved_tensors
     need_hidden, need_weight, need_bias = ctx.needs
     of_hidden, of_weight, of_bias = ctx.dtypes
     return (
-        scaled(d_hidden, upstream / lift(d_hidden.dtype), of_hidden) if need_hidden else None,
+        scaled(unit, (coefficients * upstream).unsqueeze(1), of_hidden) if need_hidden else None,
         scaled(weight, upstream, of_weight) if need_weight else None,
         scaled(bias, upstream, of_bias) if need_bias else None,
         *([None] * 22),

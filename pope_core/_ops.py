@@ -112,9 +112,9 @@ def _response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
 
 
 @once_differentiable
-def _response_logprobs_autograd(ctx: Any, grad: Tensor | None, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-    if grad is None:  # nothing that reached a loss was used
-        return (None,) * 5
+def _response_logprobs_autograd(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:  # nothing depends on the value
+        return (None,) * len(ctx.needs_input_grad)
     logits, labels, response_offsets, lse = ctx.saved_tensors
     d_logits = torch.ops.pope.response_logprobs_backward(
         grad, logits, labels, response_offsets, lse, ctx.length_normalize, ctx.backend
@@ -201,9 +201,9 @@ def _slate_objective_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
 
 
 @once_differentiable
-def _slate_objective_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    if upstream is None:
-        return (None,) * 12
+def _slate_objective_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:  # nothing depends on the value
+        return (None,) * len(ctx.needs_input_grad)
     (coefficients,) = ctx.saved_tensors
     return (upstream * coefficients).to(ctx.dtype), *([None] * 11)
 

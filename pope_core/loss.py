@@ -192,7 +192,7 @@ def linear_pope_loss(
         )
         return as_dtype(output, accumulation_dtype(dtype))
     grad = torch.is_grad_enabled()
-    value, *rest, logprobs, _, _, _ = torch.ops.pope.linear_pope_loss(
+    value, *rest, logprobs, _, _, _, _ = torch.ops.pope.linear_pope_loss(
         rows,
         lm_head_weight,
         lm_head_bias,

@@ -292,8 +292,9 @@ def test_group_coverage_names_the_group_served_worst() -> None:
     assert worst_group(shares) == pytest.approx(0.1 / 1.5)
     assert group_coverage(similarity, weights, None)[0] == pytest.approx(0.9)
     assert math.isnan(worst_group(group_coverage(similarity, np.zeros((2, 3)))))
-    with pytest.raises(ValueError, match=r"group_scores\[0\]\['a'\]: expected a number >= 0, got -1"):
-        group_weights([{"a": -1}])
+    assert group_weights([{"a": -1.0}])[1].tolist() == [[0.0]]
+    with pytest.raises(ValueError, match=r"group_scores\[0\]\['a'\]: expected a finite number, got nan"):
+        group_weights([{"a": math.nan}])
 
 
 points = st.lists(st.tuples(st.integers(-3, 5), st.integers(-3, 5)), max_size=9).map(

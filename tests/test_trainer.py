@@ -67,6 +67,7 @@ TREE = Tree([11, 12, 13], [[21, 22], [31, 32, 33, 34], [41]])
 
 def config(path: Path, **options) -> PopeConfig:
     defaults = {"gradient_accumulation_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    defaults |= {"normalization": "none", "diversity_form": "neg_log_prob", "clip": 10.0}  # as reference.pope_loss
     return PopeConfig(str(path), **{**defaults, "save_strategy": "no", "max_length": 64, "max_steps": 2, **options})
 
 

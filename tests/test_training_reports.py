@@ -23,6 +23,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def config(path: Path, **options) -> PopeConfig:
     defaults = {"gradient_accumulation_steps": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    defaults |= {"normalization": "none", "diversity_form": "neg_log_prob", "clip": 10.0}
     return PopeConfig(str(path), **{**defaults, "save_strategy": "no", "max_length": 64, **options})
 
 

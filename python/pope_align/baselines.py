@@ -100,7 +100,9 @@ def make_baseline(
     datasets = require("datasets", extra="baselines", purpose=f"for method {method!r}")
     name = model if isinstance(model, str) else model.config.name_or_path
     tokenizer = processing_class or load_tokenizer(name)
-    max_length: int = args.max_length
+    max_length: int | None = args.max_length
+    if max_length is None:
+        raise ValueError("max_length: expected a number of tokens, got None")
 
     def rows(source: SlateSource) -> Any:
         slates = as_slates(source)

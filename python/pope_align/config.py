@@ -20,8 +20,8 @@ class PopeConfig(TrainingArguments):
     ``per_device_train_batch_size`` counts slates. A step sees that many times ``gradient_accumulation_steps`` of them,
     and its loss is their exact mean, however they are split.
 
-    Objective (names and meaning as in `pope_core.linear_pope_loss`; docs/training.md says which combinations are
-    refused, and why):
+    Objective (names and meaning as in `pope_core.linear_pope_loss`, defaults as measured in docs/defaults.md;
+    docs/training.md says which combinations are refused, and why):
         diversity_weight: alpha, the weight of diversity against utility.
         weighting: importance weight per "response", per "slate", or its "geometric" mean.
         normalization: divide by nothing ("none"), by the sum of weights of the "slate", or of the "batch".
@@ -84,14 +84,14 @@ class PopeConfig(TrainingArguments):
         default="response", metadata={"help": "Importance weight per response, per slate, or its geometric mean."}
     )
     normalization: Normalization = field(
-        default="none", metadata={"help": "Divide by nothing, or by the sum of weights of the slate or the batch."}
+        default="slate", metadata={"help": "Divide by nothing, or by the sum of weights of the slate or the batch."}
     )
-    clip: float | None = field(default=10.0, metadata={"help": "Largest importance weight; none for no limit."})
+    clip: float | None = field(default=5.0, metadata={"help": "Largest importance weight; none for no limit."})
     utility_form: UtilityForm = field(
         default="feedback", metadata={"help": "Reward the utility itself, or utility times log-probability."}
     )
     diversity_form: DiversityForm = field(
-        default="neg_log_prob", metadata={"help": "Diversity of a response: -l, or -exp(l) l."}
+        default="entropy", metadata={"help": "Diversity of a response: -l, or -exp(l) l."}
     )
     length_normalize: bool = field(
         default=True, metadata={"help": "Mean log-probability per token (biased, less variance), not the total."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,23 +15,23 @@ def group_weights(group_scores: Sequence[Mapping[str, float]]) -> tuple[list[str
     """The approval of every group for every reference, as a matrix.
 
     Args:
-        group_scores: ``[M]`` one mapping per reference, from group to approval >= 0. A group that a mapping lacks has
-            not rated that reference, which then does not count for it.
+        group_scores: ``[M]`` one mapping per reference, from group to its feedback. Feedback of zero or below is no
+            approval; a group that a mapping lacks has not rated that reference, which then does not count for it.
 
     Returns:
         The names of the ``G`` groups, sorted, and ``[G, M]`` weights.
 
     Raises:
-        ValueError: an approval that is negative or not finite.
+        ValueError: feedback that is not finite.
     """
     names = sorted({group for scores in group_scores for group in scores})
     weights = np.zeros((len(names), len(group_scores)))
     for column, scores in enumerate(group_scores):
         for row, group in enumerate(names):
             value = scores.get(group, 0.0)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"group_scores[{column}][{group!r}]: expected a number >= 0, got {value}")
-            weights[row, column] = value
+            if not math.isfinite(value):
+                raise ValueError(f"group_scores[{column}][{group!r}]: expected a finite number, got {value}")
+            weights[row, column] = max(value, 0.0)
     return names, weights
 
 

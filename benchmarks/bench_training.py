@@ -1,0 +1,191 @@
+"""One step of training (forward and backward of one micro-batch) on the same slates: ours, the eager loop, TRL's DPO.
+
+    pytest benchmarks/bench_training.py
+
+A random model of SmolLM2-135M's shape; slates with a prompt of 160 tokens and 4 responses of 32. ``results/training-*``
+has the time of a step, the responses that it scored (DPO: the best and the worst of each slate; its reference is
+computed beforehand and costs nothing here), and the memory of the head: the peak of a process that makes the step,
+less the peak of one whose loss is the sum of the hidden states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from harness import resident_bytes
+from pope_align.baselines import dpo_rows, make_baseline
+from pope_align.config import PopeConfig
+from pope_align.data import EncodedSlate, Slate
+from pope_align.data.collate import SlateCollator, SlateExample
+from pope_align.model import response_hidden_states
+from pope_align.policy_loss import policy_loss
+from pope_align.training_data import IndexedCollator, Item
+from transformers import LlamaConfig, LlamaForCausalLM
+
+PROMPT, RESPONSE, SIZE = 160, 32, 4
+SLATES = 2  # of a micro-batch
+
+Step = Callable[[], torch.Tensor]
+
+SMOLLM2 = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+SMALL = {**SMOLLM2, "vocab_size": 997, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2}
+
+#: Name and the responses it scores of a slate.
+STEPS = {"pope": SIZE, "pope, prompt per response": SIZE, "eager POPE loop": SIZE, "TRL DPO": 2}
+
+
+def examples() -> list[SlateExample]:
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(0, SMALL["vocab_size"], (count,), generator=generator).tolist()
+
+    return [
+        SlateExample(
+            prompt_ids=tokens(PROMPT),
+            completion_ids=[tokens(RESPONSE) for _ in range(SIZE)],
+            utility=[index / (SIZE - 1) for index in range(SIZE)],
+            logging_logprobs=[-11.0 * RESPONSE] * SIZE,
+        )
+        for _ in range(SLATES)
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def make_model(small: bool, lora: bool) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(SMALL if small else SMOLLM2)))
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model.train()
+
+
+def make_step(name: str, model: torch.nn.Module, *, body_only: bool = False) -> Step:
+    """The loss of one micro-batch; with ``body_only`` the sum of the hidden states that the head would read."""
+    folder = tempfile.gettempdir()
+    if name == "TRL DPO":
+        return _dpo(model, folder, body_only)
+    collate = IndexedCollator(SlateCollator(0, True, share_prompt=name == "pope"))
+    batch = collate([Item(index, example, None) for index, example in enumerate(examples())])
+    if body_only:
+        return lambda: response_hidden_states(model, batch).hidden.sum()
+    if name == "eager POPE loop":
+        return lambda: eager_loss(model, batch)
+    args = PopeConfig(folder, use_cpu=True, report_to="none")
+    accelerator = Accelerator(cpu=True)
+    return lambda: policy_loss(model, batch, args, accelerator, SLATES).loss
+
+
+def eager_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What one writes by hand: logits of everything, log_softmax, gather."""
+    mask = (batch["tree"] >= 0).long()
+    logits = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).logits[:, :-1]
+    labels = batch["input_ids"][:, 1:]
+    token = logits.float().log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    response = (batch["branch"][:, 1:] > 0) & (batch["tree"][:, 1:] >= 0)
+    logprobs = (token * response).sum(-1) / response.sum(-1)
+    weights = (logprobs - batch["logging_logprobs"]).exp().clamp(max=10.0)
+    return -(weights * (batch["utility"] - 0.1 * logprobs)).mean()
+
+
+def _dpo(model: torch.nn.Module, folder: str, body_only: bool) -> Step:
+    from trl import DPOConfig
+
+    slates = [Slate(prompt="-", completions=["-"] * SIZE, scores=example["utility"]) for example in examples()]
+    encoded = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in examples()]
+    rows = [{**row, "ref_chosen_logps": -350.0, "ref_rejected_logps": -350.0} for row in dpo_rows(slates, encoded)]
+    options = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
+    args = DPOConfig(folder, max_length=1024, precompute_ref_log_probs=True, **options)
+    trainer = make_baseline("dpo", model, args, slates, processing_class=_tokenizer())
+    batch = trainer.data_collator(rows)
+    if body_only:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return lambda: base.base_model(**inputs, use_cache=False).last_hidden_state.sum()
+    return lambda: trainer.compute_loss(model, batch)
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"-": 0, "<end>": 1}, unk_token="-"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
+
+
+def run(step: Step, model: torch.nn.Module) -> float:
+    loss = step()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", STEPS, ids=lambda name: name.replace(" ", "-"))
+def bench_step(benchmark: Any, record: Callable[..., None], smoke: bool, name: str, lora: bool) -> None:
+    if name == "TRL DPO":
+        pytest.importorskip("trl")
+    benchmark.group = "LoRA" if lora else "all weights"
+    model = make_model(smoke, lora)
+    by_hand = run(make_step("eager POPE loop", model), model)
+    step = make_step(name, model)
+    if name != "TRL DPO":
+        assert run(step, model) == pytest.approx(by_hand, rel=1e-3)
+    benchmark.pedantic(run, (step, model), rounds=3, warmup_rounds=1)
+    memory = {} if smoke else {"head_bytes": peak(name, lora, body_only=False) - peak(name, lora, body_only=True)}
+    record("training", benchmark, name=name, lora=lora, responses=STEPS[name] * SLATES, **memory)
+
+
+def peak(name: str, lora: bool, *, body_only: bool) -> int:
+    """Most bytes that a fresh process held beyond the model during one step."""
+    command = [sys.executable, __file__, "--peak", name, *(["--lora"] if lora else [])]
+    done = subprocess.run(
+        [*command, *(["--body-only"] if body_only else [])],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout.split()[-1])
+
+
+def measure_peak(name: str, lora: bool, body_only: bool) -> int:
+    run(make_step(name, make_model(True, lora), body_only=body_only), make_model(True, lora))  # pools, compiled code
+    model = make_model(False, lora)
+    step = make_step(name, model, body_only=body_only)
+    before = resident_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    run(step, model)
+    (high,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(high.split()[1]) * 1024 - before
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peak", required=True)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--body-only", action="store_true")
+    given = parser.parse_args()
+    print(json.dumps(measure_peak(given.peak, given.lora, given.body_only)))

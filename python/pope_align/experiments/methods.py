@@ -1,0 +1,168 @@
+"""POPE beside SFT and DPO: one log, one start, one budget, and the value of each on slates that none has seen.
+
+``python -m pope_align.experiments.methods SLATES --model MODEL --output FOLDER`` clones a logging policy from the
+training slates, trains every method from it, and estimates what each gained. ``methods.md`` is the table of the
+documentation, ``methods.json`` everything behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from .._extras import require
+from ..baselines import Method
+from ..behaviour_cloning import fit_behaviour_policy
+from ..config import PopeConfig
+from ..data import Slate, encode_slates, group_split, read_slates, slate_group
+from ..fit_report import BehaviourConfig
+from ..logging_policy import score_slates
+from ..model import best_device, load_model, load_tokenizer
+from ..ope import Confidence, Evaluation, evaluate_policies
+from ..scoring import score_responses
+from ..training import run_baseline, run_training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+#: The start of all methods, which they are compared with.
+START = "cloned"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is run.
+
+    Attributes:
+        slates: of the file, the first so many; None for all.
+        responses: of each slate, drawn without replacement, at most.
+        holdout_fraction: share of the queries that only the evaluation sees.
+        epochs, learning_rate, slates_per_step: of every method.
+        beta: of DPO.
+    """
+
+    slates: int | None = None
+    responses: int = 6
+    holdout_fraction: float = 0.3
+    epochs: float = 1.0
+    learning_rate: float = 3e-5
+    slates_per_step: int = 8
+    beta: float = 0.1
+    max_length: int = 512
+    seed: int = 0
+
+
+def run_study(path: Path, model: str, output: Path, study: Study) -> Evaluation:
+    """Clone, train, evaluate; the trained models are left in ``output``, a folder for each method."""
+    tokenizer = load_tokenizer(model)
+    slates = [_drawn(slate, study) for slate in list(read_slates(path))[: study.slates]]
+    train, held_out = group_split(slates, slate_group, study.holdout_fraction, study.seed)
+    fitted, stop = group_split(train, slate_group, 0.15, study.seed)
+    cloning = BehaviourConfig(max_length=study.max_length, epochs=2, seed=study.seed)
+    _say(f"cloning the logging policy from {len(fitted)} slates")
+    policy = fit_behaviour_policy(load_model(model).to(best_device()), tokenizer, fitted, stop, cloning)
+    options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
+    train, held_out = (score_slates(part, policy.model, tokenizer, **options) for part in (train, held_out))
+    encoded, _ = encode_slates(held_out, tokenizer, max_length=study.max_length)
+    totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
+    for method in get_args(Method):
+        _say(f"training {method} on {len(train)} slates")
+        trained = _train(method, copy.deepcopy(policy.model), train, tokenizer, output / method, study)
+        totals[method] = score_responses(encoded, trained)
+    return evaluate_policies(
+        held_out,
+        totals,
+        baseline=START,
+        estimators=["pope"],
+        clip=10.0,
+        confidence=Confidence("bootstrap", seed=study.seed),
+    )
+
+
+def table(evaluation: Evaluation) -> str:
+    """Markdown: self-normalised values and their parts, gains over the start, verdicts."""
+    gains = {comparison.policy: comparison for comparison in evaluation.comparisons}
+    lines = [
+        f"| | V | V_CU | V_Div (nats) | gain in V_CU over {START} | ESS | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in evaluation.policies:
+        each = evaluation.of(name)
+        gain = _interval(gains[name].utility) if name in gains else ""
+        ess = f"{each.diagnostics.ess_fraction:.0%}" if each.diagnostics else ""
+        cells = [_interval(each), _interval(each.utility), _interval(each.diversity), gain, ess, each.verdict]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _train(
+    method: Method, model: PreTrainedModel, train: list[Slate], tokenizer: Any, folder: Path, study: Study
+) -> PreTrainedModel:
+    shared: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": study.epochs,
+        "learning_rate": study.learning_rate,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": study.slates_per_step,
+        "max_length": study.max_length,
+        "lr_scheduler_type": "cosine",
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": study.seed,
+    }
+    if method == "pope":
+        return run_training(model, PopeConfig(**shared), train, processing_class=tokenizer).model
+    trl = require("trl", extra="baselines", purpose=f"for method {method!r}")
+    plain = {**shared, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1}
+    args: TrainingArguments = trl.SFTConfig(**plain) if method == "sft" else trl.DPOConfig(**plain, beta=study.beta)
+    return run_baseline(method, model, args, train, processing_class=tokenizer).model
+
+
+def _drawn(slate: Slate, study: Study) -> Slate:
+    """``responses`` of the slate, in their order; which ones, its own id and the seed decide."""
+    count = len(slate.completions)
+    if count <= study.responses:
+        return slate
+    kept = sorted(random.Random(f"{study.seed}:{slate.slate_id}").sample(range(count), study.responses))
+    picked: dict[str, Any] = {
+        name: [value[index] for index in kept]
+        for name in ("completions", "scores", "responders", "ranks")
+        if (value := getattr(slate, name)) is not None
+    }
+    return replace(slate, **picked)
+
+
+def _interval(quantity: Any) -> str:
+    return f"{quantity.value:.3f} [{quantity.low:.3f}, {quantity.high:.3f}]"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", type=Path, help="slates with scores")
+    parser.add_argument("--model", required=True, help="hub name, folder or GGUF file")
+    parser.add_argument("--output", type=Path, required=True, help="folder of models and results")
+    for name, kind in (("slates", int), ("epochs", float), ("learning_rate", float), ("beta", float), ("seed", int)):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(Study, name, None))
+    given = vars(parser.parse_args())
+    path, model, output = given.pop("log"), given.pop("model"), given.pop("output")
+    study = Study(**given)
+    evaluation = run_study(path, model, output, study)
+    text = table(evaluation)
+    (output / "methods.md").write_text(text + "\n", encoding="utf-8")
+    content = {"study": asdict(study), "evaluation": evaluation.to_dict()}
+    (output / "methods.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
