@@ -93,7 +93,8 @@ def make_step(name: str, model: torch.nn.Module, *, body_only: bool = False) -> 
         return lambda: response_hidden_states(model, batch).hidden.sum()
     if name == "eager POPE loop":
         return lambda: eager_loss(model, batch)
-    args = PopeConfig(folder, use_cpu=True, report_to="none")
+    objective = {"normalization": "none", "diversity_form": "neg_log_prob", "diversity_weight": 0.1, "clip": 10.0}
+    args = PopeConfig(folder, use_cpu=True, report_to="none", **objective)
     accelerator = Accelerator(cpu=True)
     return lambda: policy_loss(model, batch, args, accelerator, SLATES).loss
 

@@ -32,8 +32,8 @@ OPTIONS = {
     "disable_tqdm": True,
 }
 OBJECTIVES = {
-    "none": {},
-    "penalty": {"kl_weight": 0.5},
+    "none": {"normalization": "none", "diversity_form": "neg_log_prob"},
+    "slate, penalty": {"normalization": "slate", "kl_weight": 0.5},
     "batch": {"normalization": "batch", "diversity_form": "entropy"},
 }
 

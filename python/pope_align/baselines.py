@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from transformers import PreTrainedModel
+
 from ._extras import require
 from .data.schema import Slate
 from .data.tokenize import EncodedSlate, encode_slates
@@ -19,7 +21,7 @@ from .training_data import SlateSource, as_slates
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 Method = Literal["pope", "sft", "dpo"]
 Pairs = Literal["best-worst", "all"]
@@ -124,6 +126,8 @@ def make_baseline(
         def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
             return dataset  # tokens already
 
-    # TRL would load the reference from the model's name, which a model in memory need not have.
-    reference = None if peft_config is not None else copy.deepcopy(model)
+    # TRL would load the reference from the model's name, which a model in memory need not have. With an adapter it is
+    # the model without it.
+    adapted = peft_config is not None or not isinstance(model, PreTrainedModel)
+    reference = None if adapted else copy.deepcopy(model)
     return TokenisedDpoTrainer(model, reference, args, peft_config=peft_config, **shared)

@@ -80,7 +80,7 @@ def run_study(path: Path, model: str, output: Path, study: Study) -> Evaluation:
         totals,
         baseline=START,
         estimators=["pope"],
-        clip=10.0,
+        clip=PopeConfig.clip,
         confidence=Confidence("bootstrap", seed=study.seed),
     )
 
