@@ -89,6 +89,20 @@ def test_shared_prompts_give_the_hidden_states_and_gradients_of_separate_rows(ar
     check_head(model, TREES[0], share_prompt=True)
 
 
+def test_the_gradient_through_a_shared_position_is_the_same_to_the_bit_on_several_threads() -> None:
+    """Many responses read their prompt's last state: what they send back is added in one order."""
+    body = make("llama", "sdpa")
+    tree = Tree([5, 6, 7], [[8 + index % 5] * 4 for index in range(400)])
+    rows = lay_out([tree], share_prompt=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [states_and_gradient(body, rows)[1] for _ in range(6)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(gradients[0], gradient) for gradient in gradients[1:])
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_flex_attention_takes_the_same_mask(architecture) -> None:
     model, flex = make(architecture, "sdpa").eval(), make(architecture, "flex_attention").eval()

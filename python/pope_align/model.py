@@ -66,7 +66,10 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
     else:
         placed = {"attention_mask": (rows["tree"] >= 0).long()}
     states = body(input_ids=rows["input_ids"], use_cache=False, **placed).last_hidden_state  # [B, L, D]
-    return ResponseHiddenStates(states.flatten(0, 1)[rows["predictors"]], rows["labels"], rows["response_offsets"])
+    # A shared prompt's last position is taken once for each response. The gradient of indexing would add those with
+    # atomics in any order; that of a lookup adds them in one.
+    hidden = torch.nn.functional.embedding(rows["predictors"], states.flatten(0, 1))
+    return ResponseHiddenStates(hidden, rows["labels"], rows["response_offsets"])
 
 
 def output_layer(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
