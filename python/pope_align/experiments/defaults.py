@@ -11,8 +11,6 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 from pope_core.types import DiversityForm, Normalization
 
 from ..behaviour_cloning import fit_behaviour_policy
+from ..cli.console import progress
 from ..config import PopeConfig
 from ..data import Slate, group_split, slate_group
 from ..fit_report import BehaviourConfig
@@ -88,14 +87,14 @@ def run(log: Path, model: str, study: Study) -> dict[str, Any]:
         evaluations_per_epoch=1,
         seed=study.seed,
     )
-    with _counted("cloning, slates") as report:
+    with progress("cloning the logging policy", "slates") as report:
         policy = fit_behaviour_policy(
             load_model(model).to(best_device()), tokenizer, fitted, stop, cloning, progress=report
         )
 
     def score(slates: list[Slate], scorer: Any) -> list[Slate]:
         options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
-        with _counted("scoring, tokens") as report:
+        with progress("scoring", "tokens") as report:
             return score_slates(slates, scorer, tokenizer, progress=report, **options)
 
     train, before = score(train, policy.model), score(validation, policy.model)
@@ -184,20 +183,6 @@ def _gains(before: list[Slate], after: list[Slate]) -> dict[str, Any]:
 
 def _interval(gain: dict[str, float]) -> str:
     return f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-
-
-@contextmanager
-def _counted(what: str) -> Iterator[Any]:
-    """A progress that says every tenth."""
-    shown = 0
-
-    def report(done: int, of: int) -> None:
-        nonlocal shown
-        if done * 10 // of > shown:
-            shown = done * 10 // of
-            print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
-
-    yield report
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from .._extras import require
 from ..baselines import Method
 from ..behaviour_cloning import fit_behaviour_policy
+from ..cli.console import progress
 from ..config import PopeConfig
 from ..data import Slate, encode_slates, group_split, slate_group
 from ..fit_report import BehaviourConfig
@@ -63,16 +64,21 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     train, held_out = parts.train + parts.validation, parts.test
     fitted, stop = group_split(train, slate_group, 0.15, study.seed)
     cloning = BehaviourConfig(max_length=study.max_length, epochs=2, seed=study.seed)
-    _say(f"cloning the logging policy from {len(fitted)} slates")
-    policy = fit_behaviour_policy(load_model(model).to(best_device()), tokenizer, fitted, stop, cloning)
+    start = load_model(model).to(best_device())
+    with progress("cloning the logging policy", "slates") as report:
+        policy = fit_behaviour_policy(start, tokenizer, fitted, stop, cloning, progress=report)
     options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
-    train, held_out = (score_slates(part, policy.model, tokenizer, **options) for part in (train, held_out))
+    with progress("scoring", "tokens") as report:
+        train, held_out = (
+            score_slates(part, policy.model, tokenizer, progress=report, **options) for part in (train, held_out)
+        )
     encoded, _ = encode_slates(held_out, tokenizer, max_length=study.max_length)
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
     for method in get_args(Method):
         _say(f"training {method} on {len(train)} slates")
         trained = _train(method, copy.deepcopy(policy.model), train, tokenizer, output / method, study)
-        totals[method] = score_responses(encoded, trained)
+        with progress(f"scoring with {method}", "tokens") as report:
+            totals[method] = score_responses(encoded, trained, progress=report)
     return evaluate_policies(
         held_out,
         totals,
