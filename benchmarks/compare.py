@@ -83,7 +83,8 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
 def report(file: Path) -> str:
     run = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    lines = [f"{run['device']}; {versions}; commit {run['commit'][:12]}.", ""]
+    driver = f"driver {run['driver']}; " if "driver" in run else ""
+    lines = [f"{run['device']}; {driver}{versions}; commit {run['commit'][:12]}.", ""]
     if file.name.startswith("training-"):
         return "\n".join([*lines, *training_table(run["rows"]), ""])
     groups = defaultdict(list)
