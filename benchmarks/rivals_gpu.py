@@ -88,9 +88,10 @@ def torch_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, label
 
 
 def trl_selective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from trl.trainer.utils import selective_log_softmax
+    from trl.kernels import selective_log_softmax_and_entropy
 
-    return selective_log_softmax(logits, labels)
+    # What its `selective_log_softmax` runs on a GPU; the entropy comes along.
+    return selective_log_softmax_and_entropy(logits, labels)[0]
 
 
 def trl_chunked(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -139,10 +140,8 @@ def quack_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 def quack_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from quack.linear_cross_entropy import linear_cross_entropy_func
-
-    # Its chunked one gives a mean or a sum only; this is what its own module takes for the losses of tokens.
-    return -linear_cross_entropy_func(hidden, weight, None, labels, reduction="none")
+    # Its chunked loss gives a mean or a sum only; for the losses of tokens its own module does this.
+    return quack_cross_entropy(F.linear(hidden, weight), labels)
 
 
 def pope_from_logits(backend: str) -> Loss:

@@ -48,7 +48,14 @@ def install_wheels(target: Path, folder: Path | None) -> bool:
     wheels = sorted(folder.glob("*.whl")) if folder is not None else []
     if folder is not None and not wheels:
         print(f"no wheels in {folder}")
-    return install(target, *wheels) if wheels else folder is None
+    if not wheels:
+        return folder is None
+    # Packages that add folders to the path in a .pth file (quack's compiler) are heard in a site folder only.
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "sitecustomize.py").write_text(
+        "import site\nfrom pathlib import Path\n\nsite.addsitedir(Path(__file__).parent)\n"
+    )
+    return install(target, *wheels)
 
 
 def build(target: Path) -> bool:
