@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import conditions, gpu_conditions, results_file
+from harness import add_row, conditions, gpu_conditions, results_file
 
 ROWS: dict[str, list[dict[str, Any]]] = {}
 
@@ -34,13 +34,18 @@ def record() -> Callable[..., None]:
 
 @pytest.fixture
 def record_gpu() -> Callable[..., None]:
-    """``record_gpu(**row)``: keep a row that was measured with CUDA events."""
-    return lambda **row: ROWS.setdefault("gpu", []).append(row)
+    """``record_gpu(**row)``: write a row that was measured with CUDA events, at once."""
+
+    def add(**row: Any) -> None:
+        about = gpu_conditions()
+        add_row(results_file("gpu", about["device"]), about, row)
+
+    return add
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     for kind, rows in ROWS.items():
-        about = gpu_conditions() if kind == "gpu" else conditions()
+        about = conditions()
         file = results_file(kind, about["device"])
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
