@@ -13,13 +13,13 @@ Without a GPU only the checks run, on CPU tensors, for the rivals that take them
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import rivals_gpu
 import torch
+from gpu_timing import device_rates, event_times, spread
 from harness import Problem, Shape
 from hidden_states import FILE, HOW, States, load_states
 from nearest_gpu import NEAREST
@@ -28,7 +28,6 @@ from rivals_gpu import Case, Loss
 from pope_core import offsets_from_lengths, response_logprobs
 
 GPU = torch.cuda.is_available()
-ROUNDS, WARM_UP = 10, 3
 DEVICE = "cuda" if GPU else "cpu"
 RIVALS = {**rivals_gpu.RIVALS, "hidden": {**rivals_gpu.RIVALS["hidden"], **NEAREST}}
 
@@ -189,36 +188,6 @@ def stop_if_broken(name: str) -> None:
 
 
 # --- measurements ---
-
-
-def event_times(work: Callable[[int], object], rounds: int = ROUNDS) -> list[float]:
-    """Milliseconds of each round."""
-    for i in range(WARM_UP):
-        work(i)
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for i, (start, stop) in enumerate(marks):
-        start.record()
-        work(i)
-        stop.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(stop) for start, stop in marks]
-
-
-def spread(times: list[float]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(times, n=4)
-    return {"median_ms": median, "quartiles_ms": [low, high], "best_ms": min(times), "rounds": len(times)}
-
-
-@functools.cache
-def device_rates() -> dict[str, float]:
-    """TFLOP/s of a bfloat16 product and TB/s of a copy, both on random data, here and now."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    out = torch.empty_like(a)
-    product = statistics.median(event_times(lambda _: torch.mm(a, b, out=out)))
-    source = torch.randn(1 << 29, device="cuda", dtype=torch.float32)
-    target = torch.empty_like(source)
-    copy = statistics.median(event_times(lambda _: target.copy_(source)))
-    return {"gemm_tflops": 2 * 8192**3 / product / 1e9, "copy_tbps": 2 * source.nbytes / copy / 1e9}
 
 
 def floor_ms(source: str, shape: Shape, trainable: bool, backward: bool) -> float:

@@ -7,7 +7,6 @@ can differentiate; a floor does only what no implementation can avoid, and retur
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import json
 import os
@@ -30,10 +29,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 TOKENS_PER_RESPONSE, RESPONSES_PER_SLATE = 32, 4
 
-#: Whose versions decide what a GPU's numbers mean; two of the rivals' faster paths need nvidia-cutlass-dsl.
-LIBRARIES = ("triton", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernels", "nvidia-cutlass-dsl")
-#: What makes two rows of a GPU the same measurement.
-IDENTITY = ("source", "name", "shape", "ragged", "states", "dtype", "trainable", "backward")
+#: What makes two rows the same measurement.
+IDENTITY = ("source", "name", "shape", "ragged", "states", "dtype", "trainable", "lora", "backward")
 
 
 class Shape(NamedTuple):
@@ -270,43 +267,13 @@ def conditions() -> dict[str, Any]:
     }
 
 
-@functools.cache
-def gpu_conditions() -> dict[str, Any]:
-    """:func:`conditions` of the GPU: its driver, the rivals' versions, and the rates that floors are stated in."""
-    from bench_gpu import device_rates
-
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "not installed"
-
-    about = conditions()
-    return {
-        **about,
-        "device": torch.cuda.get_device_name(),
-        "driver": driver(),
-        "versions": {**about["versions"], "cuda": str(torch.version.cuda)}
-        | {name: version(name) for name in LIBRARIES},
-        **device_rates(),
-    }
-
-
-def driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:
-        return "unknown"
-
-
 def add_row(file: Path, about: dict[str, Any], row: dict[str, Any]) -> None:
     """Write a row to the results of the same device, driver, versions and commit; results of others are replaced.
 
     So a run may come in parts, and one that is killed keeps what it has measured.
     """
     run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if any(run.get(name) != about[name] for name in ("device", "driver", "versions", "commit")):
+    if any(run.get(name) != about.get(name) for name in ("device", "driver", "versions", "commit")):
         run = {**about, "rows": []}
 
     def identity(row: dict[str, Any]) -> str:
