@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -23,7 +24,7 @@ from .data.collate import SlateCollator, SlateExample
 from .data.rows import Tree
 from .data.schema import Slate
 from .data.tokenize import EncodedSlate
-from .distributed import from_main_process, gather_ragged
+from .distributed import from_main_process, gather_ragged, own_part, whole_while_called
 from .model import check_head, load_model, load_tokenizer, sharing_obstacle
 from .policy_loss import ShareOfStep, policy_loss
 from .scoring import score_responses
@@ -122,13 +123,14 @@ class PopeTrainer(Trainer):
             self.add_callback(SlateTable(self, args.log_slates))
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
-        share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
+        with whole_while_called(model):
+            share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
+            if args.kl_weight > 0:
+                for data in filter(None, (train_data, eval_data)):
+                    data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
         self.data_collator = IndexedCollator(
             replace(collator, share_prompt=share_prompt, max_tokens_per_row=args.max_tokens_per_row)
         )
-        if args.kl_weight > 0:
-            for data in filter(None, (train_data, eval_data)):
-                data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; ``resume_from_checkpoint`` may be "last".
@@ -170,6 +172,10 @@ class PopeTrainer(Trainer):
         window.add(share, inputs)
         loss = share.loss if slates_of_step is None else share.loss * self.accelerator.num_processes
         return (loss, share) if return_outputs else loss
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device. Under DeepSpeed, Trainer would round floats to 16 bits; these are log-probabilities."""
+        return send_to_device(data, self.args.device)
 
     def prediction_step(
         self,
@@ -269,7 +275,8 @@ class PopeTrainer(Trainer):
             assert isinstance(dataset, SlateDataset)
             names = [dataset.name(index) for index in batch["slate_index"].tolist()]
             where = f"step {self.state.global_step + 1}, slates {', '.join(names) or '(none: padding)'}"
-            spoilt = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+            parameters = self.model.named_parameters()
+            spoilt = [name for name, weight in parameters if not torch.isfinite(own_part(weight)).all()]
             if spoilt:
                 error.args = (
                     f"{error}; {len(spoilt)} parameters ({spoilt[0]}, ...) are no numbers since an earlier step: go "

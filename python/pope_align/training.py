@@ -100,6 +100,7 @@ def run_training(
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"objective": asdict(args.objective)})
         plot_training(trainer.state.log_history, Path(args.output_dir) / CURVES_NAME)
+    trainer.accelerator.wait_for_everyone()  # all of it is there when any process goes on
     return trainer
 
 
@@ -130,6 +131,7 @@ def run_baseline(
     _train_and_save(trainer, bool(callbacks))
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"method": method})
+    trainer.accelerator.wait_for_everyone()
     return trainer
 
 

@@ -39,6 +39,8 @@ def train(context: typer.Context) -> None:
 
         pope train --config run.yaml --method dpo --output_dir out-dpo
     """
+    from accelerate import PartialState
+
     from ..callbacks import ProgressLines
     from ..plan import plan_training
     from ..training import RunArguments, run_baseline, run_training
@@ -62,6 +64,7 @@ def train(context: typer.Context) -> None:
         written = "the model and metrics.json"
     if args.should_log:
         err.print(f"wrote {written} to {args.output_dir}", markup=False)
+    PartialState().destroy_process_group()
 
 
 def parse(flags: list[str]) -> tuple[Any, Any]:
