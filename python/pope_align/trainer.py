@@ -200,7 +200,8 @@ class PopeTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluation over all slates at once: no metric depends on the batches."""
-        self.eval_window, self.evaluated = SlateWindow(self.args.objective), dataloader.dataset
+        self.eval_window = SlateWindow(self.args.objective, self.state.global_step)
+        self.evaluated = dataloader.dataset
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # training draws the same numbers whether it is evaluated or not
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)

@@ -85,7 +85,7 @@ def run_training(
     """Train, and leave in ``args.output_dir`` model, tokenizer, model card, ``metrics.json`` and ``training.png``.
 
     ``metrics.json`` holds the configuration of the objective and everything that was logged, step by step. With
-    ``eval_data``, the model is evaluated once more at the end, and the card says what the estimate is worth.
+    ``eval_data``, the model is evaluated at the end, and the card says what the estimate is worth.
 
     Raises:
         ValueError: what `PopeTrainer` refuses.
@@ -94,7 +94,7 @@ def run_training(
         model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
     )
     _train_and_save(trainer, bool(callbacks))
-    if eval_data is not None:
+    if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
     trainer.create_model_card()
     if trainer.is_world_process_zero():
@@ -141,6 +141,13 @@ def _train_and_save(trainer: Trainer, has_callbacks: bool) -> None:
         trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_model()
+
+
+def _evaluated_as_it_is(trainer: PopeTrainer) -> bool:
+    """Whether the last evaluation saw the final weights; the best ones of an earlier step are loaded after it."""
+    window = trainer.eval_window
+    at_the_end = bool(window.policy) and window.first_step == trainer.state.global_step
+    return at_the_end and not trainer.args.load_best_model_at_end
 
 
 def _write_metrics(trainer: Trainer, about: dict[str, Any]) -> None:
