@@ -119,8 +119,9 @@ class PopeTrainer(Trainer):
         self.add_callback(OverlapWatch(args.stop_if_ess_below))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.slate_table = SlateTable(self, args.log_slates)
         if args.log_slates > 0 and eval_data is not None:
-            self.add_callback(SlateTable(self, args.log_slates))
+            self.add_callback(self.slate_table)
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
         with whole_while_called(model):
@@ -243,7 +244,11 @@ class PopeTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        state = {"window": self.train_window.state_dict(), "data": self.train_dataset.fingerprint()}
+        state = {
+            "window": self.train_window.state_dict(),
+            "data": self.train_dataset.fingerprint(),
+            "slates_before": self.slate_table.before,
+        }
         torch.save(state, self._state_path(output_dir))
         self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
 
@@ -262,6 +267,7 @@ class PopeTrainer(Trainer):
                 "max_length, utility_transform or tokenizer): expected the same ones"
             )
         self.train_window.load_state_dict(state["window"])
+        self.slate_table.before = state["slates_before"]
 
     def _state_path(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"slate_window_{self.args.process_index}.pt"

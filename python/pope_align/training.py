@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ._extras import require
 from .baselines import Method, Pairs, make_baseline
+from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .curves import plot_training
 from .trainer import PopeTrainer
@@ -139,7 +140,8 @@ def _train_and_save(trainer: Trainer, has_callbacks: bool) -> None:
     if has_callbacks:  # they show the metrics: transformers' own way of printing would show them twice
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    resume = trainer.args.resume_from_checkpoint
+    trainer.train(last_checkpoint(trainer.args.output_dir) if resume == "last" else resume)
     trainer.save_model()
 
 
