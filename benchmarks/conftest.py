@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from harness import conditions, gpu_conditions, results_file
 
 ROWS: dict[str, list[dict[str, Any]]] = {}
@@ -40,7 +41,8 @@ def record_gpu() -> Callable[..., None]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     for kind, rows in ROWS.items():
-        about = gpu_conditions() if kind == "gpu" else conditions()
+        on_gpu = kind == "gpu" or (kind == "training" and torch.cuda.is_available())
+        about = gpu_conditions() if on_gpu else conditions()
         file = results_file(kind, about["device"])
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -238,6 +238,13 @@ def cpu_name() -> str:
     return platform.processor()
 
 
+def version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def conditions() -> dict[str, Any]:
     """Device, versions and commit: what a number means nothing without."""
 
@@ -250,7 +257,7 @@ def conditions() -> dict[str, Any]:
     return {
         "device": f"{cpu_name()}, {torch.get_num_threads()} threads, {native.isa()}",
         "system": platform.platform(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+        "versions": {name: version(name) for name in ("torch", "numpy", "transformers", "trl")}
         | {"pope-core": pope_core.__version__, "python": platform.python_version()},
         "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else ""),
     }
@@ -260,12 +267,6 @@ def gpu_conditions() -> dict[str, Any]:
     """:func:`conditions` of the GPU: its driver, the rivals' versions, and the rates that floors are stated in."""
     from bench_gpu import device_rates
 
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "not installed"
-
     driver = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
         capture_output=True,
@@ -273,7 +274,7 @@ def gpu_conditions() -> dict[str, Any]:
         check=False,
     )
     about = conditions()
-    rivals = {name: version(name) for name in ("triton", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
+    rivals = {name: version(name) for name in ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
     return {
         **about,
         "device": torch.cuda.get_device_name(),
