@@ -1,6 +1,7 @@
 """Prints the tables of ``results/*.json`` in Markdown, as the README shows them.
 
-``python benchmarks/compare.py [FILE ...]``; times are the best of the run, and in brackets how often ours fits in.
+``python benchmarks/compare.py [FILE ...]``; times are the best of the run, on a GPU the median and half the distance of
+the quartiles, and in brackets how often ours fits in. A rival of another loss than ours is in italics, with the loss.
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ from typing import Any
 MIB = 1 << 20
 
 
+def time_of(row: dict[str, Any]) -> float:
+    return row["median_ms"] if "quartiles_ms" in row else row["best_ms"]
+
+
 def cell(row: dict[str, Any] | None, ours: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    ratio = f" ({row['best_ms'] / ours['best_ms']:.1f}x)" if ours and row is not ours else ""
-    return f"{row['best_ms']:.0f} ms{ratio}" if row["best_ms"] >= 10 else f"{row['best_ms']:.1f} ms{ratio}"
+    time = time_of(row)
+    ratio = f" ({time / time_of(ours):.1f}x)" if ours and row is not ours else ""
+    if "quartiles_ms" not in row:
+        return f"{time:.0f} ms{ratio}" if time >= 10 else f"{time:.1f} ms{ratio}"
+    low, high = row["quartiles_ms"]
+    digits = 1 if time >= 10 else 2
+    return f"{time:.{digits}f} ± {(high - low) / 2:.{digits}f} ms{ratio}"
 
 
 def memory(row: dict[str, Any] | None) -> str:
@@ -27,22 +37,35 @@ def memory(row: dict[str, Any] | None) -> str:
     return f"{max(0, row['peak_bytes'] - row['gradient_bytes']) / MIB:,.0f} MiB"
 
 
+def title_of(row: dict[str, Any], ours: str) -> str:
+    if row.get("job"):
+        return f"*{row['name']}* (another loss: {row['job']})"
+    return f"**{row['name']}**" if row["name"] == ours else row["name"]
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rivals against dtypes and passes; memory is that of forward+backward, beyond inputs and gradients."""
+    """Rivals against dtypes and passes; memory is that of forward+backward, beyond inputs and gradients.
+
+    Rows of a GPU have the floor above them, and the relative error of the gradient beside them.
+    """
     columns = list(dict.fromkeys((row["dtype"], row["backward"]) for row in rows))
-    names = list(dict.fromkeys(row["name"] for row in rows))
+    rivals = {row["name"]: row for row in rows}
     found = {(row["name"], row["dtype"], row["backward"]): row for row in rows}
-    ours = next((name for name in names if name.startswith("pope_core")), "")
+    ours = next((name for name in rivals if name.startswith("pope_core")), "")
     titles = [f"{dtype}, {'forward+backward' if backward else 'forward'}" for dtype, backward in columns]
-    lines = [
-        "| | " + " | ".join(titles) + " | memory |",
-        "|---|" + "---:|" * (len(columns) + 1),
-    ]
-    for name in names:
+    floors = {(row["dtype"], row["backward"]): row["floor_ms"] for row in rows if "floor_ms" in row}
+    last = ["memory", "gradient's error"] if floors else ["memory"]
+    lines = ["| | " + " | ".join([*titles, *last]) + " |", "|---|" + "---:|" * (len(columns) + len(last))]
+    if floors:
+        cells = [f"{floors[column]:.{1 if floors[column] >= 10 else 2}f} ms" for column in columns]
+        lines.append(f"| floor: the bytes, or the products | {' | '.join(cells)} | | |")
+    for name, row in rivals.items():
         cells = [cell(found.get((name, *column)), found.get((ours, *column))) for column in columns]
-        held = [memory(found.get((name, dtype, True))) for dtype in dict.fromkeys(dtype for dtype, _ in columns)]
-        title = f"**{name}**" if name == ours else name
-        lines.append(f"| {title} | " + " | ".join(cells) + f" | {', '.join(filter(None, held))} |")
+        with_gradient = [found.get((name, dtype, True)) for dtype in dict.fromkeys(dtype for dtype, _ in columns)]
+        cells.append(", ".join(filter(None, map(memory, with_gradient))))
+        if floors:
+            cells.append(", ".join(f"{each['gradient_error']:.1e}" for each in with_gradient if each))
+        lines.append(f"| {title_of(row, ours)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -60,7 +83,8 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
 def report(file: Path) -> str:
     run = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    lines = [f"{run['device']}; {versions}; commit {run['commit'][:12]}.", ""]
+    driver = f"driver {run['driver']}; " if "driver" in run else ""
+    lines = [f"{run['device']}; {driver}{versions}; commit {run['commit'][:12]}.", ""]
     if file.name.startswith("training-"):
         return "\n".join([*lines, *training_table(run["rows"]), ""])
     groups = defaultdict(list)
@@ -68,6 +92,7 @@ def report(file: Path) -> str:
         shape = row["shape"]
         what = f"From {row['source']}: {shape['tokens']} tokens, {shape['vocab']} words"
         what += f", width {shape['width']}" if row["source"] == "hidden" else ""
+        what += f", states of {row['states']}" if row.get("states") else ""
         what += ", ragged responses" if row.get("ragged") else ""
         what += "" if row.get("trainable", True) else ", frozen head"
         groups[what].append(row)

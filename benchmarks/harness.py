@@ -29,6 +29,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 TOKENS_PER_RESPONSE, RESPONSES_PER_SLATE = 32, 4
 
+#: What makes two rows the same measurement.
+IDENTITY = ("source", "name", "model", "shape", "ragged", "states", "dtype", "trainable", "lora", "backward")
+
 
 class Shape(NamedTuple):
     """Response tokens, vocabulary, hidden width."""
@@ -238,50 +241,47 @@ def cpu_name() -> str:
     return platform.processor()
 
 
-def version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def conditions() -> dict[str, Any]:
     """Device, versions and commit: what a number means nothing without."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
         return done.stdout.strip()
 
     from pope_kernels import native
 
+    # Results that this run has written are no change of what it measures.
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+
     return {
         "device": f"{cpu_name()}, {torch.get_num_threads()} threads, {native.isa()}",
         "system": platform.platform(),
-        "versions": {name: version(name) for name in ("torch", "numpy", "transformers", "trl")}
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
         | {"pope-core": pope_core.__version__, "python": platform.python_version()},
-        "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else ""),
+        # A copy of the files without their history is told its commit.
+        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else "")
+        or os.environ.get("POPE_COMMIT", "unknown"),
     }
 
 
-def gpu_conditions() -> dict[str, Any]:
-    """:func:`conditions` of the GPU: its driver, the rivals' versions, and the rates that floors are stated in."""
-    from bench_gpu import device_rates
+def add_row(file: Path, about: dict[str, Any], row: dict[str, Any]) -> None:
+    """Write a row to the results of the same device, driver, versions and commit; results of others are replaced.
 
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    about = conditions()
-    rivals = {name: version(name) for name in ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels")}
-    return {
-        **about,
-        "device": torch.cuda.get_device_name(),
-        "driver": driver.stdout.strip(),
-        "versions": {**about["versions"], "cuda": str(torch.version.cuda), **rivals},
-        **device_rates(),
-    }
+    So a run may come in parts, and one that is killed keeps what it has measured.
+    """
+    run = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if any(run.get(name) != about.get(name) for name in ("device", "driver", "versions", "commit")):
+        run = {**about, "rows": []}
+
+    def identity(row: dict[str, Any]) -> str:
+        return json.dumps([row.get(name) for name in IDENTITY])
+
+    rows = {identity(row): row for row in [*run["rows"], row]}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**run, "rows": list(rows.values())}, indent=1) + "\n", encoding="utf-8")
 
 
 def results_file(kind: str, device: str) -> Path:

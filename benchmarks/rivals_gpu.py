@@ -1,19 +1,22 @@
 """What others offer for the same job on a GPU: log-probabilities of tokens, on which the loss is composed.
 
 A rival gets the logits ``[N, V]``, or the hidden states and the head, and the labels, and gives the log-probability of
-every label ``[N]``; what it imports, it imports where it is used. ``ours`` marks functions that give the loss itself.
+every label ``[N]``; what it imports, it imports where it is used. What offers no log-probabilities of tokens, and so
+cannot have this job, has its nearest one in `nearest_gpu`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from harness import Problem
 
 import pope_core
+from pope_core.slates import segment_ids
 
 
 @dataclass
@@ -23,6 +26,17 @@ class Case:
     problem: Problem
     response: torch.Tensor  # [N] the response of every token
     slate: torch.Tensor  # [R] the slate of every response
+    length: int | None  # tokens of every response, if that is one number
+
+    @classmethod
+    def of(cls, problem: Problem) -> Case:
+        lengths = problem.response_offsets.diff().tolist()
+        return cls(
+            problem,
+            segment_ids(problem.response_offsets, sum(lengths)),
+            segment_ids(problem.slate_offsets, len(lengths)),
+            lengths[0] if len(set(lengths)) == 1 else None,
+        )
 
     def loss(self, token_logprobs: torch.Tensor) -> torch.Tensor:
         """The rest of the loss in plain PyTorch, float32: response weights, length-normalised."""
@@ -39,6 +53,17 @@ Loss = Callable[[Case], torch.Tensor]
 TokenLogprobs = Callable[..., torch.Tensor]
 
 
+class Rival(NamedTuple):
+    """What is timed, and the plain formula of the same loss, which it is checked against.
+
+    ``job`` names that loss where it is not ours but the nearest that the rival has: its times are of other work.
+    """
+
+    run: Loss
+    plain: Loss
+    job: str = ""
+
+
 def composed(token_logprobs: TokenLogprobs) -> Loss:
     return lambda case: case.loss(token_logprobs(*case.problem.leaves, case.problem.labels))
 
@@ -51,8 +76,9 @@ def gathered_from_hidden(hidden: torch.Tensor, weight: torch.Tensor, labels: tor
     return gathered(F.linear(hidden, weight), labels)
 
 
-_compiled = torch.compile(gathered)
-_compiled_from_hidden = torch.compile(gathered_from_hidden)
+# Without `dynamic=False` the second shape of a run would get code for any shape.
+_compiled = torch.compile(gathered, dynamic=False)
+_compiled_from_hidden = torch.compile(gathered_from_hidden, dynamic=False)
 
 
 def torch_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -62,9 +88,10 @@ def torch_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, label
 
 
 def trl_selective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from trl.trainer.utils import selective_log_softmax
+    from trl.kernels import selective_log_softmax_and_entropy
 
-    return selective_log_softmax(logits, labels)
+    # What its `selective_log_softmax` runs on a GPU; the entropy comes along.
+    return selective_log_softmax_and_entropy(logits, labels)[0]
 
 
 def trl_chunked(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -95,11 +122,13 @@ def liger_scaled(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tenso
     return -(result[0] if isinstance(result, tuple) else result)
 
 
-def cut_cross_entropy(impl: str) -> TokenLogprobs:
+def cut_cross_entropy(filter_eps: str | None) -> TokenLogprobs:
+    """CCE; ``filter_eps`` is below which probability its backward skips a block: None, or "auto" by the dtype."""
+
     def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         from cut_cross_entropy import linear_cross_entropy
 
-        return -linear_cross_entropy(hidden, weight, labels, reduction="none", impl=impl)
+        return -linear_cross_entropy(hidden, weight, labels, reduction="none", filter_eps=filter_eps)
 
     return token_logprobs
 
@@ -111,9 +140,8 @@ def quack_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 def quack_linear(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
-
-    return -chunked_linear_cross_entropy(hidden, weight, labels, reduction="none")
+    # Its chunked loss gives a mean or a sum only; for the losses of tokens its own module does this.
+    return quack_cross_entropy(F.linear(hidden, weight), labels)
 
 
 def pope_from_logits(backend: str) -> Loss:
@@ -137,7 +165,7 @@ def pope_from_hidden(backend: str) -> Loss:
 #: The plain composition, against which all others are checked before they are timed.
 PLAIN = {"logits": composed(gathered), "hidden": composed(gathered_from_hidden)}
 
-RIVALS: dict[str, dict[str, Loss]] = {
+LOSSES: dict[str, dict[str, Loss]] = {
     "logits": {
         "pope_core, cuda": pope_from_logits("cuda"),
         "pope_core, triton": pope_from_logits("triton"),
@@ -157,8 +185,12 @@ RIVALS: dict[str, dict[str, Loss]] = {
         "TRL chunked log-probabilities": composed(trl_chunked),
         "Liger fused linear cross entropy": composed(liger_fused_linear),
         "Liger fused linear scaled cross entropy": composed(liger_scaled),
-        "CCE, exact": composed(cut_cross_entropy("cce_exact")),
-        "CCE, filtered": composed(cut_cross_entropy("cce")),
-        "quack chunked linear cross entropy": composed(quack_linear),
+        "CCE, exact": composed(cut_cross_entropy(None)),
+        "CCE, filtered": composed(cut_cross_entropy("auto")),
+        "F.linear, quack cross entropy": composed(quack_linear),
     },
+}
+
+RIVALS = {
+    source: {name: Rival(loss, PLAIN[source]) for name, loss in losses.items()} for source, losses in LOSSES.items()
 }

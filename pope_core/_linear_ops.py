@@ -1,12 +1,12 @@
 """The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``.
 
 ``unit``, ``coefficients``, ``d_weight`` and ``d_bias`` among their outputs are scratch of backward, which may overwrite
-them; the public functions drop them.
+them; the public functions drop them. All operators begin with the same arguments, `HeadInputs`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,54 @@ from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, empty, fake_values, regi
 from .backends import kernels
 from .types import Objective
 
-_HEAD_ARGUMENTS = "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact"
+_HEAD_INPUTS = (
+    "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, bool length_normalize, "
+    "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact, ScalarType compute_dtype"
+)
+_NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
+
+
+class HeadInputs(NamedTuple):
+    """Hidden states, the head that reads them, the responses they belong to, and how logits are formed."""
+
+    hidden: Tensor  # [N, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    labels: Tensor  # [N]
+    response_offsets: Tensor  # [R + 1]
+    length_normalize: bool
+    logit_scale: float
+    logit_softcap: float | None
+    chunk_bytes: int
+    backend: str
+    compact: bool
+    compute_dtype: torch.dtype
+
+    @classmethod
+    def split(cls, arguments: tuple[Any, ...]) -> tuple[HeadInputs, tuple[Any, ...]]:
+        """The inputs at the front of an operator's arguments, and the operator's own."""
+        count = len(cls._fields)
+        return cls(*arguments[:count]), tuple(arguments[count:])
+
+    def check_tokens(self) -> None:
+        if not _checks.deferred(self.labels.device):
+            _checks.packed_values(self.labels, self.response_offsets, self.weight.shape[0])
+        elif not self.compact:  # the plan needs the offsets on the host; those of padded rows are our own
+            host = both(self.response_offsets, self.labels.device).host
+            _checks.segments("response_offsets", host, self.labels.numel(), "the number of labels")
+
+    def chunked(self) -> ChunkedHead:
+        """In the dtype of the products, ready to run."""
+        dtype = self.compute_dtype
+        return ChunkedHead(
+            kernels(self.backend),
+            Tokens(self.hidden.to(dtype).contiguous(), self.labels, self.response_offsets, self.compact),
+            self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
+            self.logit_scale,
+            self.logit_softcap,
+            self.chunk_bytes,
+        )
 
 
 #: On a CPU a product of two dtypes copies its operands; this many rows at a time.
@@ -52,217 +99,99 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 # --- linear_response_logprobs ---
 
 LIBRARY.define(
-    "linear_response_logprobs(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, "
-    f"bool length_normalize, {_HEAD_ARGUMENTS}, ScalarType compute_dtype, bool need_unit) "
-    "-> (Tensor response_logprobs, Tensor lse, Tensor unit)"
+    f"linear_response_logprobs({_HEAD_INPUTS}, bool need_unit) -> (Tensor response_logprobs, Tensor lse, Tensor unit)"
 )
 LIBRARY.define(
-    "linear_response_logprobs_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, "
-    f"Tensor response_offsets, Tensor lse, bool length_normalize, {_HEAD_ARGUMENTS}, ScalarType compute_dtype, "
-    "bool need_hidden, bool need_weight, bool need_bias) -> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)"
+    f"linear_response_logprobs_backward({_HEAD_INPUTS}, Tensor lse, Tensor grad, {_NEEDS}) "
+    "-> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)"
 )
 
 
-def _chunked_head(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-) -> ChunkedHead:
-    tokens = Tokens(hidden.to(compute_dtype).contiguous(), labels, response_offsets, compact)
-    bias = None if bias is None else bias.to(compute_dtype)
-    weight = weight.to(compute_dtype)
-    return ChunkedHead(kernels(backend), tokens, weight, bias, logit_scale, logit_softcap, chunk_bytes)
-
-
-def _check_tokens(labels: Tensor, response_offsets: Tensor, vocab: int, compact: bool) -> None:
-    if not _checks.deferred(labels.device):
-        _checks.packed_values(labels, response_offsets, vocab)
-    elif not compact:  # the plan needs the offsets on the host; those of padded rows are our own
-        host = both(response_offsets, labels.device).host
-        _checks.segments("response_offsets", host, labels.numel(), "the number of labels")
-
-
-def _linear_response_logprobs(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    length_normalize: bool,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-    need_unit: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_tokens(labels, response_offsets, weight.shape[0], compact)
-    head = _chunked_head(
-        hidden,
-        weight,
-        bias,
-        labels,
-        response_offsets,
-        logit_scale,
-        logit_softcap,
-        chunk_bytes,
-        backend,
-        compact,
-        compute_dtype,
-    )
+def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, (need_unit,) = HeadInputs.split(arguments)
+    inputs.check_tokens()
+    head = inputs.chunked()
     unit = forward(head, need_unit)
-    num_responses = response_offsets.numel() - 1
-    logprobs = head.response_logprobs(0, num_responses, length_normalize).to(head.logprobs.dtype)
+    num_responses = inputs.response_offsets.numel() - 1
+    logprobs = head.response_logprobs(0, num_responses, inputs.length_normalize).to(head.logprobs.dtype)
     if _checks.deferred(logprobs.device):
         _checks.finite_later("labels, response_offsets, hidden or the head", logprobs)
     lse = head.tokens.scatter(head.lse)
     return logprobs, lse, head.tokens.scatter(unit) if need_unit else unit
 
 
-def _linear_response_logprobs_backward(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    lse: Tensor,
-    length_normalize: bool,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    head = _chunked_head(
-        hidden,
-        weight,
-        bias,
-        labels,
-        response_offsets,
-        logit_scale,
-        logit_softcap,
-        chunk_bytes,
-        backend,
-        compact,
-        compute_dtype,
-    )
+def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, (lse, grad, *needed) = HeadInputs.split(arguments)
+    needs = Needs(*needed)
+    head = inputs.chunked()
     head.lse.copy_(lse if head.tokens.index is None else lse[head.tokens.index])
-    coefficients = head.token_coefficients(grad, 0, grad.numel(), length_normalize)
-    needs = Needs(need_hidden, need_weight, need_bias)
+    coefficients = head.token_coefficients(grad, 0, grad.numel(), inputs.length_normalize)
     d_hidden, d_weight, d_bias = recompute_gradients(head, coefficients, needs)
-    if need_hidden:
+    if needs.hidden:
         d_hidden = head.tokens.scatter(d_hidden)
-    return (
-        d_hidden.to(hidden.dtype),
-        d_weight.to(weight.dtype),
-        d_bias.to(weight.dtype if bias is None else bias.dtype),
-    )
+    of_bias = inputs.weight if inputs.bias is None else inputs.bias
+    return d_hidden.to(inputs.hidden.dtype), d_weight.to(inputs.weight.dtype), d_bias.to(of_bias.dtype)
 
 
 @torch.library.register_fake("pope::linear_response_logprobs", lib=LIBRARY)
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    length_normalize: bool,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-    need_unit: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    num_tokens, width = hidden.shape
-    acc = accumulation_dtype(compute_dtype)
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, (need_unit,) = HeadInputs.split(arguments)
+    (num_tokens, width), dtype = inputs.hidden.shape, inputs.compute_dtype
     return (
-        empty(hidden, response_offsets.shape[0] - 1, dtype=acc),
-        empty(hidden, num_tokens, dtype=torch.float64),
-        empty(hidden, num_tokens if need_unit else 0, width, dtype=compute_dtype),
-    )
-
-
-def _fake_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
-    vocab, width = weight.shape
-    return (
-        empty(hidden, hidden.shape[0] if needs.hidden else 0, width),
-        empty(weight, vocab if needs.weight else 0, width),
-        empty(weight if bias is None else bias, vocab if needs.bias else 0),
+        empty(inputs.hidden, inputs.response_offsets.shape[0] - 1, dtype=accumulation_dtype(dtype)),
+        empty(inputs.hidden, num_tokens, dtype=torch.float64),
+        empty(inputs.hidden, num_tokens if need_unit else 0, width, dtype=dtype),
     )
 
 
 @torch.library.register_fake("pope::linear_response_logprobs_backward", lib=LIBRARY)
-def _(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    lse: Tensor,
-    length_normalize: bool,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_gradients(hidden, weight, bias, Needs(need_hidden, need_weight, need_bias))
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, (_, _, *needed) = HeadInputs.split(arguments)
+    needs, (vocab, width) = Needs(*needed), inputs.weight.shape
+    return (
+        empty(inputs.hidden, inputs.hidden.shape[0] if needs.hidden else 0, width),
+        empty(inputs.weight, vocab if needs.weight else 0, width),
+        empty(inputs.weight if inputs.bias is None else inputs.bias, vocab if needs.bias else 0),
+    )
 
 
 def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # or backward would be handed zeros of the size of every output
-    hidden, weight, bias, labels, response_offsets, ctx.length_normalize, *ctx.head, ctx.need_unit = inputs
-    ctx.has_bias = bias is not None
+    named, (ctx.need_unit,) = HeadInputs.split(inputs)
     _, lse, unit = output
-    saved = (unit, labels, response_offsets) if ctx.need_unit else (hidden, weight, labels, response_offsets, lse)
-    ctx.save_for_backward(*saved, *(() if bias is None or ctx.need_unit else (bias,)))
-    ctx.dtype = hidden.dtype
+    ctx.options = named[5:]
+    ctx.dtype = named.hidden.dtype
+    if ctx.need_unit:
+        ctx.save_for_backward(unit, named.labels, named.response_offsets)
+    else:
+        ctx.save_for_backward(*named[:5], lse)
 
 
 @once_differentiable
 def _linear_response_logprobs_autograd(
     ctx: Any, grad: Tensor | None, *unused: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * len(ctx.needs_input_grad)
     if grad is None:  # nothing depends on the value
-        return (None,) * len(ctx.needs_input_grad)
-    if ctx.need_unit:  # frozen head: the coefficients scale what the forward already has
-        unit, labels, response_offsets = ctx.saved_tensors
-        kept, response_offsets = labels >= 0, response_offsets.to(labels.device, non_blocking=True)
-        sizes = response_offsets.diff()
-        each = grad
-        if ctx.length_normalize:
-            before = torch.nn.functional.pad(kept.to(torch.int64).cumsum(0), (1, 0))
-            each = grad / before[response_offsets].diff()
-        rows = torch.repeat_interleave(each, sizes, output_size=labels.shape[0]) * kept
-        return scaled(unit, rows.unsqueeze(1), ctx.dtype), *([None] * 12)
-    hidden, weight, labels, response_offsets, lse, *rest = ctx.saved_tensors
-    bias = rest[0] if rest else None
-    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]]
-    gradients = torch.ops.pope.linear_response_logprobs_backward(
-        grad, hidden, weight, bias, labels, response_offsets, lse, ctx.length_normalize, *ctx.head, *needs
-    )
-    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *([None] * 10)
+        return nothing
+    if ctx.need_unit:
+        return _scaled_unit(ctx, grad), *nothing[1:]
+    *tensors, lse = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    gradients = torch.ops.pope.linear_response_logprobs_backward(*tensors, *ctx.options, lse, grad, *needs)
+    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *nothing[3:]
+
+
+def _scaled_unit(ctx: Any, grad: Tensor) -> Tensor:
+    """With a frozen head the coefficients scale what the forward already has."""
+    unit, labels, response_offsets = ctx.saved_tensors
+    kept, response_offsets = labels >= 0, response_offsets.to(labels.device, non_blocking=True)
+    each = grad
+    if ctx.options[0]:  # length_normalize
+        before = torch.nn.functional.pad(kept.to(torch.int64).cumsum(0), (1, 0))
+        each = grad / before[response_offsets].diff()
+    rows = torch.repeat_interleave(each, response_offsets.diff(), output_size=labels.shape[0]) * kept
+    return scaled(unit, rows.unsqueeze(1), ctx.dtype)
 
 
 register("linear_response_logprobs", _linear_response_logprobs)
@@ -277,138 +206,77 @@ torch.library.register_autograd(
 # --- linear_pope_loss ---
 
 LIBRARY.define(
-    "linear_pope_loss(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, "
-    "Tensor logging_logprobs, Tensor utility, Tensor slate_offsets, bool length_normalize, "
-    f"{_HEAD_ARGUMENTS}, ScalarType compute_dtype, bool need_hidden, bool need_weight, bool need_bias, "
+    f"linear_pope_loss({_HEAD_INPUTS}, {_NEEDS}, Tensor logging_logprobs, Tensor utility, Tensor slate_offsets, "
     f"{OBJECTIVE_ARGUMENTS}) -> ({VALUES}, Tensor response_logprobs, Tensor unit, Tensor coefficients, "
     "Tensor d_weight, Tensor d_bias)"
 )
 
 
-def _linear_pope_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    logging_logprobs: Tensor,
-    utility: Tensor,
-    slate_offsets: Tensor,
-    length_normalize: bool,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-    diversity_weight: float,
-    weighting: Any,
-    normalization: Any,
-    clip: float | None,
-    utility_form: Any,
-    diversity_form: Any,
-    num_slates: int | None,
-) -> tuple[Tensor, ...]:
-    slates = both(slate_offsets, hidden.device)
-    _check_tokens(labels, response_offsets, weight.shape[0], compact)
-    _checks.segments("slate_offsets", slates.host, response_offsets.numel() - 1, "the number of responses")
-    if not _checks.deferred(hidden.device):
-        _checks.objective_data(logging_logprobs, utility, slate_offsets, response_offsets.numel() - 1)
-    head = _chunked_head(
-        hidden,
-        weight,
-        bias,
-        labels,
-        response_offsets,
-        logit_scale,
-        logit_softcap,
-        chunk_bytes,
-        backend,
-        compact,
-        compute_dtype,
-    )
-    needs = Needs(need_hidden, need_weight, need_bias)
+def _linear_pope_loss(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, own = HeadInputs.split(arguments)
+    needs, (logging_logprobs, utility, slate_offsets, *objective) = Needs(*own[:3]), own[3:]
+    num_responses = inputs.response_offsets.numel() - 1
+    slates = both(slate_offsets, inputs.hidden.device)
+    inputs.check_tokens()
+    _checks.segments("slate_offsets", slates.host, num_responses, "the number of responses")
+    if not _checks.deferred(inputs.hidden.device):
+        _checks.objective_data(logging_logprobs, utility, slate_offsets, num_responses)
+    head = inputs.chunked()
     work = LossPass(
         head,
         logging_logprobs.double().contiguous(),
         utility.double().contiguous(),
         slates,
-        Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates),
-        length_normalize,
+        Objective(*objective),
+        inputs.length_normalize,
         needs,
     )
     values, gradients = work.run()
     unit, coefficients = gradients.unit, gradients.coefficients
-    if need_hidden:
+    if needs.hidden:
         unit, coefficients = head.tokens.scatter(unit), head.tokens.scatter(coefficients)
     logprobs = work.response_logprobs.to(head.logprobs.dtype)
     return *values.reported, logprobs, unit, coefficients, gradients.weight, gradients.bias
 
 
 @torch.library.register_fake("pope::linear_pope_loss", lib=LIBRARY)
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    response_offsets: Tensor,
-    logging_logprobs: Tensor,
-    utility: Tensor,
-    slate_offsets: Tensor,
-    length_normalize: bool,
-    logit_scale: float,
-    logit_softcap: float | None,
-    chunk_bytes: int,
-    backend: str,
-    compact: bool,
-    compute_dtype: torch.dtype,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-    diversity_weight: float,
-    weighting: str,
-    normalization: str,
-    clip: float | None,
-    utility_form: str,
-    diversity_form: str,
-    num_slates: int | None,
-) -> tuple[Tensor, ...]:
-    (num_tokens, width), vocab, num_responses = hidden.shape, weight.shape[0], utility.shape[0]
-    acc = accumulation_dtype(compute_dtype)
-    rows = num_tokens if need_hidden else 0
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, own = HeadInputs.split(arguments)
+    needs, hidden = Needs(*own[:3]), inputs.hidden
+    (num_tokens, width), vocab = hidden.shape, inputs.weight.shape[0]
+    num_responses, acc = inputs.response_offsets.shape[0] - 1, accumulation_dtype(inputs.compute_dtype)
+    rows = num_tokens if needs.hidden else 0
     return (
         *fake_values(hidden, num_responses, acc),
         empty(hidden, num_responses, dtype=acc),
-        empty(hidden, rows, width, dtype=compute_dtype),
+        empty(hidden, rows, width, dtype=inputs.compute_dtype),
         empty(hidden, rows, dtype=acc),
-        empty(hidden, vocab if need_weight else 0, width, dtype=acc),
-        empty(hidden, vocab if need_bias else 0, dtype=acc),
+        empty(hidden, vocab if needs.weight else 0, width, dtype=acc),
+        empty(hidden, vocab if needs.bias else 0, dtype=acc),
     )
 
 
 def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    hidden, weight, bias = inputs[:3]
-    ctx.needs = inputs[15:18]
-    ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
+    named, own = HeadInputs.split(inputs)
+    ctx.needs = Needs(*own[:3])
+    of_bias = named.weight if named.bias is None else named.bias
+    ctx.dtypes = named.hidden.dtype, named.weight.dtype, of_bias.dtype
     ctx.save_for_backward(*output[-4:])
 
 
 @once_differentiable
 def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * len(ctx.needs_input_grad)
     if upstream is None:  # nothing depends on the value
-        return (None,) * len(ctx.needs_input_grad)
+        return nothing
     unit, coefficients, weight, bias = ctx.saved_tensors
-    need_hidden, need_weight, need_bias = ctx.needs
     of_hidden, of_weight, of_bias = ctx.dtypes
     return (
-        scaled(unit, (coefficients * upstream).unsqueeze(1), of_hidden) if need_hidden else None,
-        scaled(weight, upstream, of_weight) if need_weight else None,
-        scaled(bias, upstream, of_bias) if need_bias else None,
-        *([None] * 22),
+        scaled(unit, (coefficients * upstream).unsqueeze(1), of_hidden) if ctx.needs.hidden else None,
+        scaled(weight, upstream, of_weight) if ctx.needs.weight else None,
+        scaled(bias, upstream, of_bias) if ctx.needs.bias else None,
+        *nothing[3:],
     )
 
 

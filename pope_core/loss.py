@@ -198,9 +198,6 @@ def linear_pope_loss(
         lm_head_bias,
         flat_labels,
         offsets,
-        logging_logprobs,
-        utility,
-        slates,
         length_normalize,
         logit_scale,
         logit_softcap,
@@ -211,6 +208,9 @@ def linear_pope_loss(
         grad and hidden.requires_grad,
         grad and lm_head_weight.requires_grad,
         grad and lm_head_bias is not None and lm_head_bias.requires_grad,
+        logging_logprobs,
+        utility,
+        slates,
         *objective.flat(),
     )
     return output_of(value, rest, logprobs)

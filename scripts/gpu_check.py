@@ -1,13 +1,26 @@
 """Build, test, sanitize and measure on a machine with a GPU, which needs no network: ``python scripts/gpu_check.py``.
 
-It needs Python with torch, triton, pybind11, cmake, ninja, setuptools, pytest, pytest-benchmark and hypothesis. Rivals
-and anything missing may lie as wheels in ``--wheels`` (fetched elsewhere with ``pip download``). All is installed into
-``--target``, nothing into the environment. A phase that fails is reported and the next one runs.
+It needs Python with torch, triton, pip, setuptools, pybind11, cmake, ninja, pytest and hypothesis, the CUDA toolkit of
+torch's version (nvcc; compute-sanitizer for two phases), and a C++ compiler. What is missing, and rivals, may lie as
+wheels in ``--wheels``, fetched elsewhere (docs/kernels.md says which). All is installed into ``--target``, nothing into
+the environment. A phase that fails is reported and the next one runs.
+
+Where a command may not take long, give it a part of the work::
+
+    python scripts/gpu_check.py --wheels DIR --phases wheels build
+    python scripts/gpu_check.py --phases tests --select "cuda and not triton"
+    python scripts/gpu_check.py --phases racecheck --dtypes bfloat16
+    python scripts/gpu_check.py --phases benchmarks --select "hidden and 8192x128256x2048"
+
+Parts of the benchmark add up in one file of ``benchmarks/results`` as long as device, driver, versions and commit are
+the same. Where the files have no git history, say which commit they are: ``POPE_COMMIT=<hash>``. The rows of a real
+model need ``benchmarks/data/hidden_states.pt``, which ``python benchmarks/hidden_states.py`` makes where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,7 +29,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PHASES = ("build", "tests", "memcheck", "racecheck", "benchmarks")
+PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "benchmarks")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def run(*command: str | Path, **environment: str) -> bool:
@@ -24,11 +38,32 @@ def run(*command: str | Path, **environment: str) -> bool:
     return subprocess.run(list(map(str, command)), cwd=ROOT, env={**os.environ, **environment}).returncode == 0
 
 
-def build(target: Path, wheels: Path | None) -> bool:
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", target]
-    if wheels is not None and not run(*install, "--no-index", *sorted(wheels.glob("*.whl"))):
-        return False
-    return run(*install, "--no-build-isolation", "--no-index", ROOT, POPE_CUDA="ON")
+def install(target: Path, *what: str | Path, **environment: str) -> bool:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    return run(*pip, "--upgrade", "--target", target, *what, **environment)
+
+
+def install_wheels(target: Path, folder: Path | None) -> bool:
+    """All in one command, because pip replaces the target's ``bin`` with that of every later one."""
+    wheels = sorted(folder.glob("*.whl")) if folder is not None else []
+    if folder is not None and not wheels:
+        print(f"no wheels in {folder}")
+    if not wheels:
+        return folder is None
+    # Packages that add folders to the path in a .pth file (quack's compiler) are heard in a site folder only.
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "sitecustomize.py").write_text(
+        "import site\nfrom pathlib import Path\n\nsite.addsitedir(Path(__file__).parent)\n"
+    )
+    return install(target, *wheels)
+
+
+def build(target: Path) -> bool:
+    tools = [name for name in ("setuptools", "pybind11") if importlib.util.find_spec(name) is None]
+    tools += [name for name in ("cmake", "ninja", "nvcc") if shutil.which(name) is None]
+    if tools:
+        print(f"missing, and the build may need it: {', '.join(tools)}")
+    return install(target, "--no-build-isolation", ROOT, POPE_CUDA="ON")
 
 
 def gpu_tests() -> list[Path]:
@@ -37,44 +72,62 @@ def gpu_tests() -> list[Path]:
     return [file for file in files if "TARGETS" in file.read_text() or "mark.gpu" in file.read_text()]
 
 
-def sanitize(tool: str) -> bool:
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+def has_gpu() -> bool:
+    """Tests would be skipped without one, and pass."""
+    about = "print(torch.cuda.get_device_name(), 'torch', torch.__version__, 'CUDA', torch.version.cuda)"
+    return run(sys.executable, "-c", f"import torch; assert torch.cuda.is_available(), 'no CUDA device'; {about}")
+
+
+def sanitize(tool: str, dtypes: list[str]) -> bool:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        print("compute-sanitizer is neither on the PATH nor in /usr/local/cuda/bin; it comes with the CUDA toolkit")
+        return False
     # torch's allocator hands out parts of large blocks, which would hide accesses beyond a tensor.
-    return run(
+    return has_gpu() and run(
         sanitizer,
         f"--tool={tool}",
         "--error-exitcode=1",
         sys.executable,
         "scripts/gpu_small_case.py",
+        *dtypes,
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+    )
+
+
+def pytest(select: str | None, *files: str | Path) -> bool:
+    chosen = ["-k", select] if select else []
+    return has_gpu() and run(
+        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu", *chosen, *files
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, default=ROOT / "build" / "gpu-check")
-    parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--target", type=Path, default=ROOT / "build" / "gpu-check", help="where all is installed")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels: rivals, and what the machine lacks")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--select", help="only the tests or rows of this expression, as pytest -k takes it")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the two sanitizers")
     arguments = parser.parse_args()
+    target = arguments.target.resolve()
     # The target comes first: the source tree beside this file holds no extension.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(arguments.target), os.environ.get("PYTHONPATH", "")])
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # its cmake and ninja
-    python = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
+    sys.path.insert(0, str(target))
+    tools = [target / "bin", Path(sys.executable).parent, os.environ["PATH"], "/usr/local/cuda/bin"]
+    os.environ["PATH"] = os.pathsep.join(map(str, tools))
     work = {
-        "build": lambda: build(arguments.target, arguments.wheels),
-        "tests": lambda: run(*python, "-q", "-m", "gpu", *gpu_tests()),
-        "memcheck": lambda: sanitize("memcheck"),
-        "racecheck": lambda: sanitize("racecheck"),
-        "benchmarks": lambda: run(*python, "-q", "-m", "gpu", "benchmarks/bench_gpu.py"),
+        "wheels": lambda: install_wheels(target, arguments.wheels and arguments.wheels.resolve()),
+        "build": lambda: build(target),
+        "tests": lambda: pytest(arguments.select, *gpu_tests()),
+        "memcheck": lambda: sanitize("memcheck", arguments.dtypes),
+        "racecheck": lambda: sanitize("racecheck", arguments.dtypes),
+        "benchmarks": lambda: pytest(arguments.select, "benchmarks/bench_gpu.py"),
     }
     report = []
     for phase in arguments.phases:
         begin = time.monotonic()
-        try:
-            passed = work[phase]()
-        except OSError as error:  # a tool that is not installed
-            print(error)
-            passed = False
+        passed = work[phase]()
         report.append((phase, passed, time.monotonic() - begin))
     print(
         "\n".join(f"{phase:12}{'passed' if passed else 'FAILED'}{seconds:8.0f} s" for phase, passed, seconds in report)

@@ -1,13 +1,18 @@
-"""Every CUDA kernel once, on shapes with unaligned rows and long ones: the program that compute-sanitizer watches."""
+"""Every CUDA kernel once, on shapes with unaligned rows and long ones: the program that compute-sanitizer watches.
+
+``python scripts/gpu_small_case.py [DTYPE ...]``, all three without an argument.
+"""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
 import pope_core
 from pope_core.testing import make_slates
 
-for dtype in (torch.bfloat16, torch.float16, torch.float32):
+for dtype in (getattr(torch, name) for name in sys.argv[1:] or ("bfloat16", "float16", "float32")):
     for vocab in (37, 1031, 40_001):
         p = make_slates((3, 1, 2, 5), tokens=(1, 40), vocab=vocab, width=16, dtype=dtype).to("cuda")
         options = {"response_offsets": p.response_offsets, "backend": "cuda", "clip": 2.0}
@@ -27,4 +32,4 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
                     **options,
                 ).loss.backward()
 torch.cuda.synchronize()
-print("every kernel ran")
+print("every kernel ran:", *(sys.argv[1:] or ["all dtypes"]))

@@ -46,11 +46,11 @@ def operator_calls(p: SlateProblem, backend: str) -> dict[str, list[tuple[Any, .
             (*linear_head(p, trains=False), *tokens, False, *head_options, True),
         ],
         "linear_response_logprobs_backward": [
-            (grad, p.hidden, p.lm_head_weight, p.lm_head_bias, *tokens, lse.detach(), True, *head_options, *needs)
+            (p.hidden, p.lm_head_weight, p.lm_head_bias, *tokens, True, *head_options, lse.detach(), grad, *needs)
             for needs in ((True, True, True), (False, True, False), (True, False, False))
         ],
         "linear_pope_loss": [
-            (hidden, *head, *tokens, *p.log_data, True, *head_options, hidden.requires_grad, True, True, *OBJECTIVE)
+            (hidden, *head, *tokens, True, *head_options, hidden.requires_grad, True, True, *p.log_data, *OBJECTIVE)
             for _, *head in [linear_head(p, trains=True)]
             for hidden in (leaf(p.hidden), p.hidden)
         ],

@@ -43,7 +43,7 @@ def products(p: SlateProblem, *, rows: int = 12, needs: tuple[bool, bool, bool],
     with FlopCounterMode(
         display=False
     ) as counter:  # around the implementation: the counter does not see into operators
-        _linear_ops._linear_pope_loss(*tokens, *p.log_data, True, *head, *needs, *objective.values())
+        _linear_ops._linear_pope_loss(*tokens, True, *head, *needs, *p.log_data, *objective.values())
     return counter.get_total_flops() / (2 * p.labels.numel() * VOCAB * WIDTH)
 
 

@@ -1,8 +1,8 @@
-"""The ablation behind the defaults: objectives and learning rates on the Polis log, from one cloned logging policy.
+"""The ablation behind the defaults: objectives, clips and learning rates, from one cloned logging policy.
 
-``python -m pope_align.experiments.defaults --output defaults.json`` clones a logging policy once, trains every setting
-below from it for one epoch, and estimates what each gained on conversations that neither saw. docs/defaults.md reads
-the result.
+``python -m pope_align.experiments.defaults LOG --model MODEL --output FILE.json`` clones a logging policy once, trains
+every setting below from it for one epoch, and estimates what each gained on the log's validation part, which neither
+saw. The test part is left alone. docs/defaults.md has the tables that it prints.
 """
 
 from __future__ import annotations
@@ -11,107 +11,193 @@ import argparse
 import copy
 import json
 import sys
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pope_core.types import DiversityForm, Normalization
 
-from ..demo import DemoConfig, clone, demo_slates, packaged_model, score, training_config
+from ..behaviour_cloning import fit_behaviour_policy
+from ..cli.console import progress
+from ..config import PopeConfig
+from ..data import Slate, group_split, slate_group
+from ..fit_report import BehaviourConfig
+from ..logging_policy import score_slates
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, LoggedSlates, compare, pope_value
 from ..trainer import PopeTrainer
+from .parts import three_parts
+
+#: What every setting is measured with, whatever it was trained with.
+MEASURE_CLIP = 5.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is varied."""
+    """What is varied; the rest is `PopeConfig`'s."""
 
     normalization: Normalization
     diversity_form: DiversityForm
     diversity_weight: float
     learning_rate: float
+    clip: float | None = 5.0
 
 
 SETTINGS = [
     Setting("none", "neg_log_prob", 0.1, 7e-5),
     Setting("none", "neg_log_prob", 0.1, 2e-4),
     Setting("none", "neg_log_prob", 0.0, 7e-5),
+    Setting("none", "neg_log_prob", 0.1, 7e-5, clip=None),
     Setting("slate", "entropy", 0.1, 3e-5),
     Setting("slate", "entropy", 0.1, 7e-5),
     Setting("slate", "entropy", 0.1, 2e-4),
+    Setting("slate", "entropy", 0.1, 7e-5, clip=None),
     Setting("slate", "entropy", 2.0, 7e-5),
     Setting("batch", "entropy", 0.1, 7e-5),
 ]
 
 
-def run(config: DemoConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Study:
+    """What all settings share.
+
+    Attributes:
+        max_length: tokens of prompt and response that are kept.
+        cloning_learning_rate: of the logging policy, fitted for one epoch.
+        seed: of the split, the fit and the order of slates; 1 is the demo's split.
+        bf16: train under bfloat16 autocast. Scoring stays in float32.
+    """
+
+    max_length: int = 512
+    cloning_learning_rate: float = 5e-5
+    slates_per_step: int = 8
+    seed: int = 1
+    bf16: bool = False
+
+
+def run(log: Path, model: str, study: Study) -> dict[str, Any]:
     """Every setting's gain over the cloned policy, under one measure: neg_log_prob diversity of weight 0.1."""
-    name = config.model or str(packaged_model())
-    tokenizer = load_tokenizer(name)
-    train, heldout = demo_slates(config)
-    logger, fit = clone(load_model(name).to(best_device()), tokenizer, train, heldout, config, _lines)
-    scored, logged = (score(slates, logger, tokenizer, fit, config, _lines) for slates in (train, heldout))
+    tokenizer = load_tokenizer(model)
+    train, validation, test = three_parts(log, study.seed)
+    fitted, stop = group_split(train, slate_group, 0.15, study.seed)
+    cloning = BehaviourConfig(
+        max_length=study.max_length,
+        epochs=1,
+        learning_rate=study.cloning_learning_rate,
+        evaluations_per_epoch=1,
+        seed=study.seed,
+    )
+    with progress("cloning the logging policy", "slates") as report:
+        policy = fit_behaviour_policy(
+            load_model(model).to(best_device()), tokenizer, fitted, stop, cloning, progress=report
+        )
+
+    def score(slates: list[Slate], scorer: Any) -> list[Slate]:
+        options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
+        with progress("scoring", "tokens") as report:
+            return score_slates(slates, scorer, tokenizer, progress=report, **options)
+
+    train, before = score(train, policy.model), score(validation, policy.model)
     rows = []
     for setting in SETTINGS:
-        args = training_config(replace(config, **asdict(setting)))
-        trainer = PopeTrainer(copy.deepcopy(logger), args, scored, None, tokenizer)
+        trainer = PopeTrainer(copy.deepcopy(policy.model), _arguments(setting, study), train, None, tokenizer)
         trainer.train()
-        after = score(heldout, trainer.model, tokenizer, fit, config, _lines)
-        rows.append({**asdict(setting), **_gains(logged, after, config)})
+        rows.append({**asdict(setting), **_gains(before, score(validation, trainer.model))})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return {
-        "config": {**asdict(config), "output_dir": None},
-        "slates": {"train": len(train), "heldout": len(heldout)},
+        "study": asdict(study),
+        "slates": {"train": len(train), "validation": len(validation), "test (not read)": len(test)},
         "settings": rows,
     }
 
 
-def _gains(before: list[Any], after: list[Any], config: DemoConfig) -> dict[str, Any]:
-    totals = {"cloned": [slate.logging_logprobs for slate in before]}
-    totals["aligned"] = [slate.logging_logprobs for slate in after]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: gains over the cloned policy."""
+    lines = [
+        "| normalization | diversity_form | weight | clip | learning rate | raw V | raw V_CU | self-normalised V_CU | "
+        "self-normalised V_Div | ESS | nats per token |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        raw, own = row["raw"], row["self_normalized"]
+        cells = [
+            row["normalization"],
+            row["diversity_form"],
+            f"{row['diversity_weight']:g}",
+            f"{row['clip']:g}" if row["clip"] else "none",
+            f"{row['learning_rate']:g}",
+            _interval(raw["value"]),
+            _interval(raw["utility"]),
+            f"**{_interval(own['utility'])}**",
+            f"{own['diversity']['value']:+.2f}",
+            f"{row['ess_fraction']:.0%}",
+            f"{row['nats_per_token']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _arguments(setting: Setting, study: Study) -> PopeConfig:
+    return PopeConfig(
+        "unused",
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=study.slates_per_step,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        max_length=study.max_length,
+        seed=study.seed,
+        bf16=study.bf16,
+        use_cpu=best_device().type == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **asdict(setting),
+    )
+
+
+def _gains(before: list[Slate], after: list[Slate]) -> dict[str, Any]:
+    totals = {"cloned": [slate.logging_logprobs or [] for slate in before]}
+    totals["aligned"] = [slate.logging_logprobs or [] for slate in after]
     log = LoggedSlates.from_slates(before, totals, cluster=lambda slate: slate.slate_id or "")
+    measures: list[tuple[str, Normalization]] = [("raw", "none"), ("self_normalized", "batch")]
     gains: dict[str, Any] = {}
-    for label, normalization in (("raw", "none"), ("self_normalized", "batch")):
-        values = {
-            policy: pope_value(
-                log,
-                policy,
-                normalization=normalization,  # type: ignore[arg-type]
-                clip=config.clip,
-                confidence=Confidence("bootstrap"),
-            )
-            for policy in totals
-        }
-        gain = compare(values["aligned"], values["cloned"])
+    for label, normalization in measures:
+        aligned, cloned = (
+            pope_value(log, policy, normalization=normalization, clip=MEASURE_CLIP, confidence=Confidence("bootstrap"))
+            for policy in ("aligned", "cloned")
+        )
+        gain = compare(aligned, cloned)
         gains[label] = {
             "value": asdict(gain.difference),
             "utility": asdict(gain.utility),
             "diversity": asdict(gain.diversity),
         }
-    diagnostics = values["aligned"].diagnostics
+    diagnostics = aligned.diagnostics
     assert diagnostics is not None
-    tokens = sum(sum(slate.completion_tokens) for slate in after)
+    tokens = sum(sum(slate.completion_tokens or []) for slate in after)
     gains["ess_fraction"] = diagnostics.ess_fraction
-    gains["nats_per_token"] = -sum(sum(slate.logging_logprobs) for slate in after) / tokens
+    gains["nats_per_token"] = -sum(map(sum, totals["aligned"])) / tokens
     return gains
 
 
-@contextmanager
-def _lines(what: str, unit: str) -> Any:
-    print(what, file=sys.stderr, flush=True)
-    yield lambda done, of: None
+def _interval(gain: dict[str, float]) -> str:
+    return f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=3, help="of the split; the demo's own is 1")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("log", type=Path, help="slates with scores")
+    parser.add_argument("--model", required=True, help="hub name, folder or GGUF file")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--max_length", type=int, default=Study.max_length)
+    parser.add_argument("--seed", type=int, default=Study.seed)
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
-    options = parser.parse_args()
-    result = run(DemoConfig(seed=options.seed, bf16=options.bf16))
-    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    given = vars(parser.parse_args())
+    log, model, output = given.pop("log"), given.pop("model"), given.pop("output")
+    result = run(log, model, Study(**given))
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result["settings"]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """POPE beside SFT and DPO: one log, one start, one budget, and the value of each on slates that none has seen.
 
-``python -m pope_align.experiments.methods SLATES --model MODEL --output FOLDER`` clones a logging policy from the
-training slates, trains every method from it, and estimates what each gained. ``methods.md`` is the table of the
-documentation, ``methods.json`` everything behind it.
+``python -m pope_align.experiments.methods LOG --model MODEL --output FOLDER`` clones a logging policy from the slates
+outside the log's test part, trains every method from it on the same slates, and estimates on the test part what each
+gained. ``methods.md`` is the table of the documentation, ``methods.json`` everything behind it.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import random
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from .._extras import require
 from ..baselines import Method
 from ..behaviour_cloning import fit_behaviour_policy
+from ..cli.console import progress
 from ..config import PopeConfig
-from ..data import Slate, encode_slates, group_split, read_slates, slate_group
+from ..data import Slate, encode_slates, group_split, slate_group
 from ..fit_report import BehaviourConfig
 from ..logging_policy import score_slates
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, Evaluation, evaluate_policies
 from ..scoring import score_responses
 from ..training import run_baseline, run_training
+from .parts import three_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -37,44 +38,47 @@ START = "cloned"
 
 @dataclass(frozen=True)
 class Study:
-    """What is run.
+    """What all methods share.
 
     Attributes:
-        slates: of the file, the first so many; None for all.
-        responses: of each slate, drawn without replacement, at most.
-        holdout_fraction: share of the queries that only the evaluation sees.
-        epochs, learning_rate, slates_per_step: of every method.
-        beta: of DPO.
+        epochs, learning_rate, slates_per_step: of every method; the rate is the default of `PopeConfig`.
+        beta: of DPO, TRL's default.
+        max_length: tokens of prompt and response that are kept, by all alike.
+        bf16: train every method under bfloat16 autocast. The fit and all scoring stay in float32.
+        seed: of the split and the orders; 1 is the demo's split.
     """
 
-    slates: int | None = None
-    responses: int = 6
-    holdout_fraction: float = 0.3
     epochs: float = 1.0
     learning_rate: float = 3e-5
     slates_per_step: int = 8
     beta: float = 0.1
     max_length: int = 512
-    seed: int = 0
+    bf16: bool = False
+    seed: int = 1
 
 
-def run_study(path: Path, model: str, output: Path, study: Study) -> Evaluation:
+def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     """Clone, train, evaluate; the trained models are left in ``output``, a folder for each method."""
     tokenizer = load_tokenizer(model)
-    slates = [_drawn(slate, study) for slate in list(read_slates(path))[: study.slates]]
-    train, held_out = group_split(slates, slate_group, study.holdout_fraction, study.seed)
+    parts = three_parts(log, study.seed)
+    train, held_out = parts.train + parts.validation, parts.test
     fitted, stop = group_split(train, slate_group, 0.15, study.seed)
     cloning = BehaviourConfig(max_length=study.max_length, epochs=2, seed=study.seed)
-    _say(f"cloning the logging policy from {len(fitted)} slates")
-    policy = fit_behaviour_policy(load_model(model).to(best_device()), tokenizer, fitted, stop, cloning)
+    start = load_model(model).to(best_device())
+    with progress("cloning the logging policy", "slates") as report:
+        policy = fit_behaviour_policy(start, tokenizer, fitted, stop, cloning, progress=report)
     options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
-    train, held_out = (score_slates(part, policy.model, tokenizer, **options) for part in (train, held_out))
+    with progress("scoring", "tokens") as report:
+        train, held_out = (
+            score_slates(part, policy.model, tokenizer, progress=report, **options) for part in (train, held_out)
+        )
     encoded, _ = encode_slates(held_out, tokenizer, max_length=study.max_length)
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
     for method in get_args(Method):
         _say(f"training {method} on {len(train)} slates")
         trained = _train(method, copy.deepcopy(policy.model), train, tokenizer, output / method, study)
-        totals[method] = score_responses(encoded, trained)
+        with progress(f"scoring with {method}", "tokens") as report:
+            totals[method] = score_responses(encoded, trained, progress=report)
     return evaluate_policies(
         held_out,
         totals,
@@ -111,6 +115,7 @@ def _train(
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": study.slates_per_step,
         "max_length": study.max_length,
+        "bf16": study.bf16,
         "lr_scheduler_type": "cosine",
         "save_strategy": "no",
         "report_to": "none",
@@ -119,23 +124,9 @@ def _train(
     if method == "pope":
         return run_training(model, PopeConfig(**shared), train, processing_class=tokenizer).model
     trl = require("trl", extra="baselines", purpose=f"for method {method!r}")
-    plain = {**shared, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1}
+    plain = {**shared, "gradient_checkpointing": False, "logging_steps": 1}
     args: TrainingArguments = trl.SFTConfig(**plain) if method == "sft" else trl.DPOConfig(**plain, beta=study.beta)
     return run_baseline(method, model, args, train, processing_class=tokenizer).model
-
-
-def _drawn(slate: Slate, study: Study) -> Slate:
-    """``responses`` of the slate, in their order; which ones, its own id and the seed decide."""
-    count = len(slate.completions)
-    if count <= study.responses:
-        return slate
-    kept = sorted(random.Random(f"{study.seed}:{slate.slate_id}").sample(range(count), study.responses))
-    picked: dict[str, Any] = {
-        name: [value[index] for index in kept]
-        for name in ("completions", "scores", "responders", "ranks")
-        if (value := getattr(slate, name)) is not None
-    }
-    return replace(slate, **picked)
 
 
 def _interval(quantity: Any) -> str:
@@ -151,12 +142,14 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="slates with scores")
     parser.add_argument("--model", required=True, help="hub name, folder or GGUF file")
     parser.add_argument("--output", type=Path, required=True, help="folder of models and results")
-    for name, kind in (("slates", int), ("epochs", float), ("learning_rate", float), ("beta", float), ("seed", int)):
-        parser.add_argument(f"--{name}", type=kind, default=getattr(Study, name, None))
+    parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
+    for name in ("epochs", "learning_rate", "beta", "max_length", "seed"):
+        default = getattr(Study, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     given = vars(parser.parse_args())
-    path, model, output = given.pop("log"), given.pop("model"), given.pop("output")
+    log, model, output = given.pop("log"), given.pop("model"), given.pop("output")
     study = Study(**given)
-    evaluation = run_study(path, model, output, study)
+    evaluation = run_study(log, model, output, study)
     text = table(evaluation)
     (output / "methods.md").write_text(text + "\n", encoding="utf-8")
     content = {"study": asdict(study), "evaluation": evaluation.to_dict()}
