@@ -199,8 +199,8 @@ def bench_step(benchmark: Any, record: Callable[..., None], smoke: bool, name: s
         assert run(step, model) == pytest.approx(by_hand, rel=2e-2 if GPU else 1e-3)
     benchmark.pedantic(run, (step, model), rounds=10 if GPU else 3, warmup_rounds=3 if GPU else 1)
     memory = {} if smoke else {"head_bytes": peak(name, lora, shape) - peak(name, lora, shape, body_only=True)}
-    library = version("trl") if name == "TRL DPO" else version("transformers")
-    about = {"name": name, "lora": lora, "model": shape, "device": DEVICE, "library": library}
+    library = "trl" if name == "TRL DPO" else "transformers"
+    about = {"name": name, "lora": lora, "model": shape, "device": DEVICE, "library": f"{library} {version(library)}"}
     record("training", benchmark, **about, responses=STEPS[name] * SLATES, **memory)
 
 
