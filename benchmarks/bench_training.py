@@ -1,11 +1,12 @@
-"""One step of training (forward and backward of one micro-batch) on the same slates: ours, the eager loop, TRL's DPO.
+"""One step of training (forward and backward of one micro-batch) on the same slates: ours, eager loops, TRL's DPO.
 
     pytest benchmarks/bench_training.py
 
-A random model of SmolLM2-135M's shape; slates with a prompt of 160 tokens and 4 responses of 32. ``results/training-*``
-has the time of a step, the responses that it scored (DPO: the best and the worst of each slate; its reference is
-computed beforehand and costs nothing here), and the memory of the head: the peak of a process that makes the step,
-less the peak of one whose loss is the sum of the hidden states.
+Random models of SmolLM2-135M's shape and, on a GPU, of Llama-3.2-1B's; slates with a prompt of 160 tokens and 4
+responses of 32: two in float32 on a CPU, eight under bfloat16 autocast on a GPU. ``results/training-*`` has the time of
+a step, the responses that it scored (DPO: the best and the worst of each slate; its reference is computed beforehand
+and costs nothing here), and the memory of the head: the peak of a step, less the peak of one whose loss is the sum of
+the hidden states. On a CPU a process of its own measures each peak; on a GPU torch's allocator counts.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from harness import resident_bytes
 from pope_align.baselines import dpo_rows, make_baseline
 from pope_align.config import PopeConfig
@@ -34,8 +37,10 @@ from pope_align.policy_loss import policy_loss
 from pope_align.training_data import IndexedCollator, Item
 from transformers import LlamaConfig, LlamaForCausalLM
 
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 PROMPT, RESPONSE, SIZE = 160, 32, 4
-SLATES = 2  # of a micro-batch
+SLATES = 8 if GPU else 2  # of a micro-batch
 
 Step = Callable[[], torch.Tensor]
 
@@ -48,10 +53,26 @@ SMOLLM2 = {
     "num_key_value_heads": 3,
     "tie_word_embeddings": True,
 }
+LLAMA = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
 SMALL = {**SMOLLM2, "vocab_size": 997, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2}
+SHAPES = {"SmolLM2-135M": SMOLLM2, "Llama-3.2-1B": LLAMA, "small": SMALL}
 
 #: Name and the responses it scores of a slate.
-STEPS = {"pope": SIZE, "pope, prompt per response": SIZE, "eager POPE loop": SIZE, "TRL DPO": 2}
+STEPS = {
+    "pope": SIZE,
+    "pope, prompt per response": SIZE,
+    "eager POPE loop": SIZE,
+    "eager POPE loop, response logits": SIZE,
+    "TRL DPO": 2,
+}
 
 
 def examples() -> list[SlateExample]:
@@ -72,9 +93,10 @@ def examples() -> list[SlateExample]:
 
 
 @functools.lru_cache(maxsize=1)
-def make_model(small: bool, lora: bool) -> torch.nn.Module:
+def make_model(shape: str, lora: bool) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(SMALL if small else SMOLLM2)))
+    with torch.device(DEVICE):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape]))
     if lora:
         from peft import LoraConfig, get_peft_model
 
@@ -88,14 +110,17 @@ def make_step(name: str, model: torch.nn.Module, *, body_only: bool = False) -> 
     if name == "TRL DPO":
         return _dpo(model, folder, body_only)
     collate = IndexedCollator(SlateCollator(0, True, share_prompt=name == "pope"))
-    batch = collate([Item(index, example, None) for index, example in enumerate(examples())])
+    items = [Item(index, example, None) for index, example in enumerate(examples())]
+    batch = send_to_device(collate(items), DEVICE)
     if body_only:
         return lambda: response_hidden_states(model, batch).hidden.sum()
     if name == "eager POPE loop":
         return lambda: eager_loss(model, batch)
+    if name == "eager POPE loop, response logits":
+        return lambda: eager_loss_of_responses(model, batch)
     objective = {"normalization": "none", "diversity_form": "neg_log_prob", "diversity_weight": 0.1, "clip": 10.0}
-    args = PopeConfig(folder, use_cpu=True, report_to="none", **objective)
-    accelerator = Accelerator(cpu=True)
+    args = PopeConfig(folder, use_cpu=not GPU, report_to="none", **objective)
+    accelerator = Accelerator(cpu=not GPU)
     return lambda: policy_loss(model, batch, args, accelerator, SLATES).loss
 
 
@@ -106,7 +131,20 @@ def eager_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
     labels = batch["input_ids"][:, 1:]
     token = logits.float().log_softmax(-1).gather(-1, labels[..., None])[..., 0]
     response = (batch["branch"][:, 1:] > 0) & (batch["tree"][:, 1:] >= 0)
-    logprobs = (token * response).sum(-1) / response.sum(-1)
+    return eager_objective((token * response).sum(-1) / response.sum(-1), batch)
+
+
+def eager_loss_of_responses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The same with care: no logits of prompts, and the fused cross entropy. Works for responses of one length."""
+    mask = (batch["tree"] >= 0).long()
+    kept = RESPONSE + 1
+    logits = model(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+    labels = batch["input_ids"][:, -RESPONSE:]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+    return eager_objective(-losses.mean(-1), batch)
+
+
+def eager_objective(logprobs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     weights = (logprobs - batch["logging_logprobs"]).exp().clamp(max=10.0)
     return -(weights * (batch["utility"] - 0.1 * logprobs)).mean()
 
@@ -117,10 +155,10 @@ def _dpo(model: torch.nn.Module, folder: str, body_only: bool) -> Step:
     slates = [Slate(prompt="-", completions=["-"] * SIZE, scores=example["utility"]) for example in examples()]
     encoded = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in examples()]
     rows = [{**row, "ref_chosen_logps": -350.0, "ref_rejected_logps": -350.0} for row in dpo_rows(slates, encoded)]
-    options = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none"}
+    options = {"bf16": False, "gradient_checkpointing": False, "use_cpu": not GPU, "report_to": "none"}
     args = DPOConfig(folder, max_length=1024, precompute_ref_log_probs=True, **options)
     trainer = make_baseline("dpo", model, args, slates, processing_class=_tokenizer())
-    batch = trainer.data_collator(rows)
+    batch = send_to_device(trainer.data_collator(rows), DEVICE)
     if body_only:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -137,31 +175,54 @@ def _tokenizer() -> Any:
 
 
 def run(step: Step, model: torch.nn.Module) -> float:
-    loss = step()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=GPU):
+        loss = step()
     loss.backward()
     model.zero_grad(set_to_none=True)
+    if GPU:
+        torch.cuda.synchronize()
     return float(loss.detach())
 
 
+@pytest.mark.parametrize("name", STEPS, ids=lambda name: name.replace(",", "").replace(" ", "-"))
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", STEPS, ids=lambda name: name.replace(" ", "-"))
-def bench_step(benchmark: Any, record: Callable[..., None], smoke: bool, name: str, lora: bool) -> None:
+@pytest.mark.parametrize("shape", ["SmolLM2-135M", *(["Llama-3.2-1B"] if GPU else [])])
+def bench_step(benchmark: Any, record: Callable[..., None], smoke: bool, name: str, lora: bool, shape: str) -> None:
     if name == "TRL DPO":
         pytest.importorskip("trl")
-    benchmark.group = "LoRA" if lora else "all weights"
-    model = make_model(smoke, lora)
+    benchmark.group = f"{shape}, {'LoRA' if lora else 'all weights'}"
+    shape = "small" if smoke else shape
+    model = make_model(shape, lora)
     by_hand = run(make_step("eager POPE loop", model), model)
     step = make_step(name, model)
     if name != "TRL DPO":
-        assert run(step, model) == pytest.approx(by_hand, rel=1e-3)
-    benchmark.pedantic(run, (step, model), rounds=3, warmup_rounds=1)
-    memory = {} if smoke else {"head_bytes": peak(name, lora, body_only=False) - peak(name, lora, body_only=True)}
-    record("training", benchmark, name=name, lora=lora, responses=STEPS[name] * SLATES, **memory)
+        assert run(step, model) == pytest.approx(by_hand, rel=2e-2 if GPU else 1e-3)
+    benchmark.pedantic(run, (step, model), rounds=10 if GPU else 3, warmup_rounds=3 if GPU else 1)
+    memory = {} if smoke else {"head_bytes": peak(name, lora, shape) - peak(name, lora, shape, body_only=True)}
+    library = "trl" if name == "TRL DPO" else "transformers"
+    about = {"name": name, "lora": lora, "model": shape, "device": DEVICE, "library": f"{library} {version(library)}"}
+    record("training", benchmark, **about, responses=STEPS[name] * SLATES, **memory)
 
 
-def peak(name: str, lora: bool, *, body_only: bool) -> int:
-    """Most bytes that a fresh process held beyond the model during one step."""
-    command = [sys.executable, __file__, "--peak", name, *(["--lora"] if lora else [])]
+def peak(name: str, lora: bool, shape: str, *, body_only: bool = False) -> int:
+    """Most bytes held beyond the model during one step."""
+    return peak_on_gpu(name, lora, shape, body_only) if GPU else peak_of_child(name, lora, shape, body_only)
+
+
+def peak_on_gpu(name: str, lora: bool, shape: str, body_only: bool) -> int:
+    make_model.cache_clear()  # TRL adds a reference to an adapted model, once
+    model = make_model(shape, lora)
+    step = make_step(name, model, body_only=body_only)
+    run(step, model)  # workspaces of libraries
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(step, model)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_of_child(name: str, lora: bool, shape: str, body_only: bool) -> int:
+    """In a fresh process, which has no freed pages of earlier work to reuse."""
+    command = [sys.executable, __file__, "--peak", name, "--shape", shape, *(["--lora"] if lora else [])]
     done = subprocess.run(
         [*command, *(["--body-only"] if body_only else [])],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -172,9 +233,11 @@ def peak(name: str, lora: bool, *, body_only: bool) -> int:
     return int(done.stdout.split()[-1])
 
 
-def measure_peak(name: str, lora: bool, body_only: bool) -> int:
-    run(make_step(name, make_model(True, lora), body_only=body_only), make_model(True, lora))  # pools, compiled code
-    model = make_model(False, lora)
+def measure_peak(name: str, lora: bool, shape: str, body_only: bool) -> int:
+    small = make_model("small", lora)
+    run(make_step(name, small, body_only=body_only), small)  # pools, compiled code
+    make_model.cache_clear()
+    model = make_model(shape, lora)
     step = make_step(name, model, body_only=body_only)
     before = resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
@@ -186,7 +249,8 @@ def measure_peak(name: str, lora: bool, body_only: bool) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--peak", required=True)
+    parser.add_argument("--shape", required=True)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--body-only", action="store_true")
     given = parser.parse_args()
-    print(json.dumps(measure_peak(given.peak, given.lora, given.body_only)))
+    print(json.dumps(measure_peak(given.peak, given.lora, given.shape, given.body_only)))

@@ -71,12 +71,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 def training_table(rows: list[dict[str, Any]]) -> list[str]:
     """Time of a step and of one scored response, and the memory of the head."""
-    lines = ["| | trained | step | per scored response | head memory |", "|---|---|---:|---:|---:|"]
+    lines = ["| | model, trained | step | per scored response | head memory |", "|---|---|---:|---:|---:|"]
     for row in rows:
         each = row["best_ms"] / row["responses"]
-        what = "LoRA" if row["lora"] else "all weights"
+        what = f"{row['model']}, {'LoRA' if row['lora'] else 'all weights'}"
         held = f"{row['head_bytes'] / MIB:,.0f} MiB"
-        lines.append(f"| {row['name']} | {what} | {row['best_ms']:,.0f} ms | {each:,.0f} ms | {held} |")
+        lines.append(f"| {row['name']} | {what} | {row['best_ms']:,.0f} ms | {each:,.3g} ms | {held} |")
     return lines
 
 

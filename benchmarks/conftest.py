@@ -24,7 +24,7 @@ def record() -> Callable[..., None]:
         if benchmark.enabled:
             stats = benchmark.stats.stats
             row |= {"best_ms": stats.min * 1e3, "median_ms": stats.median * 1e3, "rounds": stats.rounds}
-            about = conditions()
+            about = gpu_conditions() if row.get("device") == "cuda" else conditions()
             add_row(results_file(kind, about["device"]), about, row)
             benchmark.extra_info.update(row)
 

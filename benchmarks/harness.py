@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 TOKENS_PER_RESPONSE, RESPONSES_PER_SLATE = 32, 4
 
 #: What makes two rows the same measurement.
-IDENTITY = ("source", "name", "shape", "ragged", "states", "dtype", "trainable", "lora", "backward")
+IDENTITY = ("source", "name", "model", "shape", "ragged", "states", "dtype", "trainable", "lora", "backward")
 
 
 class Shape(NamedTuple):

@@ -135,7 +135,7 @@ def test_a_baseline_leaves_a_model_and_its_metrics(log, make_tiny_model, tiny_to
     assert (tmp_path / "dpo" / "adapter_model.safetensors").exists()
 
 
-def test_methods_share_the_defaults_of_training(tmp_path) -> None:
+def test_methods_share_the_defaults_of_training(tmp_path, caplog) -> None:
     """One file, three methods: what they have in common is equal unless it is changed."""
     path = tmp_path / "run.yaml"
     path.write_text("model: m\ntrain_data: t\nuse_cpu: true\nseed: 7\n")
@@ -149,6 +149,11 @@ def test_methods_share_the_defaults_of_training(tmp_path) -> None:
             assert getattr(args, name) == getattr(pope, name), name
     _, args = parse(["--config", str(path), "--method", "dpo", "--beta", "0.3", "--learning_rate", "1e-6"])
     assert (args.beta, args.learning_rate) == (0.3, 1e-6)
+    path.write_text("model: m\ntrain_data: t\nuse_cpu: true\nlog_slates: 8\nclip: 2.0\n")  # of pope alone
+    assert parse(["--config", str(path)])[1].log_slates == 8
+    run, args = parse(["--config", str(path), "--method", "sft"])
+    assert not hasattr(args, "clip")
+    assert "not for method sft, left out: clip, log_slates" in caplog.text
     path.write_text("model: m\ntrain_data: t\nmethod: ppo\n")
     with pytest.raises(ValueError, match="method: expected pope, sft or dpo"):
         parse(["--config", str(path)])

@@ -1,7 +1,8 @@
-"""Two processes give the losses, metrics and weights of one: DDP and FSDP2, over gloo on CPUs."""
+"""Two processes give the losses, metrics and weights of one, over gloo on CPUs: DDP, FSDP2, DeepSpeed if it is here."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from pope_align.config import PopeConfig
 from pope_align.data import write_slates
+from pope_align.trainer import PopeTrainer
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("training_process.py")
@@ -71,7 +75,7 @@ def launch(work: Path, name: str, processes: int) -> None:
     path.write_text(json.dumps(runs))
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml")]
     launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -99,13 +103,29 @@ def assert_equal_runs(ours: Path, theirs: Path) -> None:
         assert weights[name].sub(tensor).abs().max() < 1e-6, name
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+#: Configuration -> how often the head may be gathered: in forward for each of 3 micro-batches of 2 epochs, however many
+#: chunks of logits, and for the evaluations. ZeRO-3 gathers for the embedding too, and again for backward; and for each
+#: of the 6 batches of an evaluation.
+GATHERS = {"ddp": 0, "fsdp2": 6 + 2, "deepspeed_zero2": 0, "deepspeed_zero3": 4 * 6 + 2 * 12}
+
+
+@pytest.mark.parametrize("wrapper", GATHERS)
 def test_two_processes_train_as_one(wrapper: str, work: Path, single: Path) -> None:
     """With the configurations of accelerate that we ship, but for their precision."""
+    if wrapper.startswith("deepspeed") and not importlib.util.find_spec("deepspeed"):
+        pytest.skip("deepspeed is not installed")
     launch(work, wrapper, 2)
     for objective in OBJECTIVES:
         assert_equal_runs(work / wrapper / objective, single / objective)
         gathers = [names for names in logged(work / wrapper / objective)["gathers"] if HEAD & set(names)]
-        # Once for each of the 3 micro-batches of 2 epochs and for each evaluation, however many chunks of logits.
-        assert len(gathers) <= 8
-        assert bool(gathers) == (wrapper == "fsdp2")
+        assert len(gathers) <= GATHERS[wrapper]
+        assert bool(gathers) == bool(GATHERS[wrapper])
+
+
+def test_deepspeed_in_16_bits_does_not_round_log_probabilities(work: Path, tmp_path: Path) -> None:
+    """Trainer casts all floats of a batch to the dtype of DeepSpeed's model."""
+    args = PopeConfig(str(tmp_path), max_length=64, report_to="none", use_cpu=True)
+    trainer = PopeTrainer(str(work / "model"), args, str(work / "slates.jsonl"))
+    trainer.is_deepspeed_enabled = True
+    batch = {"logging_logprobs": torch.tensor([-301.7])}
+    assert torch.equal(trainer._prepare_inputs(batch)["logging_logprobs"], batch["logging_logprobs"])

@@ -143,6 +143,46 @@ def test_a_run_leaves_a_table_of_slates_and_a_card(make_tiny_model, tiny_tokeniz
     assert "the logging policy is a proxy" in card
 
 
+def test_the_table_of_a_resumed_run_compares_with_the_start(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    def table(name: str, **options) -> str:
+        args = config(
+            tmp_path / name, num_train_epochs=2, eval_strategy="epoch", log_slates=2, learning_rate=0.01, **options
+        )
+        slates = make_slates(4)
+        run_training(make_tiny_model(), args, slates, slates, processing_class=tiny_tokenizer)
+        return (tmp_path / name / "slates.md").read_text()
+
+    whole = table("whole", eval_on_start=True, save_strategy="epoch")
+    resumed = table("resumed", eval_on_start=True, resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed == whole
+
+
 def test_a_run_without_held_out_slates_says_so(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     run_training(make_tiny_model(), config(tmp_path, max_steps=1), make_slates(2), processing_class=tiny_tokenizer)
     assert "None: the run had no held-out slates" in (tmp_path / "README.md").read_text()
+
+
+def test_the_card_of_an_adapter_says_what_loads_it(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    args = config(tmp_path, max_steps=1)
+    run_training(make_tiny_model(), args, make_slates(2), processing_class=tiny_tokenizer, peft_config=adapter)
+    assert yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])["library_name"] == "peft"
+
+
+def test_the_final_model_is_evaluated_once(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    """At the end of an epoch, or after it; again only where the best weights were loaded."""
+
+    def evaluations(name: str, **options) -> list[int]:
+        args = config(tmp_path / name, num_train_epochs=2, **options)
+        trainer = run_training(make_tiny_model(), args, make_slates(4), make_slates(4), processing_class=tiny_tokenizer)
+        assert held_out_estimate(trainer) is not None
+        return [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+
+    assert evaluations("epochs", eval_strategy="epoch") == [2, 4]
+    assert evaluations("end") == [4]
+    assert evaluations("steps", eval_strategy="steps", eval_steps=3) == [3, 4]
+    best = {"save_strategy": "epoch", "load_best_model_at_end": True}
+    assert evaluations("best", eval_strategy="epoch", **best) == [2, 4, 4]

@@ -64,12 +64,37 @@ def count_gathers(gathers: list[list[str]]) -> None:
     groups.foreach_all_gather = noted
 
 
+def shard_all_the_time(args: PopeConfig) -> None:
+    """ZeRO-3 leaves small parameters whole, and larger ones while they are needed soon: all of a small model."""
+    thresholds = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+    args.deepspeed_plugin.deepspeed_config["zero_optimization"].update({f"stage3_{name}": 0 for name in thresholds})
+
+
+def count_gathers_of_zero3(trainer: PopeTrainer, gathers: list[list[str]]) -> None:
+    """Note the parameters of every gathering of ZeRO-3."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    fetch = Coordinator.fetch_sub_module
+
+    def noted(self: Any, module: torch.nn.Module, forward: bool) -> None:
+        missing = [weight for weight in module.parameters(recurse=False) if not weight.numel()]
+        if missing and id(missing[0]) in names:  # not of a later run
+            gathers.append([names[id(weight)] for weight in missing])
+        fetch(self, module, forward)
+
+    Coordinator.fetch_sub_module = noted
+
+
 def train(run: dict[str, Any]) -> None:
     args = PopeConfig(**run["options"])
     gathers: list[list[str]] = []
     if os.environ.get("ACCELERATE_USE_FSDP"):
         shard_on_cpus()
         count_gathers(gathers)
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if zero3:
+        shard_all_the_time(args)
     slates = read_slates(run["slates"])
     if "die_writing" in run:
         die_writing(run["die_writing"])
@@ -80,6 +105,8 @@ def train(run: dict[str, Any]) -> None:
         slates if args.do_eval else None,
         callbacks=[DieAfter(run["die_after"])] if "die_after" in run else None,
     )
+    if zero3:
+        count_gathers_of_zero3(trainer, gathers)
     trainer.train(args.resume_from_checkpoint)
     trainer.save_model(run["saved"])
     if trainer.is_world_process_zero():

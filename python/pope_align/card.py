@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedModel
 
 from pope_core.version import __version__
 
@@ -87,10 +88,11 @@ def model_card(trainer: PopeTrainer) -> str:
         "max_length": args.max_length,
         "seed": args.seed,
     }
-    libraries = ("torch", "transformers", "accelerate")
+    adapter = not isinstance(trainer.model, PreTrainedModel)
+    libraries = ("torch", "transformers", "accelerate", *(("peft",) if adapter else ()))
     return f"""---
 base_model: {base or "unknown"}
-library_name: transformers
+library_name: {"peft" if adapter else "transformers"}
 pipeline_tag: text-generation
 tags: [pope, off-policy, alignment]
 ---

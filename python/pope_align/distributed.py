@@ -1,13 +1,16 @@
-"""What training with several processes needs: the hooks of wrappers, and vectors of all processes."""
+"""What training with several processes needs: the hooks of wrappers, sharded parameters, vectors of all processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather
+from torch.distributed.tensor import DTensor
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 def call_as_forward(
@@ -61,14 +64,15 @@ def gather_ragged(values: torch.Tensor) -> list[torch.Tensor]:
 def from_main_process(compute: Callable[[], Any]) -> Any:
     """The value of ``compute()`` on the main process, on every process; so are the errors it raises.
 
-    With FSDP's loading that spares memory, only the main process has a model to look at.
+    With FSDP's loading that spares memory, only the main process has a model to look at. With DeepSpeed's, every
+    process has a part of it, and all of them compute.
 
     Raises:
         ValueError: as ``compute`` does.
     """
     state = PartialState()
     outcome: list[Any] = [None, None]
-    if state.is_main_process:
+    if state.is_main_process or is_deepspeed_zero3_enabled():
         try:
             outcome[0] = compute()
         except ValueError as error:
@@ -77,3 +81,38 @@ def from_main_process(compute: Callable[[], Any]) -> Any:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextmanager
+def whole_while_called(model: torch.nn.Module) -> Iterator[None]:
+    """A module's own parameters are whole while it is called, and the model runs before DeepSpeed has wrapped it.
+
+    ZeRO-3 shards parameters as they are loaded; the hooks that gather them come with the wrapper. All processes must
+    call the same modules.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    entered: list[deepspeed.zero.GatheredParameters] = []  # one for each call that has not returned
+
+    def gather_own(module: torch.nn.Module, *_: Any) -> None:
+        entered.append(deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False))))
+        entered[-1].__enter__()
+
+    def release(*_: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(gather_own).remove)
+            hooks.callback(module.register_forward_hook(release, always_call=True).remove)
+        yield
+
+
+def own_part(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter: all of it, or its shard under FSDP2 or ZeRO-3."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    return getattr(parameter, "ds_tensor", parameter)

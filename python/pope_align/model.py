@@ -15,6 +15,7 @@ import pope_core
 from ._extras import require
 from .attention import is_shared, shared_prompt_mask, why_not
 from .data.rows import TokenRows, Tree, lay_out
+from .distributed import call_as_forward
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -103,17 +104,23 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
 
 def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows, *, length_normalize: bool) -> torch.Tensor:
     """`pope_core.linear_response_logprobs` of the model's own hidden states and head: ``[R]`` nats."""
-    states, head = response_hidden_states(model, rows), lm_head(model)
-    return pope_core.linear_response_logprobs(
-        states.hidden,
-        head.weight,
-        states.labels,
-        lm_head_bias=head.bias,
-        response_offsets=states.response_offsets,
-        length_normalize=length_normalize,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-    )
+    states = response_hidden_states(model, rows)
+
+    def logprobs(hidden: torch.Tensor) -> torch.Tensor:
+        head = lm_head(model)
+        return pope_core.linear_response_logprobs(
+            hidden,
+            head.weight,
+            states.labels,
+            lm_head_bias=head.bias,
+            response_offsets=states.response_offsets,
+            length_normalize=length_normalize,
+            logit_scale=head.logit_scale,
+            logit_softcap=head.logit_softcap,
+        )
+
+    head = output_layer(model)
+    return cast(torch.Tensor, call_as_forward(head, head, logprobs, states.hidden))
 
 
 @torch.no_grad()

@@ -171,7 +171,7 @@ def _checkpointed(args: PopeConfig) -> bool:
 def _optimizer_bytes(name: str, trainable: list[torch.nn.Parameter]) -> int | None:
     count = sum(parameter.numel() for parameter in trainable)
     if "adamw" in name:
-        return 2 * count if "8bit" in name else 2 * _bytes(trainable)
+        return {"8bit": 2 * count, "4bit": count}.get(name[-4:], 2 * _bytes(trainable))
     return 0 if name == "sgd" else None
 
 

@@ -31,7 +31,7 @@ class SlateTable(TrainerCallback):
 
     def __init__(self, trainer: PopeTrainer, count: int) -> None:
         self.trainer, self.count = trainer, count
-        self.before: dict[int, list[float]] = {}
+        self.before: dict[int, list[float]] = {}  # log-weights at the first evaluation; a checkpoint keeps them
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if not state.is_world_process_zero:

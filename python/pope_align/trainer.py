@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -23,7 +24,7 @@ from .data.collate import SlateCollator, SlateExample
 from .data.rows import Tree
 from .data.schema import Slate
 from .data.tokenize import EncodedSlate
-from .distributed import from_main_process, gather_ragged
+from .distributed import from_main_process, gather_ragged, own_part, whole_while_called
 from .model import check_head, load_model, load_tokenizer, sharing_obstacle
 from .policy_loss import ShareOfStep, policy_loss
 from .scoring import score_responses
@@ -118,17 +119,19 @@ class PopeTrainer(Trainer):
         self.add_callback(OverlapWatch(args.stop_if_ess_below))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.slate_table = SlateTable(self, args.log_slates)
         if args.log_slates > 0 and eval_data is not None:
-            self.add_callback(SlateTable(self, args.log_slates))
+            self.add_callback(self.slate_table)
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
-        share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
+        with whole_while_called(model):
+            share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
+            if args.kl_weight > 0:
+                for data in filter(None, (train_data, eval_data)):
+                    data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
         self.data_collator = IndexedCollator(
             replace(collator, share_prompt=share_prompt, max_tokens_per_row=args.max_tokens_per_row)
         )
-        if args.kl_weight > 0:
-            for data in filter(None, (train_data, eval_data)):
-                data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; ``resume_from_checkpoint`` may be "last".
@@ -171,6 +174,10 @@ class PopeTrainer(Trainer):
         loss = share.loss if slates_of_step is None else share.loss * self.accelerator.num_processes
         return (loss, share) if return_outputs else loss
 
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device. Under DeepSpeed, Trainer would round floats to 16 bits; these are log-probabilities."""
+        return send_to_device(data, self.args.device)
+
     def prediction_step(
         self,
         model: torch.nn.Module,
@@ -194,7 +201,8 @@ class PopeTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluation over all slates at once: no metric depends on the batches."""
-        self.eval_window, self.evaluated = SlateWindow(self.args.objective), dataloader.dataset
+        self.eval_window = SlateWindow(self.args.objective, self.state.global_step)
+        self.evaluated = dataloader.dataset
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # training draws the same numbers whether it is evaluated or not
             output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
@@ -236,7 +244,11 @@ class PopeTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        state = {"window": self.train_window.state_dict(), "data": self.train_dataset.fingerprint()}
+        state = {
+            "window": self.train_window.state_dict(),
+            "data": self.train_dataset.fingerprint(),
+            "slates_before": self.slate_table.before,
+        }
         torch.save(state, self._state_path(output_dir))
         self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
 
@@ -255,6 +267,7 @@ class PopeTrainer(Trainer):
                 "max_length, utility_transform or tokenizer): expected the same ones"
             )
         self.train_window.load_state_dict(state["window"])
+        self.slate_table.before = state["slates_before"]
 
     def _state_path(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"slate_window_{self.args.process_index}.pt"
@@ -269,7 +282,8 @@ class PopeTrainer(Trainer):
             assert isinstance(dataset, SlateDataset)
             names = [dataset.name(index) for index in batch["slate_index"].tolist()]
             where = f"step {self.state.global_step + 1}, slates {', '.join(names) or '(none: padding)'}"
-            spoilt = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+            parameters = self.model.named_parameters()
+            spoilt = [name for name, weight in parameters if not torch.isfinite(own_part(weight)).all()]
             if spoilt:
                 error.args = (
                     f"{error}; {len(spoilt)} parameters ({spoilt[0]}, ...) are no numbers since an earlier step: go "

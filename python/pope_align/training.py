@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ._extras import require
 from .baselines import Method, Pairs, make_baseline
+from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .curves import plot_training
 from .trainer import PopeTrainer
@@ -85,7 +86,7 @@ def run_training(
     """Train, and leave in ``args.output_dir`` model, tokenizer, model card, ``metrics.json`` and ``training.png``.
 
     ``metrics.json`` holds the configuration of the objective and everything that was logged, step by step. With
-    ``eval_data``, the model is evaluated once more at the end, and the card says what the estimate is worth.
+    ``eval_data``, the model is evaluated at the end, and the card says what the estimate is worth.
 
     Raises:
         ValueError: what `PopeTrainer` refuses.
@@ -94,12 +95,13 @@ def run_training(
         model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
     )
     _train_and_save(trainer, bool(callbacks))
-    if eval_data is not None:
+    if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"objective": asdict(args.objective)})
         plot_training(trainer.state.log_history, Path(args.output_dir) / CURVES_NAME)
+    trainer.accelerator.wait_for_everyone()  # all of it is there when any process goes on
     return trainer
 
 
@@ -130,6 +132,7 @@ def run_baseline(
     _train_and_save(trainer, bool(callbacks))
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"method": method})
+    trainer.accelerator.wait_for_everyone()
     return trainer
 
 
@@ -137,8 +140,16 @@ def _train_and_save(trainer: Trainer, has_callbacks: bool) -> None:
     if has_callbacks:  # they show the metrics: transformers' own way of printing would show them twice
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    resume = trainer.args.resume_from_checkpoint
+    trainer.train(last_checkpoint(trainer.args.output_dir) if resume == "last" else resume)
     trainer.save_model()
+
+
+def _evaluated_as_it_is(trainer: PopeTrainer) -> bool:
+    """Whether the last evaluation saw the final weights; the best ones of an earlier step are loaded after it."""
+    window = trainer.eval_window
+    at_the_end = bool(window.policy) and window.first_step == trainer.state.global_step
+    return at_the_end and not trainer.args.load_best_model_at_end
 
 
 def _write_metrics(trainer: Trainer, about: dict[str, Any]) -> None:

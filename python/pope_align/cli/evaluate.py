@@ -73,7 +73,7 @@ def evaluate(
 
     slates = read_slates(log)
     err.print(str(slates), markup=False)
-    with progress("scoring", "responses") as report:
+    with progress("scoring", "tokens") as report:
         evaluation = evaluate_policies(
             slates,
             _pairs("--policy", policy, "MODEL"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import typer
+
+logger = logging.getLogger(__name__)
 
 #: Arguments of transformers that ``--help`` shows beside those of POPE.
 _SHOWN = {
@@ -39,6 +42,8 @@ def train(context: typer.Context) -> None:
 
         pope train --config run.yaml --method dpo --output_dir out-dpo
     """
+    from accelerate import PartialState
+
     from ..callbacks import ProgressLines
     from ..plan import plan_training
     from ..training import RunArguments, run_baseline, run_training
@@ -62,6 +67,7 @@ def train(context: typer.Context) -> None:
         written = "the model and metrics.json"
     if args.should_log:
         err.print(f"wrote {written} to {args.output_dir}", markup=False)
+    PartialState().destroy_process_group()
 
 
 def parse(flags: list[str]) -> tuple[Any, Any]:
@@ -92,7 +98,7 @@ def parse(flags: list[str]) -> tuple[Any, Any]:
     for action in parser._actions:
         if action.dest in inherited or action.const is False:  # the latter: --no_... twins
             action.help = argparse.SUPPRESS
-    values = {**_config_file(flags, parser), **_nones(flags, parser)}
+    values = {**_config_file(flags, parser, method), **_nones(flags, parser)}
     parser.set_defaults(**values)
     for action in parser._actions:
         action.required = action.required and action.dest not in values
@@ -140,12 +146,12 @@ def _method(flags: list[str]) -> str:
     return str(method)
 
 
-def _config_file(flags: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+def _config_file(flags: list[str], parser: argparse.ArgumentParser, method: str) -> dict[str, Any]:
     """The values of the file that ``--config`` names, read before required arguments are asked for."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     path = first.parse_known_args(flags)[0].config
-    return {} if path is None else _read(path, parser)
+    return {} if path is None else _read(path, parser, method)
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -158,13 +164,20 @@ def _yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+def _read(path: Path, parser: argparse.ArgumentParser, method: str) -> dict[str, Any]:
+    """The file's values; without those that pope alone has, where another method is trained from its recipe."""
+    from ..config import PopeConfig
+
     values = _yaml(path)
     names = {action.dest for action in parser._actions} - {"help", "config"}
-    for name in values:
-        if name not in names:
+    left_out = []
+    for name in set(values) - names:
+        if name not in PopeConfig.__dataclass_fields__:
             raise ValueError(f"{path}: {name}: expected an argument of pope train, got no such one")
-    return values
+        left_out.append(name)
+    if left_out:
+        logger.warning("%s: not for method %s, left out: %s", path, method, ", ".join(sorted(left_out)))
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _nones(flags: list[str], parser: argparse.ArgumentParser) -> dict[str, None]:
