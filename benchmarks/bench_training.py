@@ -28,13 +28,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from harness import resident_bytes
-from pope_align.baselines import dpo_rows, make_baseline
-from pope_align.config import PopeConfig
 from pope_align.data import EncodedSlate, Slate
 from pope_align.data.collate import SlateCollator, SlateExample
 from pope_align.model import response_hidden_states
-from pope_align.policy_loss import policy_loss
-from pope_align.training_data import IndexedCollator, Item
+from pope_align.training.baselines import dpo_rows, make_baseline
+from pope_align.training.config import PopeConfig
+from pope_align.training.examples import IndexedCollator, Item
+from pope_align.training.policy_loss import policy_loss
 from transformers import LlamaConfig, LlamaForCausalLM
 
 GPU = torch.cuda.is_available()

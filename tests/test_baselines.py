@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pope_align.baselines import dpo_rows, make_baseline, sft_rows
 from pope_align.cli.train import parse
-from pope_align.config import PopeConfig
 from pope_align.data import encode_slates
-from pope_align.training import run_baseline
+from pope_align.training.baselines import dpo_rows, make_baseline, sft_rows
+from pope_align.training.config import PopeConfig
+from pope_align.training.run import run_baseline
 
 trl = pytest.importorskip("trl")
 

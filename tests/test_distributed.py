@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pope_align.config import PopeConfig
 from pope_align.data import write_slates
-from pope_align.trainer import PopeTrainer
+from pope_align.training.config import PopeConfig
+from pope_align.training.trainer import PopeTrainer
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("training_process.py")

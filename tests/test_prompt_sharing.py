@@ -7,11 +7,11 @@ import logging
 
 import pytest
 import torch
-from pope_align.config import PopeConfig
 from pope_align.data import SlateCollator, Tree, lay_out
 from pope_align.model import check_head, response_hidden_states
-from pope_align.trainer import PopeTrainer
-from pope_align.training_data import slate_examples
+from pope_align.training.config import PopeConfig
+from pope_align.training.examples import slate_examples
+from pope_align.training.trainer import PopeTrainer
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pope_align.checkpoint import last_checkpoint
-from pope_align.config import PopeConfig
 from pope_align.data import write_slates
-from pope_align.trainer import PopeTrainer
-from pope_align.training_data import PADDING, SlateDataset, SlateSampler
+from pope_align.training.checkpoint import last_checkpoint
+from pope_align.training.config import PopeConfig
+from pope_align.training.examples import PADDING, SlateDataset, SlateSampler
+from pope_align.training.trainer import PopeTrainer
 
 SCRIPT = Path(__file__).with_name("training_process.py")
 #: What a clock decides.

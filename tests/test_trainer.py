@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pope_align.config import PopeConfig
 from pope_align.data import SlateCollator, Tree
 from pope_align.model import (
     check_head,
@@ -20,8 +19,9 @@ from pope_align.model import (
     response_hidden_states,
     response_logprobs,
 )
-from pope_align.trainer import PopeTrainer, disable_dropout
-from pope_align.training_data import IndexedCollator, slate_dataset
+from pope_align.training.config import PopeConfig
+from pope_align.training.examples import IndexedCollator, slate_dataset
+from pope_align.training.trainer import PopeTrainer, disable_dropout
 from torch.nn.functional import softplus
 from transformers import (
     CohereConfig,

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from pope_align.card import held_out_estimate
 from pope_align.cli.train import parse
-from pope_align.config import PopeConfig
 from pope_align.model import response_logprobs
-from pope_align.plan import activation_bytes, plan_training
-from pope_align.trainer import PopeTrainer
-from pope_align.training import run_training
-from pope_align.training_data import slate_dataset
+from pope_align.training.card import held_out_estimate
+from pope_align.training.config import PopeConfig
+from pope_align.training.examples import slate_dataset
+from pope_align.training.plan import activation_bytes, plan_training
+from pope_align.training.run import run_training
+from pope_align.training.trainer import PopeTrainer
 from transformers import Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pope_align.callbacks import OverlapWatch
-from pope_align.config import PopeConfig
 from pope_align.data import SlateCollator
 from pope_align.model import response_logprobs
-from pope_align.policy_loss import penalty_to_start
-from pope_align.trainer import PopeTrainer
-from pope_align.training_data import PADDING, IndexedCollator, SlateDataset
+from pope_align.training.callbacks import OverlapWatch
+from pope_align.training.config import PopeConfig
+from pope_align.training.examples import PADDING, IndexedCollator, SlateDataset
+from pope_align.training.policy_loss import penalty_to_start
+from pope_align.training.trainer import PopeTrainer
 from transformers import TrainerControl, TrainerState
 
 import pope_core

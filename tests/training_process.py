@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
-from pope_align.config import PopeConfig
 from pope_align.data import read_slates
-from pope_align.trainer import PopeTrainer
+from pope_align.training.config import PopeConfig
+from pope_align.training.trainer import PopeTrainer
 from transformers import TrainerCallback
 
 

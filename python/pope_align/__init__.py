@@ -9,17 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import PopeConfig as PopeConfig
     from .data import Slate as Slate
     from .data import read_slates as read_slates
     from .data import write_slates as write_slates
     from .logging_policy import score_slates as score_slates
     from .ope import evaluate_policies as evaluate_policies
-    from .trainer import PopeTrainer as PopeTrainer
+    from .training.config import PopeConfig as PopeConfig
+    from .training.trainer import PopeTrainer as PopeTrainer
 
 _HOMES = {
-    "PopeConfig": "config",
-    "PopeTrainer": "trainer",
+    "PopeConfig": "training.config",
+    "PopeTrainer": "training.trainer",
     "Slate": "data",
     "evaluate_policies": "ope",
     "read_slates": "data",

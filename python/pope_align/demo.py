@@ -19,14 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from pope_core.types import DiversityForm, Normalization
 
 from .behaviour_cloning import fit_behaviour_policy
-from .config import PopeConfig
 from .data import Slate, group_split, read_slates, slate_group, write_slates
 from .fit_report import BehaviourConfig, FitReport
 from .generate import Sampling, generate
 from .logging_policy import score_slates
 from .model import best_device, load_model, load_tokenizer
 from .ope import Comparison, Confidence, Estimate, Evaluation, compare, evaluate_policies
-from .training import run_training
+from .training.config import PopeConfig
+from .training.run import run_training
 
 #: Where the log is, and the name a user of another one gives it.
 POLIS = Path(__file__).parent / "demo_data" / "polis_slates.jsonl"

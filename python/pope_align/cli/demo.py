@@ -33,8 +33,8 @@ def demo(
     """
     import time
 
-    from ..callbacks import ProgressLines
     from ..demo import DemoConfig, run_demo
+    from ..training.callbacks import ProgressLines
     from .console import err, progress
 
     started = time.monotonic()

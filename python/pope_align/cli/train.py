@@ -44,9 +44,9 @@ def train(context: typer.Context) -> None:
     """
     from accelerate import PartialState
 
-    from ..callbacks import ProgressLines
-    from ..plan import plan_training
-    from ..training import RunArguments, run_baseline, run_training
+    from ..training.callbacks import ProgressLines
+    from ..training.plan import plan_training
+    from ..training.run import RunArguments, run_baseline, run_training
     from .console import err
 
     run, args = parse(list(context.args))
@@ -79,7 +79,7 @@ def parse(flags: list[str]) -> tuple[Any, Any]:
     """
     from transformers import HfArgumentParser, TrainingArguments
 
-    from ..training import RunArguments
+    from ..training.run import RunArguments
 
     method = _method(flags)
     parser = HfArgumentParser(
@@ -107,7 +107,7 @@ def parse(flags: list[str]) -> tuple[Any, Any]:
 
 
 def _config_class(method: str) -> type:
-    from ..config import PopeConfig
+    from ..training.config import PopeConfig
 
     if method == "pope":
         return PopeConfig
@@ -119,7 +119,7 @@ def _config_class(method: str) -> type:
 
 def _same_training() -> dict[str, Any]:
     """The defaults of POPE for what a baseline shares with it, so that methods differ in their loss alone."""
-    from ..config import PopeConfig
+    from ..training.config import PopeConfig
 
     shared = (
         "learning_rate",
@@ -166,7 +166,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, parser: argparse.ArgumentParser, method: str) -> dict[str, Any]:
     """The file's values; without those that pope alone has, where another method is trained from its recipe."""
-    from ..config import PopeConfig
+    from ..training.config import PopeConfig
 
     values = _yaml(path)
     names = {action.dest for action in parser._actions} - {"help", "config"}

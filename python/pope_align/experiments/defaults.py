@@ -19,13 +19,13 @@ from pope_core.types import DiversityForm, Normalization
 
 from ..behaviour_cloning import fit_behaviour_policy
 from ..cli.console import progress
-from ..config import PopeConfig
 from ..data import Slate, group_split, slate_group
 from ..fit_report import BehaviourConfig
 from ..logging_policy import score_slates
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, LoggedSlates, compare, pope_value
-from ..trainer import PopeTrainer
+from ..training.config import PopeConfig
+from ..training.trainer import PopeTrainer
 from .parts import three_parts
 
 #: What every setting is measured with, whatever it was trained with.

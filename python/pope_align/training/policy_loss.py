@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 import pope_core
 
+from ..data.rows import TokenRows
+from ..distributed import call_as_forward, gather_ragged
+from ..model import LmHead, lm_head, output_layer, response_hidden_states
 from .config import PopeConfig
-from .data.rows import TokenRows
-from .distributed import call_as_forward, gather_ragged
-from .model import LmHead, lm_head, output_layer, response_hidden_states
-from .training_data import num_slates
+from .examples import num_slates
 
 Batch = Mapping[str, torch.Tensor]
 

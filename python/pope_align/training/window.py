@@ -12,9 +12,9 @@ import torch
 import pope_core
 from pope_core.types import Objective, PopeLossOutput
 
-from .distributed import gather_ragged
+from ..distributed import gather_ragged
+from .examples import num_slates
 from .policy_loss import ShareOfStep, penalty_to_start
-from .training_data import num_slates
 
 #: Quantiles of the log-weights that are logged, by the name they get.
 _QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}

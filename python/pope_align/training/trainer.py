@@ -15,21 +15,19 @@ from accelerate.utils import send_to_device
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ._extras import require
+from .._extras import require
+from ..data.collate import SlateCollator, SlateExample
+from ..data.rows import Tree
+from ..data.schema import Slate
+from ..data.tokenize import EncodedSlate
+from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
+from ..model import check_head, load_model, load_tokenizer, sharing_obstacle
+from ..scoring import score_responses
 from .callbacks import OverlapWatch
 from .card import model_card
 from .checkpoint import last_checkpoint
 from .config import PopeConfig
-from .data.collate import SlateCollator, SlateExample
-from .data.rows import Tree
-from .data.schema import Slate
-from .data.tokenize import EncodedSlate
-from .distributed import from_main_process, gather_ragged, own_part, whole_while_called
-from .model import check_head, load_model, load_tokenizer, sharing_obstacle
-from .policy_loss import ShareOfStep, policy_loss
-from .scoring import score_responses
-from .slate_table import SlateTable
-from .training_data import (
+from .examples import (
     IndexedCollator,
     SlateDataset,
     SlateSampler,
@@ -38,6 +36,8 @@ from .training_data import (
     scored_slates,
     slate_dataset,
 )
+from .policy_loss import ShareOfStep, policy_loss
+from .slate_table import SlateTable
 from .window import SlateWindow
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from pope_core.logprobs import chunk_budget
 
-from .attention import why_not
+from ..attention import why_not
+from ..data.rows import Tree
+from ..model import load_tokenizer, locate
 from .config import PopeConfig
-from .data.rows import Tree
-from .model import load_tokenizer, locate
-from .training_data import SlateSource, scored_slates, slate_examples
+from .examples import SlateSource, scored_slates, slate_examples
 
 if TYPE_CHECKING:
     from peft import PeftConfig

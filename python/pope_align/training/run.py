@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ._extras import require
+from .._extras import require
 from .baselines import Method, Pairs, make_baseline
 from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .curves import plot_training
+from .examples import SlateSource
 from .trainer import PopeTrainer
-from .training_data import SlateSource
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -32,8 +32,7 @@ class RunArguments:
     """What a run reads, and what it puts around the model.
 
     Attributes:
-        method: "pope", or a baseline of `pope_align.baselines` on the same slates: "sft" on the best-scored response,
-            "dpo" on pairs.
+        method: "pope", or one of `baselines` on the same slates: "sft" on the best-scored response, "dpo" on pairs.
         model: hub name, folder or GGUF file.
         train_data: scored slates (`pope score`), .jsonl or .parquet.
         eval_data: scored slates of other prompts, for evaluation.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .data.schema import Turn
+from ..data.schema import Turn
 
 if TYPE_CHECKING:
     from .trainer import PopeTrainer

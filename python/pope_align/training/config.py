@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from pope_core.types import Backend, DiversityForm, Normalization, Objective, UtilityForm, Weighting
 
-from .data.feedback import UtilityTransform
+from ..data.feedback import UtilityTransform
 
 
 @dataclass
@@ -32,7 +32,7 @@ class PopeConfig(TrainingArguments):
 
     Safety:
         kl_weight: weight of a penalty on leaving the model as it was at the start, on the logged responses (see
-            `pope_align.policy_loss.penalty_to_start`); it lets self-normalised weights go with "neg_log_prob". Their
+            `policy_loss.penalty_to_start`); it lets self-normalised weights go with "neg_log_prob". Their
             log-probabilities under the start are computed before training.
         stop_if_ess_below: stop when the effective sample size, as a share of the responses since the last log, falls
             below this; None only warns.

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from pope_core.version import __version__
 
-from .data.schema import Slate
-from .data.split import slate_group
-from .ope import Estimate, LoggedSlates, pope_value
-from .ope.confidence import Quantity
-from .ope.log import How
+from ..data.schema import Slate
+from ..data.split import slate_group
+from ..ope import Estimate, LoggedSlates, pope_value
+from ..ope.confidence import Quantity
+from ..ope.log import How
 
 if TYPE_CHECKING:
     from .trainer import PopeTrainer

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._extras import require
+from .._extras import require
 
 #: A panel each: title, and the metrics in it with their labels.
 _PANELS: list[tuple[str, dict[str, str]]] = [

@@ -14,12 +14,12 @@ import torch
 from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
+from ..data.collate import SlateCollator, SlateExample
+from ..data.feedback import to_utility
+from ..data.schema import Slate, SlateLog, read_slates
+from ..data.tokenize import encode_slates
+from ..logging_policy import check_token_counts
 from .config import PopeConfig
-from .data.collate import SlateCollator, SlateExample
-from .data.feedback import to_utility
-from .data.schema import Slate, SlateLog, read_slates
-from .data.tokenize import encode_slates
-from .logging_policy import check_token_counts
 
 logger = get_logger(__name__)  # of the main process alone
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedModel
 
-from ._extras import require
-from .data.schema import Slate
-from .data.tokenize import EncodedSlate, encode_slates
-from .model import load_model, load_tokenizer
-from .training_data import SlateSource, as_slates
+from .._extras import require
+from ..data.schema import Slate
+from ..data.tokenize import EncodedSlate, encode_slates
+from ..model import load_model, load_tokenizer
+from .examples import SlateSource, as_slates
 
 if TYPE_CHECKING:
     from peft import PeftConfig
