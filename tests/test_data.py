@@ -427,7 +427,7 @@ def test_truncation_cuts_prompts_on_the_left_and_responses_at_the_end_and_counts
     assert (report.prompts_truncated, report.prompt_tokens_dropped) == (2, 6)
     assert (report.completions_truncated, report.completion_tokens_dropped) == (2, 10)
     assert str(report) == (
-        "max_length 12: cut 2 of 4 prompts (-6 tokens on the left) and 2 of 6 responses (-10 tokens at the end)"
+        "max_length 12: cut 2 of 4 prompts (6 tokens on the left) and 2 of 6 responses (10 tokens at the end)"
     )
 
 

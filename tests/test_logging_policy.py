@@ -290,7 +290,7 @@ def test_what_is_cut_is_reported(tokenizer: PreTrainedTokenizerFast, caplog: pyt
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=128)
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=20)
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
-    assert "max_length 20: cut 1 of 3 prompts (-10 tokens on the left) and 3 of 9 responses" in caplog.text
+    assert "max_length 20: cut 1 of 3 prompts (10 tokens on the left) and 3 of 9 responses" in caplog.text
 
 
 def test_log_probabilities_of_other_tokens_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:

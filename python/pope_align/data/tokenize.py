@@ -70,8 +70,8 @@ class TruncationReport:
         splits = f"; {self.boundary_splits} responses split from the prompt" if self.boundary_splits else ""
         return (
             f"max_length {self.max_length}: cut {self.prompts_truncated} of {self.slates} prompts "
-            f"(-{self.prompt_tokens_dropped} tokens on the left) and {self.completions_truncated} of {self.responses} "
-            f"responses (-{self.completion_tokens_dropped} tokens at the end){splits}"
+            f"({self.prompt_tokens_dropped} tokens on the left) and {self.completions_truncated} of {self.responses} "
+            f"responses ({self.completion_tokens_dropped} tokens at the end){splits}"
         )
 
 
