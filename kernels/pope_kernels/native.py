@@ -111,7 +111,8 @@ def add_outer(
     hidden: torch.Tensor,  # [n, D]
     first: bool,
 ) -> None:
-    """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``."""
+    """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``; the product of
+    16-bit operands has their dtype, for PyTorch has no wider one on a CPU."""
     if total.dtype == gradient.dtype and not _with_onednn(gradient):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
