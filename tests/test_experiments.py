@@ -32,7 +32,9 @@ def test_the_ablation_measures_every_setting_on_the_validation_part_alone(folder
     settings = [defaults.SETTINGS[0], defaults.SETTINGS[5]]
     monkeypatch.setattr(defaults, "SETTINGS", settings)
     arguments = ["defaults", str(folder / "log.jsonl"), "--model", str(folder / "model")]
-    monkeypatch.setattr("sys.argv", [*arguments, "--output", str(folder / "defaults.json"), "--max_length", "64"])
+    monkeypatch.setattr(
+        "sys.argv", [*arguments, "--output", str(folder / "defaults.json"), "--max_length", "64", "--bf16"]
+    )
     defaults.main()
     result = json.loads((folder / "defaults.json").read_text())
     parts = three_parts(folder / "log.jsonl", 1)
@@ -51,7 +53,9 @@ def test_the_ablation_measures_every_setting_on_the_validation_part_alone(folder
 def test_the_methods_are_compared_on_the_test_part(folder, monkeypatch, capsys) -> None:
     pytest.importorskip("trl")
     arguments = ["methods", str(folder / "log.jsonl"), "--model", str(folder / "model"), "--max_length", "64"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--output", str(folder / "methods"), "--learning_rate", "1e-3"])
+    monkeypatch.setattr(
+        "sys.argv", [*arguments, "--output", str(folder / "methods"), "--learning_rate", "1e-3", "--bf16"]
+    )
     methods.main()
     written = json.loads((folder / "methods" / "methods.json").read_text())
     assert list(written["evaluation"]["policies"]) == ["cloned", "pope", "sft", "dpo"]

@@ -59,6 +59,7 @@ class Study:
 
 def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     """Clone, train, evaluate; the trained models are left in ``output``, a folder for each method."""
+    arguments = {method: _arguments(method, output / method, study) for method in get_args(Method)}
     tokenizer = load_tokenizer(model)
     parts = three_parts(log, study.seed)
     train, held_out = parts.train + parts.validation, parts.test
@@ -76,7 +77,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
     for method in get_args(Method):
         _say(f"training {method} on {len(train)} slates")
-        trained = _train(method, copy.deepcopy(policy.model), train, tokenizer, output / method, study)
+        trained = _train(method, copy.deepcopy(policy.model), arguments[method], train, tokenizer)
         with progress(f"scoring with {method}", "tokens") as report:
             totals[method] = score_responses(encoded, trained, progress=report)
     return evaluate_policies(
@@ -105,9 +106,7 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _train(
-    method: Method, model: PreTrainedModel, train: list[Slate], tokenizer: Any, folder: Path, study: Study
-) -> PreTrainedModel:
+def _arguments(method: Method, folder: Path, study: Study) -> TrainingArguments:
     shared: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": study.epochs,
@@ -116,16 +115,25 @@ def _train(
         "gradient_accumulation_steps": study.slates_per_step,
         "max_length": study.max_length,
         "bf16": study.bf16,
+        "use_cpu": best_device().type == "cpu",
         "lr_scheduler_type": "cosine",
         "save_strategy": "no",
         "report_to": "none",
         "seed": study.seed,
     }
     if method == "pope":
-        return run_training(model, PopeConfig(**shared), train, processing_class=tokenizer).model
+        return PopeConfig(**shared)
     trl = require("trl", extra="baselines", purpose=f"for method {method!r}")
     plain = {**shared, "gradient_checkpointing": False, "logging_steps": 1}
-    args: TrainingArguments = trl.SFTConfig(**plain) if method == "sft" else trl.DPOConfig(**plain, beta=study.beta)
+    return trl.SFTConfig(**plain) if method == "sft" else trl.DPOConfig(**plain, beta=study.beta)
+
+
+def _train(
+    method: Method, model: PreTrainedModel, args: TrainingArguments, train: list[Slate], tokenizer: Any
+) -> PreTrainedModel:
+    if method == "pope":
+        assert isinstance(args, PopeConfig)
+        return run_training(model, args, train, processing_class=tokenizer).model
     return run_baseline(method, model, args, train, processing_class=tokenizer).model
 
 
