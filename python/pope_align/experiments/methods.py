@@ -64,7 +64,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     parts = three_parts(log, study.seed)
     train, held_out = parts.train + parts.validation, parts.test
     fitted, stop = group_split(train, slate_group, 0.15, study.seed)
-    cloning = BehaviourConfig(max_length=study.max_length, epochs=2, seed=study.seed)
+    cloning = BehaviourConfig(max_length=study.max_length, epochs=1, seed=study.seed)
     start = load_model(model).to(best_device())
     with progress("cloning the logging policy", "slates") as report:
         policy = fit_behaviour_policy(start, tokenizer, fitted, stop, cloning, progress=report)
