@@ -127,8 +127,10 @@ def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor,
     head.lse.copy_(lse if head.tokens.index is None else lse[head.tokens.index])
     coefficients = head.token_coefficients(grad, 0, grad.numel(), inputs.length_normalize)
     d_hidden, d_weight, d_bias = recompute_gradients(head, coefficients, needs)
+    tokens = head.tokens
+    del head  # and its logits, before the gradients are rounded
     if needs.hidden:
-        d_hidden = head.tokens.scatter(d_hidden)
+        d_hidden = tokens.scatter(d_hidden)
     of_bias = inputs.weight if inputs.bias is None else inputs.bias
     return d_hidden.to(inputs.hidden.dtype), d_weight.to(inputs.weight.dtype), d_bias.to(of_bias.dtype)
 

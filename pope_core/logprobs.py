@@ -46,9 +46,17 @@ def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def chunk_budget(chunk_bytes: int | None, device: torch.device) -> int:
+def chunk_budget(chunk_bytes: int | None, device: torch.device, weight: torch.Tensor | None = None) -> int:
+    """Bytes of the logits buffer, where ``weight`` is the head if it gets a gradient.
+
+    A 16-bit head's gradient is summed in float32 and rounded into a second one at the end. On a CPU, where adding to
+    the float32 sum is what many small chunks cost, the logits have the second one's room until then: no peak is higher.
+    """
     if chunk_bytes is None:
-        return CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"]
+        if device.type != "cpu":
+            return CHUNK_BYTES["cuda"]
+        rounded = weight.nbytes if weight is not None and weight.element_size() == 2 else 0
+        return max(CHUNK_BYTES["cpu"], rounded)
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes: expected None or a number of bytes >= 1, got {chunk_bytes!r}")
     return chunk_bytes
@@ -146,7 +154,8 @@ def linear_response_logprobs(
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        chunk_bytes: budget of the logits buffer; None for 40 MiB on CPU and 512 MiB on GPU.
+        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU; on CPU for 40 MiB, or the size of a trained
+            16-bit head where that is more.
         backend: as in :func:`response_logprobs`.
 
     Returns:
@@ -163,7 +172,8 @@ def linear_response_logprobs(
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     _checks.same_device("hidden", hidden.device, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
     check_transform(logit_scale, logit_softcap)
-    budget = chunk_budget(chunk_bytes, hidden.device)
+    weight_trains = torch.is_grad_enabled() and lm_head_weight.requires_grad
+    budget = chunk_budget(chunk_bytes, hidden.device, lm_head_weight if weight_trains else None)
     dtype = compute_dtype(hidden, lm_head_weight)
     if chosen == "reference":
         result = reference.linear_response_logprobs(
@@ -177,8 +187,8 @@ def linear_response_logprobs(
             logit_softcap=logit_softcap,
         )
         return result.to(accumulation_dtype(dtype))
-    head_trains = lm_head_weight.requires_grad or (lm_head_bias is not None and lm_head_bias.requires_grad)
-    need_unit = torch.is_grad_enabled() and hidden.requires_grad and not head_trains
+    bias_trains = lm_head_bias is not None and lm_head_bias.requires_grad
+    need_unit = torch.is_grad_enabled() and hidden.requires_grad and not (weight_trains or bias_trains)
     return torch.ops.pope.linear_response_logprobs(
         rows,
         lm_head_weight,

@@ -138,7 +138,8 @@ def linear_pope_loss(
         logit_softcap: bound of the logits, > 0 (Gemma).
         diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates: the objective, as in
             :func:`slate_objective`.
-        chunk_bytes: budget of the logits buffer; None for 40 MiB on CPU and 512 MiB on GPU.
+        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU; on CPU for 40 MiB, or the size of a trained
+            16-bit head where that is more.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
@@ -156,7 +157,9 @@ def linear_pope_loss(
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     check_transform(logit_scale, logit_softcap)
-    budget = chunk_budget(chunk_bytes, hidden.device)
+    grad = torch.is_grad_enabled()
+    head_trains = grad and lm_head_weight.requires_grad
+    budget = chunk_budget(chunk_bytes, hidden.device, lm_head_weight if head_trains else None)
     check_log_data(logging_logprobs, utility, slate_offsets, offsets.shape[0] - 1)
     _checks.same_device(
         "hidden",
@@ -191,7 +194,6 @@ def linear_pope_loss(
             num_slates=num_slates,
         )
         return as_dtype(output, accumulation_dtype(dtype))
-    grad = torch.is_grad_enabled()
     value, *rest, logprobs, _, _, _, _ = torch.ops.pope.linear_pope_loss(
         rows,
         lm_head_weight,
@@ -206,7 +208,7 @@ def linear_pope_loss(
         compacts(hidden),
         dtype,
         grad and hidden.requires_grad,
-        grad and lm_head_weight.requires_grad,
+        head_trains,
         grad and lm_head_bias is not None and lm_head_bias.requires_grad,
         logging_logprobs,
         utility,

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import pope_core
-from pope_core import _linear_ops
+from pope_core import _linear_ops, logprobs
 from pope_core.testing import SlateProblem, make_slates
 from pope_kernels import native
 
@@ -108,6 +108,30 @@ def test_an_oversized_slate_computes_its_logits_twice_and_never_holds_them(weigh
 def test_the_gradient_of_a_sixteen_bit_head_costs_one_float32_accumulator() -> None:
     p = problem(8, torch.bfloat16)
     assert beyond_gradients(p, heads=3) <= CHUNK_BYTES + 300_000  # the gradient, and the accumulator of twice its size
+
+
+@pytest.mark.parametrize(("function", "buffers"), [("linear_pope_loss", 1), ("linear_response_logprobs", 2)])
+def test_larger_chunks_of_a_sixteen_bit_head_raise_no_peak(
+    function: str, buffers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(logprobs.CHUNK_BYTES, "cpu", 1 << 16)
+    p = make_slates((4,) * 16, tokens=(8, 16), vocab=VOCAB, width=256, dtype=torch.bfloat16)
+    assert p.labels.numel() * 2 * VOCAB > 2 * p.lm_head_weight.nbytes > 4 << 16
+    hidden, weight = p.hidden.clone().requires_grad_(), p.lm_head_weight.clone().requires_grad_()
+
+    def run(chunk_bytes: int | None) -> None:
+        hidden.grad = weight.grad = None
+        arguments: dict[str, Any] = {"response_offsets": p.response_offsets, "chunk_bytes": chunk_bytes}
+        if function == "linear_pope_loss":
+            loss = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, **arguments).loss
+        else:
+            loss = pope_core.linear_response_logprobs(hidden, weight, p.labels, **arguments).sum()
+        (0.5 * loss).backward()
+
+    run(None)
+    small, default = (allocations(lambda size=size: run(size)) for size in (1 << 16, None))
+    assert default.count(weight.nbytes) == small.count(weight.nbytes) + buffers  # logits of the size of the head
+    assert peak(default) <= peak(small) + 400_000
 
 
 def test_logprobs_hold_one_chunk_in_forward_and_backward() -> None:
