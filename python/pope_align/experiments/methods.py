@@ -91,18 +91,19 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
 
 
 def table(evaluation: Evaluation) -> str:
-    """Markdown: self-normalised values and their parts, gains over the start, verdicts."""
+    """Markdown: self-normalised values, what each method gained over the start, verdicts."""
     gains = {comparison.policy: comparison for comparison in evaluation.comparisons}
     lines = [
-        f"| | V | V_CU | V_Div (nats) | gain in V_CU over {START} | ESS | verdict |",
+        f"| | V | gain in V over {START} | in V_CU | in V_Div (nats) | ESS | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in evaluation.policies:
-        each = evaluation.of(name)
-        gain = _interval(gains[name].utility) if name in gains else ""
-        ess = f"{each.diagnostics.ess_fraction:.0%}" if each.diagnostics else ""
-        cells = [_interval(each), _interval(each.utility), _interval(each.diversity), gain, ess, each.verdict]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        each, cells = evaluation.of(name), [""] * 3
+        if name in gains:
+            gain = gains[name]
+            cells = [_interval(part, "+.4f") for part in (gain.difference, gain.utility, gain.diversity)]
+        ess = f"{each.diagnostics.ess_fraction:.1%}" if each.diagnostics else ""
+        lines.append("| " + " | ".join([name, _interval(each, ".3f"), *cells, ess, each.verdict]) + " |")
     return "\n".join(lines)
 
 
@@ -137,8 +138,8 @@ def _train(
     return run_baseline(method, model, args, train, processing_class=tokenizer).model
 
 
-def _interval(quantity: Any) -> str:
-    return f"{quantity.value:.3f} [{quantity.low:.3f}, {quantity.high:.3f}]"
+def _interval(quantity: Any, style: str) -> str:
+    return f"{quantity.value:{style}} [{quantity.low:{style}}, {quantity.high:{style}}]"
 
 
 def _say(line: str) -> None:
