@@ -119,3 +119,6 @@ if __name__ == "__main__":
         runs = json.load(file)
     for run in runs:
         train(run)
+    # A process that leaves while the threads of its group run may end in an abort.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
