@@ -23,7 +23,7 @@ from pope_kernels.values import accumulation_dtype
 from . import _checks
 from ._objective import GroupCoefficients, evaluate_checked
 from ._offsets import Offsets, both, capturing
-from ._plan import Batch, Chunk, front_order, plan_groups, plan_rows, rows_per_chunk
+from ._plan import Batch, Chunk, front_order, plan_groups, plan_rows
 from .backends import Kernels
 from .types import IGNORE_INDEX, Objective
 
@@ -41,6 +41,34 @@ class Needs(NamedTuple):
     @property
     def head(self) -> bool:
         return self.weight or self.bias
+
+    @property
+    def unit(self) -> bool:
+        """Whether ``G @ W`` alone is enough: a response's coefficient may come after it."""
+        return self.hidden and not self.head
+
+
+def head_gradient_dtype(weight: torch.Tensor, product: torch.dtype) -> torch.dtype:
+    """What the forward keeps of the gradient of ``weight`` [V, D], for products in ``product``.
+
+    bfloat16 has the range of float32, so the gradient can be rounded before backward scales it; that of a float16 head
+    needs the loss scale first.
+    """
+    return product if product == weight.dtype == torch.bfloat16 else accumulation_dtype(product)
+
+
+#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
+SCALED_ROWS = 1024
+
+
+def multiply(rows: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``rows * factor`` (a number, or one for each row: ``[n, 1]``) in the wider dtype, rounded once, into ``out``."""
+    if rows.device.type != "cpu":
+        return torch.mul(rows, factor, out=out)
+    for begin in range(0, rows.shape[0], SCALED_ROWS):
+        some = slice(begin, begin + SCALED_ROWS)
+        torch.mul(rows[some], factor[some] if factor.ndim else factor, out=out[some])
+    return out
 
 
 class Tokens:
@@ -85,16 +113,26 @@ class ChunkedHead:
         bias: torch.Tensor | None,  # [V]
         scale: float,
         softcap: float | None,
-        chunk_bytes: int,
+        rows: int,  # of logits at a time
+        gradient_dtype: torch.dtype,  # of the head
     ) -> None:
         self.kernels, self.tokens, self.weight, self.bias = kernels, tokens, weight, bias
         self.scale, self.softcap = scale, softcap
+        self.rows, self.gradient_dtype = rows, gradient_dtype
         num_tokens, vocab = tokens.labels.numel(), weight.shape[0]
-        self.rows = min(num_tokens, rows_per_chunk(chunk_bytes, vocab, weight.element_size()))
-        self.buffer = kernels.empty_large(self.rows, vocab, dtype=weight.dtype, device=weight.device)
+        self.buffer = kernels.empty_large(rows, vocab, dtype=weight.dtype, device=weight.device)
         acc = accumulation_dtype(weight.dtype)
         self.logprobs = torch.empty(num_tokens, dtype=acc, device=weight.device)
         self.lse = torch.empty_like(self.logprobs, dtype=torch.float64)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one chunk holds all rows."""
+        return self.rows == self.tokens.labels.numel()
+
+    def release(self) -> None:
+        """Give back the room of the logits."""
+        self.buffer = self.buffer.new_empty(0, self.buffer.shape[1])
 
     def chunks(self) -> list[Chunk]:
         return list(plan_rows(self.tokens.labels.numel(), self.rows))
@@ -142,13 +180,16 @@ class ChunkedHead:
 
 
 class HeadGradient:
-    """Accumulates ``G.T @ (c * hidden)`` and ``G.T @ c`` over chunks, in float32 or better."""
+    """Accumulates ``G.T @ (c * hidden)`` and ``G.T @ c`` over chunks, in float32 or better; a single chunk has nothing
+    to accumulate, and its product takes the gradient's own dtype.
+    """
 
     def __init__(self, head: ChunkedHead, needs: Needs) -> None:
         self.kernels = head.kernels
         dtype, device = accumulation_dtype(head.weight.dtype), head.weight.device
         vocab, width = head.weight.shape
-        self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=dtype, device=device)
+        of_weight = head.gradient_dtype if head.whole else dtype
+        self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=of_weight, device=device)
         self.bias = torch.empty(vocab if needs.bias else 0, dtype=dtype, device=device)
         self.empty = True
         # Coefficients are about 1 / tokens, where float16 has few digits left: a power of two moves them near 1.
@@ -160,7 +201,7 @@ class HeadGradient:
             self.kernels.add_outer(self.bias.unsqueeze(1), gradient, each.to(gradient.dtype), self.empty)
         if self.weight.numel():
             # One rounding: a rounded coefficient would be an error that all tokens of a response share.
-            scaled = torch.mul(hidden, each, out=torch.empty_like(hidden))
+            scaled = multiply(hidden, each, torch.empty_like(hidden))
             self.kernels.add_outer(self.weight, gradient, scaled, self.empty)
         self.empty = False
 
@@ -239,8 +280,9 @@ def recompute_gradients(
     products = Products(head, needs, num_terms=1, may_vanish=False)
     for chunk in head.chunks():
         products.take(chunk, head.logits(chunk), [coefficients[chunk.span]])
+    head.release()  # before the gradients are scaled and rounded
     if needs.hidden:
-        products.unit *= coefficients.unsqueeze(1)
+        multiply(products.unit, coefficients.unsqueeze(1), products.unit)
     return products.unit, *(products.totals[0].totals() if needs.head else nothing(head))
 
 
@@ -254,7 +296,7 @@ class LossGradients(NamedTuple):
 
     unit: torch.Tensor  # [n, D], d_hidden = coefficients * unit
     coefficients: torch.Tensor  # [n]
-    weight: torch.Tensor  # [V, D] float32 or better
+    weight: torch.Tensor  # [V, D] in `head_gradient_dtype`
     bias: torch.Tensor  # [V] float32 or better
 
 
@@ -278,7 +320,7 @@ class LossPass:
     def run(self) -> tuple[SlateValues, LossGradients]:
         head, num_responses = self.head, self.utility.numel()
         groups = GroupCoefficients(
-            head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.objective
+            head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.objective, together=head.whole
         )
         # Without a reward for diversity, clipped and unrewarded responses have no gradient.
         may_vanish = self.objective.diversity_weight == 0
@@ -303,9 +345,10 @@ class LossPass:
             coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
         if not totals:
             return values, LossGradients(unit, coefficients, *nothing(head))
+        head.release()  # before the gradient is rounded
         weights, biases = zip(*(total.totals() for total in totals))
         d_weight, d_bias = groups.combine(weights, values), groups.combine(biases, values)
-        return values, LossGradients(unit, coefficients, d_weight, d_bias)
+        return values, LossGradients(unit, coefficients, d_weight.to(head.gradient_dtype), d_bias)
 
     def _grouped(self, groups: GroupCoefficients, products: Products) -> None:
         """Batches of whole groups: log-probabilities, coefficients, gradients, while the logits are in the buffer."""

@@ -15,15 +15,16 @@ from torch.autograd.function import once_differentiable
 from pope_kernels.values import accumulation_dtype
 
 from . import _checks
-from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, recompute_gradients
+from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, head_gradient_dtype, multiply, recompute_gradients
 from ._offsets import both
 from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, empty, fake_values, register
+from ._plan import rows_at_once
 from .backends import kernels
 from .types import Objective
 
 _HEAD_INPUTS = (
     "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, bool length_normalize, "
-    "float logit_scale, float? logit_softcap, int chunk_bytes, str backend, bool compact, ScalarType compute_dtype"
+    "float logit_scale, float? logit_softcap, int? chunk_bytes, str backend, bool compact, ScalarType compute_dtype"
 )
 _NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
 
@@ -39,7 +40,7 @@ class HeadInputs(NamedTuple):
     length_normalize: bool
     logit_scale: float
     logit_softcap: float | None
-    chunk_bytes: int
+    chunk_bytes: int | None
     backend: str
     compact: bool
     compute_dtype: torch.dtype
@@ -57,22 +58,26 @@ class HeadInputs(NamedTuple):
             host = both(self.response_offsets, self.labels.device).host
             _checks.segments("response_offsets", host, self.labels.numel(), "the number of labels")
 
-    def chunked(self) -> ChunkedHead:
+    @property
+    def head_gradient_dtype(self) -> torch.dtype:
+        return head_gradient_dtype(self.weight, self.compute_dtype)
+
+    def chunked(self, needs: Needs) -> ChunkedHead:
         """In the dtype of the products, ready to run."""
-        dtype = self.compute_dtype
+        dtype, gradient_dtype = self.compute_dtype, self.head_gradient_dtype
+        weight = self.weight.to(dtype)
+        tokens = Tokens(self.hidden.to(dtype).contiguous(), self.labels, self.response_offsets, self.compact)
+        sums_head = needs.weight and gradient_dtype == torch.bfloat16
         return ChunkedHead(
             kernels(self.backend),
-            Tokens(self.hidden.to(dtype).contiguous(), self.labels, self.response_offsets, self.compact),
-            self.weight.to(dtype),
+            tokens,
+            weight,
             None if self.bias is None else self.bias.to(dtype),
             self.logit_scale,
             self.logit_softcap,
-            self.chunk_bytes,
+            rows_at_once(tokens.labels.numel(), weight, self.chunk_bytes, sums_head=sums_head),
+            gradient_dtype,
         )
-
-
-#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
-SCALED_ROWS = 1024
 
 
 def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,20 +91,15 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         return (grad * factor).to(dtype)
     once = not torch._C._autograd._get_current_graph_task_keep_graph()
     out = grad if once and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
-    if grad.device.type != "cpu":
-        return torch.mul(grad, factor, out=out)
-    if out is grad and factor.ndim == 0 and float(factor) == 1.0:
+    if grad.device.type == "cpu" and out is grad and factor.ndim == 0 and float(factor) == 1.0:
         return grad
-    for begin in range(0, grad.shape[0], SCALED_ROWS):
-        rows = slice(begin, begin + SCALED_ROWS)
-        torch.mul(grad[rows], factor[rows] if factor.ndim else factor, out=out[rows])
-    return out
+    return multiply(grad, factor, out)
 
 
 # --- linear_response_logprobs ---
 
 LIBRARY.define(
-    f"linear_response_logprobs({_HEAD_INPUTS}, bool need_unit) -> (Tensor response_logprobs, Tensor lse, Tensor unit)"
+    f"linear_response_logprobs({_HEAD_INPUTS}, {_NEEDS}) -> (Tensor response_logprobs, Tensor lse, Tensor unit)"
 )
 LIBRARY.define(
     f"linear_response_logprobs_backward({_HEAD_INPUTS}, Tensor lse, Tensor grad, {_NEEDS}) "
@@ -108,41 +108,40 @@ LIBRARY.define(
 
 
 def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, (need_unit,) = HeadInputs.split(arguments)
+    inputs, needed = HeadInputs.split(arguments)
     inputs.check_tokens()
-    head = inputs.chunked()
-    unit = forward(head, need_unit)
+    needs = Needs(*needed)
+    head = inputs.chunked(needs)
+    unit = forward(head, needs.unit)
     num_responses = inputs.response_offsets.numel() - 1
     logprobs = head.response_logprobs(0, num_responses, inputs.length_normalize).to(head.logprobs.dtype)
     if _checks.deferred(logprobs.device):
         _checks.finite_later("labels, response_offsets, hidden or the head", logprobs)
     lse = head.tokens.scatter(head.lse)
-    return logprobs, lse, head.tokens.scatter(unit) if need_unit else unit
+    return logprobs, lse, head.tokens.scatter(unit) if needs.unit else unit
 
 
 def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs, (lse, grad, *needed) = HeadInputs.split(arguments)
     needs = Needs(*needed)
-    head = inputs.chunked()
+    head = inputs.chunked(needs)
     head.lse.copy_(lse if head.tokens.index is None else lse[head.tokens.index])
     coefficients = head.token_coefficients(grad, 0, grad.numel(), inputs.length_normalize)
     d_hidden, d_weight, d_bias = recompute_gradients(head, coefficients, needs)
-    tokens = head.tokens
-    del head  # and its logits, before the gradients are rounded
     if needs.hidden:
-        d_hidden = tokens.scatter(d_hidden)
+        d_hidden = head.tokens.scatter(d_hidden)
     of_bias = inputs.weight if inputs.bias is None else inputs.bias
     return d_hidden.to(inputs.hidden.dtype), d_weight.to(inputs.weight.dtype), d_bias.to(of_bias.dtype)
 
 
 @torch.library.register_fake("pope::linear_response_logprobs", lib=LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, (need_unit,) = HeadInputs.split(arguments)
+    inputs, needed = HeadInputs.split(arguments)
     (num_tokens, width), dtype = inputs.hidden.shape, inputs.compute_dtype
     return (
         empty(inputs.hidden, inputs.response_offsets.shape[0] - 1, dtype=accumulation_dtype(dtype)),
         empty(inputs.hidden, num_tokens, dtype=torch.float64),
-        empty(inputs.hidden, num_tokens if need_unit else 0, width, dtype=dtype),
+        empty(inputs.hidden, num_tokens if Needs(*needed).unit else 0, width, dtype=dtype),
     )
 
 
@@ -159,11 +158,12 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # or backward would be handed zeros of the size of every output
-    named, (ctx.need_unit,) = HeadInputs.split(inputs)
+    named, needed = HeadInputs.split(inputs)
+    ctx.unit = Needs(*needed).unit
     _, lse, unit = output
     ctx.options = named[5:]
     ctx.dtype = named.hidden.dtype
-    if ctx.need_unit:
+    if ctx.unit:
         ctx.save_for_backward(unit, named.labels, named.response_offsets)
     else:
         ctx.save_for_backward(*named[:5], lse)
@@ -176,7 +176,7 @@ def _linear_response_logprobs_autograd(
     nothing = (None,) * len(ctx.needs_input_grad)
     if grad is None:  # nothing depends on the value
         return nothing
-    if ctx.need_unit:
+    if ctx.unit:
         return _scaled_unit(ctx, grad), *nothing[1:]
     *tensors, lse = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
@@ -223,7 +223,7 @@ def _linear_pope_loss(*arguments: Any) -> tuple[Tensor, ...]:
     _checks.segments("slate_offsets", slates.host, num_responses, "the number of responses")
     if not _checks.deferred(inputs.hidden.device):
         _checks.objective_data(logging_logprobs, utility, slate_offsets, num_responses)
-    head = inputs.chunked()
+    head = inputs.chunked(needs)
     work = LossPass(
         head,
         logging_logprobs.double().contiguous(),
@@ -253,7 +253,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
         empty(hidden, num_responses, dtype=acc),
         empty(hidden, rows, width, dtype=inputs.compute_dtype),
         empty(hidden, rows, dtype=acc),
-        empty(hidden, vocab if needs.weight else 0, width, dtype=acc),
+        empty(hidden, vocab if needs.weight else 0, width, dtype=inputs.head_gradient_dtype),
         empty(hidden, vocab if needs.bias else 0, dtype=acc),
     )
 

@@ -50,7 +50,7 @@ def evaluate_checked(
 
 
 class GroupCoefficients:
-    """``dV / d response_logprobs`` of some groups while the others are still unknown.
+    """``dV / d response_logprobs`` of some groups while the others are still unknown; ``together`` where none are.
 
     A group is one response where nothing but the size of its slate couples it to the others, else one slate. The value
     of ``normalization="batch"`` is a quotient A / B of sums over everything, so two coefficients are given, of A and
@@ -64,10 +64,12 @@ class GroupCoefficients:
         utility: torch.Tensor,  # [R] float64
         slate_offsets: Offsets,  # [S + 1] int64
         objective: Objective,
+        *,
+        together: bool,
     ) -> None:
         self.kernels, self.logging_logprobs = kernels, logging_logprobs
         sizes, num_responses = slate_offsets.device.diff(), utility.numel()
-        by_response = objective.weighting == "response" and objective.normalization != "slate"
+        by_response = not together and objective.weighting == "response" and objective.normalization != "slate"
         # A response's share in the mean of its slate. A lone response is a slate of one and gets its share afterwards.
         self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)
         self.by_response = by_response
@@ -77,7 +79,7 @@ class GroupCoefficients:
             self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
         options = objective.options(sizes.numel())
         self.terms = [(options, utility)]
-        if objective.normalization == "batch":
+        if objective.normalization == "batch" and not together:
             numerator = options._replace(normalization="none", num_slates=1)
             mass = numerator._replace(diversity_weight=0.0, utility_form="feedback")
             self.terms = [(numerator, utility), (mass, torch.ones_like(utility))]

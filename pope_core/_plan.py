@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from .types import CHUNK_BYTES
+
 
 class Chunk(NamedTuple):
     """Rows ``[start, stop)`` that are computed at once."""
@@ -36,9 +38,21 @@ class Batch(NamedTuple):
     chunks: tuple[Chunk, ...]
 
 
-def rows_per_chunk(chunk_bytes: int, vocab: int, itemsize: int) -> int:
-    """How many rows of logits fit the budget; never less than one."""
-    return max(1, chunk_bytes // (vocab * itemsize))
+def rows_at_once(num_rows: int, weight: torch.Tensor, chunk_bytes: int | None, *, sums_head: bool) -> int:
+    """How many of ``num_rows`` rows of logits exist at the same time; never less than one.
+
+    ``sums_head``: over several chunks the gradient of the bfloat16 head ``weight`` [V, D] is summed in float32 and then
+    rounded into a second tensor. By default the logits may take that room instead, which raises no peak: the sum's
+    where all of them fit it, so that nothing is left to sum; else that of the second tensor, which comes later.
+    """
+    vocab, width = weight.shape
+    row = vocab * weight.element_size()
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES[weight.device.type]
+        if sums_head:
+            total = 4 * vocab * width
+            chunk_bytes = max(chunk_bytes, total if num_rows * row <= total else weight.nbytes)
+    return max(1, min(num_rows, chunk_bytes // row))
 
 
 def plan_rows(num_rows: int, rows: int) -> Iterator[Chunk]:

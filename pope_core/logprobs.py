@@ -11,10 +11,6 @@ from .backends import select
 from .slates import flatten_padded
 from .types import Backend
 
-#: Default budget of the logits buffer of the ``linear_*`` operations. On CPU it leaves room, under 64 MiB in all, for
-#: the scratch space of the matrix products; on a GPU 2048 and more rows of a 128k vocabulary keep them compute-bound.
-CHUNK_BYTES = {"cpu": 40 << 20, "cuda": 512 << 20}
-
 
 def packed(
     name: str, rows: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor | None
@@ -46,27 +42,18 @@ def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-def chunk_budget(chunk_bytes: int | None, device: torch.device, weight: torch.Tensor | None = None) -> int:
-    """Bytes of the logits buffer, where ``weight`` is the head if it gets a gradient.
-
-    A 16-bit head's gradient is summed in float32 and rounded into a second one at the end. On a CPU, where adding to
-    the float32 sum is what many small chunks cost, the logits have the second one's room until then: no peak is higher.
-    """
-    if chunk_bytes is None:
-        if device.type != "cpu":
-            return CHUNK_BYTES["cuda"]
-        rounded = weight.nbytes if weight is not None and weight.element_size() == 2 else 0
-        return max(CHUNK_BYTES["cpu"], rounded)
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes: expected None or a number of bytes >= 1, got {chunk_bytes!r}")
-    return chunk_bytes
-
-
-def check_transform(logit_scale: float, logit_softcap: float | None) -> None:
+def check_head_options(logit_scale: float, logit_softcap: float | None, chunk_bytes: int | None) -> None:
     if not logit_scale > 0:
         raise ValueError(f"logit_scale: expected a number > 0, got {logit_scale!r}")
     if logit_softcap is not None and not logit_softcap > 0:
         raise ValueError(f"logit_softcap: expected None or a number > 0, got {logit_softcap!r}")
+    if chunk_bytes is not None and chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes: expected None or a number of bytes >= 1, got {chunk_bytes!r}")
+
+
+def wanted(tensor: torch.Tensor | None) -> bool:
+    """Whether autograd is going to ask for the gradient of an argument."""
+    return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
 
 
 def response_logprobs(
@@ -154,8 +141,8 @@ def linear_response_logprobs(
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU; on CPU for 40 MiB, or the size of a trained
-            16-bit head where that is more.
+        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 40 MiB on CPU, or for more where the
+            float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
         backend: as in :func:`response_logprobs`.
 
     Returns:
@@ -171,9 +158,7 @@ def linear_response_logprobs(
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     _checks.same_device("hidden", hidden.device, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
-    check_transform(logit_scale, logit_softcap)
-    weight_trains = torch.is_grad_enabled() and lm_head_weight.requires_grad
-    budget = chunk_budget(chunk_bytes, hidden.device, lm_head_weight if weight_trains else None)
+    check_head_options(logit_scale, logit_softcap, chunk_bytes)
     dtype = compute_dtype(hidden, lm_head_weight)
     if chosen == "reference":
         result = reference.linear_response_logprobs(
@@ -187,8 +172,6 @@ def linear_response_logprobs(
             logit_softcap=logit_softcap,
         )
         return result.to(accumulation_dtype(dtype))
-    bias_trains = lm_head_bias is not None and lm_head_bias.requires_grad
-    need_unit = torch.is_grad_enabled() and hidden.requires_grad and not (weight_trains or bias_trains)
     return torch.ops.pope.linear_response_logprobs(
         rows,
         lm_head_weight,
@@ -198,9 +181,11 @@ def linear_response_logprobs(
         length_normalize,
         logit_scale,
         logit_softcap,
-        budget,
+        chunk_bytes,
         chosen,
         compacts(hidden),
         dtype,
-        need_unit,
+        wanted(hidden),
+        wanted(lm_head_weight),
+        wanted(lm_head_bias),
     )[0]

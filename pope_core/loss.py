@@ -8,7 +8,7 @@ from pope_kernels.values import accumulation_dtype
 
 from . import _checks, reference
 from .backends import select
-from .logprobs import check_transform, chunk_budget, compacts, compute_dtype, packed, response_logprobs
+from .logprobs import check_head_options, compacts, compute_dtype, packed, response_logprobs, wanted
 from .objective import as_dtype, check_log_data, output_of, slate_objective
 from .types import Backend, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
 
@@ -138,8 +138,8 @@ def linear_pope_loss(
         logit_softcap: bound of the logits, > 0 (Gemma).
         diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates: the objective, as in
             :func:`slate_objective`.
-        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU; on CPU for 40 MiB, or the size of a trained
-            16-bit head where that is more.
+        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 40 MiB on CPU, or for more where the
+            float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
@@ -156,10 +156,7 @@ def linear_pope_loss(
     chosen = select(hidden.device, backend)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
-    check_transform(logit_scale, logit_softcap)
-    grad = torch.is_grad_enabled()
-    head_trains = grad and lm_head_weight.requires_grad
-    budget = chunk_budget(chunk_bytes, hidden.device, lm_head_weight if head_trains else None)
+    check_head_options(logit_scale, logit_softcap, chunk_bytes)
     check_log_data(logging_logprobs, utility, slate_offsets, offsets.shape[0] - 1)
     _checks.same_device(
         "hidden",
@@ -203,13 +200,13 @@ def linear_pope_loss(
         length_normalize,
         logit_scale,
         logit_softcap,
-        budget,
+        chunk_bytes,
         chosen,
         compacts(hidden),
         dtype,
-        grad and hidden.requires_grad,
-        head_trains,
-        grad and lm_head_bias is not None and lm_head_bias.requires_grad,
+        wanted(hidden),
+        wanted(lm_head_weight),
+        wanted(lm_head_bias),
         logging_logprobs,
         utility,
         slates,

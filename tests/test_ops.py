@@ -42,8 +42,8 @@ def operator_calls(p: SlateProblem, backend: str) -> dict[str, list[tuple[Any, .
         "response_logprobs_backward": [(grad, logits.detach(), *tokens, lse.detach(), True, backend)],
         "slate_objective": [(leaf(p.logging_logprobs + 0.1), *p.log_data, *OBJECTIVE, backend)],
         "linear_response_logprobs": [
-            (*linear_head(p, trains=True), *tokens, True, *head_options, False),
-            (*linear_head(p, trains=False), *tokens, False, *head_options, True),
+            (*linear_head(p, trains=True), *tokens, True, *head_options, True, True, True),
+            (*linear_head(p, trains=False), *tokens, False, *head_options, True, False, False),
         ],
         "linear_response_logprobs_backward": [
             (p.hidden, p.lm_head_weight, p.lm_head_bias, *tokens, True, *head_options, lse.detach(), grad, *needs)
@@ -73,7 +73,8 @@ def test_opcheck(target: Target, name: str) -> None:
         # Comparing what a compiled and an eager call returned after backward only makes sense where no output is
         # scratch that an eager backward overwrites; the compiled public functions are compared below in any case.
         checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-        scratch = {"linear_pope_loss": arguments[0].requires_grad, "linear_response_logprobs": arguments[-1]}
+        frozen = not arguments[1].requires_grad
+        scratch = {"linear_pope_loss": arguments[0].requires_grad, "linear_response_logprobs": frozen}
         if not scratch.get(name, False):
             checks.append("test_aot_dispatch_dynamic")
         torch.library.opcheck(getattr(torch.ops.pope, name).default, arguments, test_utils=checks)

@@ -4,19 +4,53 @@ from __future__ import annotations
 
 from itertools import accumulate, pairwise
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pope_core._plan import plan_groups, plan_rows, rows_per_chunk
+from pope_core._plan import plan_groups, plan_rows, rows_at_once
+from pope_core.types import CHUNK_BYTES
 
 group_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
-@given(st.integers(1, 1 << 40), st.integers(1, 1 << 20), st.sampled_from([2, 4, 8]))
-def test_the_buffer_fits_the_budget_or_is_one_row(chunk_bytes: int, vocab: int, itemsize: int) -> None:
-    rows = rows_per_chunk(chunk_bytes, vocab, itemsize)
-    assert rows == 1 or rows * vocab * itemsize <= chunk_bytes
-    assert (rows + 1) * vocab * itemsize > chunk_bytes
+num_rows = st.integers(1, 1 << 20)
+
+
+def heads(*dtypes: torch.dtype) -> st.SearchStrategy[torch.Tensor]:
+    shapes = st.tuples(st.integers(1, 1 << 20), st.integers(1, 1 << 14))
+    return st.builds(
+        lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"), shapes, st.sampled_from(dtypes)
+    )
+
+
+@given(num_rows, heads(torch.bfloat16, torch.float32, torch.float64), st.integers(1, 1 << 40), st.booleans())
+def test_the_buffer_holds_as_many_rows_as_fit_the_budget(
+    num_rows: int, head: torch.Tensor, chunk_bytes: int, sums_head: bool
+) -> None:
+    rows = rows_at_once(num_rows, head, chunk_bytes, sums_head=sums_head)
+    row = head.shape[0] * head.element_size()
+    assert 1 <= rows <= num_rows
+    assert rows == 1 or rows * row <= chunk_bytes
+    assert rows == num_rows or (rows + 1) * row > chunk_bytes
+
+
+@given(num_rows, heads(torch.bfloat16))
+def test_the_default_buffer_takes_no_more_than_its_budget_or_the_sum_that_it_replaces(
+    num_rows: int, head: torch.Tensor
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CHUNK_BYTES, "meta", CHUNK_BYTES["cpu"])
+        plain = rows_at_once(num_rows, head, None, sums_head=False)
+        rows = rows_at_once(num_rows, head, None, sums_head=True)
+    vocab, width = head.shape
+    row = 2 * vocab
+    assert rows >= plain == rows_at_once(num_rows, head, CHUNK_BYTES["cpu"], sums_head=False)
+    if plain < rows < num_rows:  # the rounded gradient's room, which comes later
+        assert rows * row <= head.nbytes
+    elif plain < rows:  # the sum's room, and no sum
+        assert rows * row <= 4 * vocab * width
 
 
 @given(st.integers(1, 500), st.integers(1, 60))

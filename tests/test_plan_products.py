@@ -68,6 +68,13 @@ def test_number_of_products(needs: tuple[bool, bool, bool], options: dict[str, A
     assert products(p, needs=needs, **options) == pytest.approx(expected)
 
 
+def test_in_one_chunk_everything_is_known_at_once_and_batch_normalisation_costs_no_product() -> None:
+    p = make_slates((1, 2, 3, 2), tokens=(1, 3), vocab=VOCAB, width=WIDTH)
+    rows = p.labels.numel()
+    assert products(p, rows=rows, needs=TRAINABLE, normalization="batch") == pytest.approx(3)
+    assert products(p, rows=rows - 1, needs=TRAINABLE, normalization="batch") == pytest.approx(4)
+
+
 def test_only_the_first_chunks_of_an_oversized_slate_are_computed_twice() -> None:
     p = make_slates((1, 4, 1), tokens=(5, 5), vocab=VOCAB, width=WIDTH)  # 5 + 20 + 5 tokens; 20 = 10 + 10 in the buffer
     assert products(p, rows=10, needs=TRAINABLE, weighting="slate") == pytest.approx(3 + 10 / 30)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch  # before _C: torch brings the OpenMP runtime that the extension shares
-import torch.nn.functional as F
 
 from . import _C
 from .seam import composed
@@ -116,9 +115,14 @@ def add_outer(
     if total.dtype == gradient.dtype and not _with_onednn(gradient):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
-    product = _linear if _with_onednn(gradient) else F.linear
-    for block in head_blocks(total, gradient):
-        part = product(gradient[:, block].t(), hidden.t())
+    blocks = list(head_blocks(total, gradient))
+    scratch = gradient.new_empty(blocks[0].stop, total.shape[1])
+    for block in blocks:
+        columns = gradient[:, block].t()
+        if _with_onednn(gradient):
+            part = _linear(columns, hidden.t())
+        else:
+            part = torch.mm(columns, hidden, out=scratch[: columns.shape[0]])
         if first:
             total[block] = part
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from pope_core.logprobs import chunk_budget
+from pope_core.types import CHUNK_BYTES
 
 from ..attention import why_not
 from ..data.rows import Tree
@@ -134,7 +134,7 @@ def plan_training(
         weights=_bytes(parameters),
         gradients=_bytes(trainable),
         optimizer=_optimizer_bytes(args.optim, trainable),
-        logits=chunk_budget(args.chunk_bytes, args.device),
+        logits=args.chunk_bytes or CHUNK_BYTES[args.device.type],
         activations=activation_bytes(config.get_text_config(), largest, itemsize, checkpointed=_checkpointed(args)),
     )
 
