@@ -66,8 +66,8 @@ inline void store(Float16* p, float value) {  // round to nearest even
     p->bits = static_cast<uint16_t>((magnitude >= 0x47800000u ? special : finite) | sign);
 }
 
-// exp for arguments <= 0 (a maximum or a log-sum-exp was subtracted), within 2 ulp. Below the smallest normal float the
-// result is about 1e-38 instead of 0; NaN stays NaN.
+// exp for arguments <= 0 (a maximum or a log-sum-exp was subtracted; a rounding error above is fine), within 2 ulp. Below
+// the smallest normal float the result is about 1e-38 instead of 0; NaN stays NaN.
 inline float exp_nonpositive(float x) {
     x = x < -87.3f ? -87.3f : x;
     const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
@@ -154,8 +154,7 @@ void backward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, d
     for (int64_t i = 0; i < cols; ++i) {
         const Acc z = transformed<kSoftcap>(static_cast<Acc>(load(row + i)), t);
         const Acc log_p = (z - high) - low;
-        // Rounding may leave a hair above 0 where p is 1.
-        Acc grad = -scaled_coefficient * exp_nonpositive(log_p > 0 ? Acc(0) : log_p);
+        Acc grad = -scaled_coefficient * exp_nonpositive(log_p);
         if (kSoftcap) {
             const Acc ratio = z * t.inverse_softcap;
             grad *= Acc(1) - ratio * ratio;
