@@ -141,7 +141,7 @@ def linear_response_logprobs(
         length_normalize: divide by the number of response tokens.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 40 MiB on CPU, or for more where the
+        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 36 MiB on CPU, or for more where the
             float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
         backend: as in :func:`response_logprobs`.
 

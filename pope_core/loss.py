@@ -138,7 +138,7 @@ def linear_pope_loss(
         logit_softcap: bound of the logits, > 0 (Gemma).
         diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates: the objective, as in
             :func:`slate_objective`.
-        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 40 MiB on CPU, or for more where the
+        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 36 MiB on CPU, or for more where the
             float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 

@@ -66,8 +66,8 @@ inline void store(Float16* p, float value) {  // round to nearest even
     p->bits = static_cast<uint16_t>((magnitude >= 0x47800000u ? special : finite) | sign);
 }
 
-// exp for arguments <= 0 (a maximum or a log-sum-exp was subtracted; a rounding error above is fine), within 2 ulp. Below
-// the smallest normal float the result is about 1e-38 instead of 0; NaN stays NaN.
+// exp for arguments <= 0 (a maximum or a log-sum-exp was subtracted; a rounding error above is fine), within 2 ulp.
+// Below the smallest normal float the result is about 1e-38 instead of 0; NaN stays NaN.
 inline float exp_nonpositive(float x) {
     x = x < -87.3f ? -87.3f : x;
     const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
@@ -109,34 +109,54 @@ inline Acc transformed(Acc x, Transform<Acc> t) {
     return kSoftcap ? t.softcap * tanh_of(scaled * t.inverse_softcap) : scaled;
 }
 
-// Blocks stay in the L1 cache between the pass for the maximum and the pass for the sum: memory is read once.
+// The sum over a block needs its maximum first. Memory is read once, and while the processor computes: the sum of one
+// block, which the L1 cache still holds, runs beside the maximum of the next.
 constexpr int64_t kBlock = 2048;
+
+template <class Acc>
+constexpr Acc kLowest = static_cast<Acc>(sizeof(Acc) == 8 ? -DBL_MAX : -FLT_MAX);
+
+template <class T, class Acc>
+Acc largest_of(const T* block, int64_t count, Acc scale) {
+    Acc largest = kLowest<Acc>;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; ++i) {
+        const Acc x = load(block + i) * scale;
+        largest = x > largest ? x : largest;
+    }
+    return largest;
+}
 
 template <class T, class Acc, bool kSoftcap>
 void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Acc* logprob, double* lse) {
-    Acc top = sizeof(Acc) == 8 ? static_cast<Acc>(-DBL_MAX) : static_cast<Acc>(-FLT_MAX);
+    const auto block_of = [](int64_t left) { return left < kBlock ? left : kBlock; };
+    Acc top = kLowest<Acc>;
     double sum = 0;
-    for (int64_t begin = 0; begin < cols; begin += kBlock) {
-        const int64_t count = cols - begin < kBlock ? cols - begin : kBlock;
-        const T* block = row + begin;
-        Acc largest = top;
-#pragma omp simd reduction(max : largest)
-        for (int64_t i = 0; i < count; ++i) {
-            const Acc x = load(block + i) * t.scale;
+    int64_t count = block_of(cols);
+    Acc largest = largest_of(row, count, t.scale);
+    for (const T* block = row; count > 0;) {
+        // The transform is monotone, so the maximum may be taken before it.
+        const Acc capped = kSoftcap ? t.softcap * tanh_of(largest * t.inverse_softcap) : largest;
+        const Acc new_top = capped > top ? capped : top;
+        sum *= static_cast<double>(exp_nonpositive(top - new_top));
+        top = new_top;
+        const T* next = block + count;
+        const int64_t next_count = block_of(row + cols - next);
+        Acc partial = 0;
+        largest = kLowest<Acc>;
+#pragma omp simd reduction(+ : partial) reduction(max : largest)
+        for (int64_t i = 0; i < next_count; ++i) {
+            partial += exp_nonpositive(transformed<kSoftcap>(static_cast<Acc>(load(block + i)), t) - top);
+            const Acc x = load(next + i) * t.scale;
             largest = x > largest ? x : largest;
         }
-        if (kSoftcap) {  // monotone, so the maximum may be transformed after the scan
-            const Acc capped = t.softcap * tanh_of(largest * t.inverse_softcap);
-            largest = capped > top ? capped : top;
-        }
-        sum *= static_cast<double>(exp_nonpositive(top - largest));
-        top = largest;
-        Acc partial = 0;
 #pragma omp simd reduction(+ : partial)
-        for (int64_t i = 0; i < count; ++i) {
+        for (int64_t i = next_count; i < count; ++i) {
             partial += exp_nonpositive(transformed<kSoftcap>(static_cast<Acc>(load(block + i)), t) - top);
         }
         sum += static_cast<double>(partial);
+        block = next;
+        count = next_count;
     }
     const double log_sum = std::log(sum);
     *lse = static_cast<double>(top) + log_sum;

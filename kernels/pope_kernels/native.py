@@ -49,7 +49,7 @@ def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
 #: Bytes of the lm_head, and of logits or products with it, that a matrix product takes at a time. With few rows, a
 #: product with all of a large head spends much of its time packing the head; a block that stays in the second-level
 #: cache is faster.
-HEAD_BLOCK_BYTES = 4 << 20
+HEAD_BLOCK_BYTES = 3 << 20
 
 #: Whether float32 products go to oneDNN. torch.mm calls MKL, which keeps to 256-bit instructions on AMD processors and
 #: takes nearly twice as long there (docs/kernels-cpu.md).
