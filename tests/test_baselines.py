@@ -126,9 +126,8 @@ def test_a_baseline_leaves_a_model_and_its_metrics(log, make_tiny_model, tiny_to
     peft = pytest.importorskip("peft")
     args = trl.DPOConfig(str(tmp_path / "dpo"), **{**OPTIONS, "beta": 0.5})
     adapter = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
-    run_baseline(
-        "dpo", make_tiny_model(), args, log[0], pairs="all", processing_class=tiny_tokenizer, peft_config=adapter
-    )
+    options = {"pairs": "all", "processing_class": tiny_tokenizer, "peft_config": adapter}
+    run_baseline("dpo", make_baseline("dpo", make_tiny_model(), args, log[0], **options))
     metrics = json.loads((tmp_path / "dpo" / "metrics.json").read_text())
     assert metrics["method"] == "dpo"
     assert metrics["history"][0]["loss"] == pytest.approx(math.log(2), rel=1e-4)

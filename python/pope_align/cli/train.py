@@ -44,6 +44,7 @@ def train(context: typer.Context) -> None:
     """
     from accelerate import PartialState
 
+    from ..training.baselines import make_baseline
     from ..training.callbacks import ProgressLines
     from ..training.plan import plan_training
     from ..training.run import RunArguments, run_baseline, run_training
@@ -63,7 +64,10 @@ def train(context: typer.Context) -> None:
         run_training(run.model, args, run.train_data, run.eval_data, peft_config=adapter, callbacks=lines)
         written = "the model, its card, metrics.json and training.png"
     else:
-        run_baseline(run.method, run.model, args, run.train_data, run.eval_data, pairs=run.pairs, peft_config=adapter)
+        slates = (run.train_data, run.eval_data)
+        run_baseline(
+            run.method, make_baseline(run.method, run.model, args, *slates, pairs=run.pairs, peft_config=adapter)
+        )
         written = "the model and metrics.json"
     if args.should_log:
         err.print(f"wrote {written} to {args.output_dir}", markup=False)

@@ -24,7 +24,7 @@ from ..logging_policy import score_slates
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, Evaluation, evaluate_policies
 from ..scoring import score_responses
-from ..training.baselines import Method
+from ..training.baselines import Method, make_baseline
 from ..training.config import PopeConfig
 from ..training.run import run_baseline, run_training
 from .parts import three_parts
@@ -135,7 +135,9 @@ def _train(
     if method == "pope":
         assert isinstance(args, PopeConfig)
         return run_training(model, args, train, processing_class=tokenizer).model
-    return run_baseline(method, model, args, train, processing_class=tokenizer).model
+    baseline = make_baseline(method, model, args, train, processing_class=tokenizer)
+    run_baseline(method, baseline)
+    return baseline.model
 
 
 def _interval(quantity: Any, style: str) -> str:

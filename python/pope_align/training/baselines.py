@@ -21,7 +21,7 @@ from .examples import SlateSource, as_slates
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 Method = Literal["pope", "sft", "dpo"]
 Pairs = Literal["best-worst", "all"]
@@ -85,7 +85,6 @@ def make_baseline(
     pairs: Pairs = "best-worst",
     processing_class: PreTrainedTokenizerBase | None = None,
     peft_config: PeftConfig | None = None,
-    callbacks: list[TrainerCallback] | None = None,
 ) -> Trainer:
     """A trainer of TRL for the same slates, which need no ``logging_logprobs`` here.
 
@@ -117,7 +116,7 @@ def make_baseline(
     train, held_out = rows(train_data), None if eval_data is None else rows(eval_data)
     if isinstance(model, str):
         model = load_model(model)
-    shared = {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer, "callbacks": callbacks}
+    shared = {"train_dataset": train, "eval_dataset": held_out, "processing_class": tokenizer}
     if method == "sft":
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         return trl.SFTTrainer(model, args, peft_config=peft_config, **shared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -81,9 +81,7 @@ def _fused_share(
     """One operator from hidden states to loss and gradients."""
     own = max(num_slates(batch), 1)
     of_step = slates_of_step or own
-    averaged = (
-        args.normalization == "batch"
-    )  # a ratio of sums over the call: a step takes the mean of its micro-batches
+    averaged = args.normalization == "batch"  # a ratio of sums over the call: a step takes its micro-batches' mean
     output = pope_core.linear_pope_loss(
         hidden,
         head.weight,
@@ -91,13 +89,7 @@ def _fused_share(
         batch["logging_logprobs"],
         batch["utility"],
         batch["slate_offsets"],
-        lm_head_bias=head.bias,
-        response_offsets=batch["response_offsets"],
-        length_normalize=args.length_normalize,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-        chunk_bytes=args.chunk_bytes,
-        backend=args.backend,
+        **_head_options(head, batch, args),
         **asdict(replace(args.objective, num_slates=None if averaged else of_step)),
     )
     return output.loss * (own / of_step) if averaged else output.loss, output.response_logprobs
@@ -108,16 +100,7 @@ def _coupled_share(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities first: the loss takes in those of other processes, or more than the objective."""
     logprobs = pope_core.linear_response_logprobs(
-        hidden,
-        head.weight,
-        batch["labels"],
-        lm_head_bias=head.bias,
-        response_offsets=batch["response_offsets"],
-        length_normalize=args.length_normalize,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-        chunk_bytes=args.chunk_bytes,
-        backend=args.backend,
+        hidden, head.weight, batch["labels"], **_head_options(head, batch, args)
     )
     of_step = slates_of_step or max(num_slates(batch), 1)
     sizes = batch["slate_offsets"].diff()
@@ -130,6 +113,19 @@ def _coupled_share(
         penalty = penalty_to_start(logprobs, batch["start_logprobs"])
         share = share + args.kl_weight * torch.segment_reduce(penalty, "mean", lengths=sizes).sum() / of_step
     return share, logprobs
+
+
+def _head_options(head: LmHead, batch: Batch, args: PopeConfig) -> dict[str, Any]:
+    """What the ``linear_*`` functions of `pope_core` have in common."""
+    return {
+        "lm_head_bias": head.bias,
+        "response_offsets": batch["response_offsets"],
+        "length_normalize": args.length_normalize,
+        "logit_scale": head.logit_scale,
+        "logit_softcap": head.logit_softcap,
+        "chunk_bytes": args.chunk_bytes,
+        "backend": args.backend,
+    }
 
 
 def _batch_share(data: list[torch.Tensor], real: bool, args: PopeConfig, slates_of_step: int | None) -> torch.Tensor:

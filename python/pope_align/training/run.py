@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .._extras import require
-from .baselines import Method, Pairs, make_baseline
+from .baselines import Method, Pairs
 from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .curves import plot_training
@@ -93,7 +93,10 @@ def run_training(
     trainer = PopeTrainer(
         model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
     )
-    _train_and_save(trainer, bool(callbacks))
+    if callbacks:  # they show the metrics: transformers' own way of printing would show them twice
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+    _train_and_save(trainer)
     if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
     trainer.create_model_card()
@@ -104,41 +107,15 @@ def run_training(
     return trainer
 
 
-def run_baseline(
-    method: Literal["sft", "dpo"],
-    model: str | PreTrainedModel,
-    args: TrainingArguments,
-    train_data: SlateSource,
-    eval_data: SlateSource | None = None,
-    *,
-    pairs: Pairs = "best-worst",
-    processing_class: PreTrainedTokenizerBase | None = None,
-    peft_config: PeftConfig | None = None,
-    callbacks: list[TrainerCallback] | None = None,
-) -> Trainer:
-    """As `run_training`, for `make_baseline`: the model, its tokenizer and ``metrics.json``."""
-    trainer = make_baseline(
-        method,
-        model,
-        args,
-        train_data,
-        eval_data,
-        pairs=pairs,
-        processing_class=processing_class,
-        peft_config=peft_config,
-        callbacks=callbacks,
-    )
-    _train_and_save(trainer, bool(callbacks))
+def run_baseline(method: Method, trainer: Trainer) -> None:
+    """Train what `make_baseline` made, and leave the model, its tokenizer and ``metrics.json``."""
+    _train_and_save(trainer)
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"method": method})
     trainer.accelerator.wait_for_everyone()
-    return trainer
 
 
-def _train_and_save(trainer: Trainer, has_callbacks: bool) -> None:
-    if has_callbacks:  # they show the metrics: transformers' own way of printing would show them twice
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
+def _train_and_save(trainer: Trainer) -> None:
     resume = trainer.args.resume_from_checkpoint
     trainer.train(last_checkpoint(trainer.args.output_dir) if resume == "last" else resume)
     trainer.save_model()
