@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from pope_align.data import Slate, encode_slates
-from pope_align.generations import Generation, GenerationSet, prompt_key
+from pope_align.generation.generations import Generation, GenerationSet, prompt_key
 from pope_align.metrics.embeddings import Embedder, default_model, embed, packaged_model
 from pope_align.metrics.evaluate import MetricOptions, PromptMetrics, evaluate_generations, policy_scores
 from pope_align.metrics.figures import bars, pareto

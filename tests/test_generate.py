@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from pope_align._decoding import choose
 from pope_align._journal import Journal
 from pope_align.data import Slate
-from pope_align.engines import VllmEngine
-from pope_align.generate import (
+from pope_align.generation.decoding import choose
+from pope_align.generation.engines import VllmEngine
+from pope_align.generation.generate import (
     Sampling,
     TransformersEngine,
     answer_seed,
@@ -26,7 +26,7 @@ from pope_align.generate import (
     generate_for_slates,
     load_adapter,
 )
-from pope_align.generations import (
+from pope_align.generation.generations import (
     Generation,
     GenerationSet,
     read_generations,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from pope_align.data import Slate
-from pope_align.endpoint import Budget, BudgetExceeded, Endpoint, EndpointError, EndpointRefused
-from pope_align.engines import EndpointEngine
-from pope_align.generate import Sampling, generate_for_slates
-from pope_align.generations import Generation, GenerationSet
+from pope_align.generation.endpoint import Budget, BudgetExceeded, Endpoint, EndpointError, EndpointRefused
+from pope_align.generation.engines import EndpointEngine
+from pope_align.generation.generate import Sampling, generate_for_slates
+from pope_align.generation.generations import Generation, GenerationSet
 from pope_align.judge import JudgeOptions, Verdict, judge, open_calls, parse_verdict, plan, wilson
 from pope_align.judge_figure import win_rates
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pope_align.cli import app
 from pope_align.data import Slate, write_slates
-from pope_align.generations import Generation, GenerationSet, slate_keys, write_generations
+from pope_align.generation.generations import Generation, GenerationSet, slate_keys, write_generations
 from pope_align.logging_policy import score_slates
 from pope_align.ope import (
     LoggedSlates,

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from ._journal import Journal
 from .data import Slate
-from .endpoint import BudgetExceeded, Endpoint, EndpointError
-from .generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
+from .generation.endpoint import BudgetExceeded, Endpoint, EndpointError
+from .generation.generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
 
 #: What one reading of two sets says of set a; the last three are no verdict: no valid JSON after all repairs, the
 #: endpoint gave up, the budget was spent.

@@ -117,7 +117,7 @@ def _pairs(option: str, given: list[str], what: str) -> dict[str, str]:
 
 def _samples(given: list[str], slates: Sequence[Slate]) -> dict[str, list[list[str]]]:
     """Fresh responses by policy, slate by slate."""
-    from ..generations import read_generations, slate_keys
+    from ..generation.generations import read_generations, slate_keys
 
     samples = {}
     for name, path in _pairs("--samples", given, "FILE").items():

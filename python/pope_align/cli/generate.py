@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ..generate import Engine, TransformersEngine
+    from ..generation.generate import Engine, TransformersEngine
 
 
 def generate(
@@ -46,8 +46,8 @@ def generate(
         pope generate --model HuggingFaceTB/SmolLM2-135M-Instruct --data slates.jsonl --n 10 --out gens.parquet
     """
     from ..data import read_slates
-    from ..generate import Sampling, generate_for_slates
-    from ..generations import check_path, write_generations
+    from ..generation.generate import Sampling, generate_for_slates
+    from ..generation.generations import check_path, write_generations
     from .console import err, progress
 
     check_path(out)
@@ -56,12 +56,12 @@ def generate(
     if engine == "transformers":
         runner: Engine = _transformers(model, adapter, dtype, batch_size)
     elif engine == "vllm":
-        from ..engines import VllmEngine
+        from ..generation.engines import VllmEngine
 
         runner = VllmEngine(model, adapter=adapter, dtype=dtype)
     else:
-        from ..endpoint import Endpoint
-        from ..engines import EndpointEngine
+        from ..generation.endpoint import Endpoint
+        from ..generation.engines import EndpointEngine
 
         if adapter is not None:
             raise ValueError("adapter: expected none with --engine openai, which serves what it serves")
@@ -89,7 +89,7 @@ def generate(
 
 
 def _transformers(model: str, adapter: Path | None, dtype: str, batch_size: int) -> TransformersEngine:
-    from ..generate import TransformersEngine, load_adapter
+    from ..generation.generate import TransformersEngine, load_adapter
     from ..model import best_device, load_model, load_tokenizer
     from ..scoring import model_fingerprint
 

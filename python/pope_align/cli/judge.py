@@ -50,8 +50,8 @@ def judge(
         pope judge --gens pope=pope.parquet --gens sft=sft.parquet --refs slates.jsonl --model gpt-4o --out judge
     """
     from ..data import read_slates
-    from ..endpoint import Budget, Endpoint
-    from ..generations import GenerationSet, read_generations
+    from ..generation.endpoint import Budget, Endpoint
+    from ..generation.generations import GenerationSet, read_generations
     from ..judge import JudgeOptions, open_calls, plan
     from ..judge import judge as judge_sets
     from ..judge_figure import win_rates

@@ -60,7 +60,7 @@ def metrics(
     from dataclasses import asdict
 
     from ..data import read_slates
-    from ..generations import read_generations
+    from ..generation.generations import read_generations
     from ..metrics.embeddings import Embedder
     from ..metrics.evaluate import MetricOptions, evaluate_generations
     from ..metrics.faithfulness import load_alignscore
@@ -121,7 +121,7 @@ def _policies(policy: list[str] | None, adapter: list[str] | None, sets: int) ->
 
 
 def _reference_scorer(name: str, adapter: str | None, max_length: int) -> ReferenceScorer:
-    from ..generate import load_adapter
+    from ..generation.generate import load_adapter
     from ..metrics.evaluate import policy_scores
     from ..model import best_device, load_model, load_tokenizer
     from .console import progress

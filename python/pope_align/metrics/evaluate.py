@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data import Slate, encode_slates
-from ..generations import (
+from ..generation.generations import (
     Generation,
     GenerationSet,
     completion_text,

@@ -15,7 +15,7 @@ import numpy as np
 import pope_core
 
 from ..data import Slate
-from ..generations import GenerationSet, completion_text, prompt_text, slate_keys
+from ..generation.generations import GenerationSet, completion_text, prompt_text, slate_keys
 from .figures import bars, pareto
 from .registry import BY_NAME
 from .summary import Comparison, Estimate, MetricsReport

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.schema import Slate
-from ..generations import completion_text, prompt_text
+from ..generation.generations import completion_text, prompt_text
 from ._checks import Floats, Integers
 from .log import LoggedSlates
 from .predictions import Predictions

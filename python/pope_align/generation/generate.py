@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._journal import Journal
-from .data import Slate, encode_slates
-from .data.schema import Turn
+from .._journal import Journal
+from ..data import Slate, encode_slates
+from ..data.schema import Turn
 from .generations import Generation, GenerationSet, slate_keys
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Something that answers: transformers here, vLLM and OpenAI-compatible endpoints in `pope_align.engines`."""
+    """Something that answers: transformers here, vLLM and OpenAI-compatible endpoints in `engines`."""
 
     #: What the answers depend on beside prompt, seed and sampling; written beside them.
     about: dict[str, Any]
@@ -85,7 +85,7 @@ def generate(
     """``n`` answers of a model to every prompt.
 
     An answer is decided by the model, the prompt, its seed and its number: in float32 neither ``batch_size`` nor the
-    other prompts change it (`pope_align._decoding` says how). 16-bit weights leave rounding ties to the batch.
+    other prompts change it (`decoding` says how). 16-bit weights leave rounding ties to the batch.
 
     Args:
         model: any causal language model of transformers, on its device.
@@ -135,7 +135,7 @@ def generate_for_slates(
 ) -> GenerationSet:
     """``n`` answers to the prompt of every slate, resumable.
 
-    The seed of an answer comes from ``seed``, the slate's key (`pope_align.generations.slate_keys`) and the answer's
+    The seed of an answer comes from ``seed``, the slate's key (`generations.slate_keys`) and the answer's
     number, so slates can be added, left out or reordered. Slates that share a prompt get answers of their own.
 
     Args:
@@ -188,7 +188,7 @@ def answer_seed(prompt_seed: int | str, number: int) -> int:
 
 def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PreTrainedModel:
     """``model`` with the adapter of a folder (LoRA and its relatives) merged into its weights."""
-    from ._extras import require
+    from .._extras import require
 
     peft = require("peft", extra="train", purpose="to load adapters")
     if not (Path(adapter) / "adapter_config.json").is_file():
@@ -220,7 +220,7 @@ class TransformersEngine:
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Batches of prompts alike in length, longest first: a batch too large for the memory fails at the start."""
-        from ._decoding import decode_batch
+        from .decoding import decode_batch
 
         prompts, stop_ids = self._encode([request.prompt for request in requests], sampling)
         order = sorted(range(len(requests)), key=lambda index: len(prompts[index]), reverse=True)

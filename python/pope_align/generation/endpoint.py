@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._extras import require
+from .._extras import require
 
 #: Statuses that another attempt may cure; every other one is the request's own fault.
 _TRANSIENT = {408, 409, 425, 429}

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._extras import require
-from .data.schema import Slate, Turn
+from .._extras import require
+from ..data.schema import Slate, Turn
 
 
 @dataclass(frozen=True, slots=True)

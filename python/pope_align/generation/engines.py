@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from ._extras import require
+from .._extras import require
 from .endpoint import Endpoint
 from .generate import Completion, Prompt, Request, Sampling
 

@@ -29,7 +29,7 @@ _RANKED = 1024
 
 
 class SamplingOptions(Protocol):
-    """What decoding reads of `pope_align.generate.Sampling`."""
+    """What decoding reads of `generate.Sampling`."""
 
     @property
     def max_new_tokens(self) -> int: ...
