@@ -164,7 +164,7 @@ def log_weight_bound(largest: float, slate: int, clip: float | None) -> None:
 
 
 def weight_mass(mass: torch.Tensor) -> None:
-    """The sum of the weights that ``normalization="batch"`` divides by."""
+    """The sum of the weights that ``normalization="batch"`` divides by, where it was formed in parts."""
     if deferred(mass.device):
         later(mass > 0, "the weights: normalization='batch' divides by their sum, and every one underflows to 0")
     elif float(mass) == 0.0:

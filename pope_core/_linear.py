@@ -63,8 +63,8 @@ SCALED_ROWS = 1024
 
 def multiply(rows: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """``rows * factor`` (a number, or one for each row: ``[n, 1]``) in the wider dtype, rounded once, into ``out``."""
-    if rows.device.type != "cpu":
-        return torch.mul(rows, factor, out=out)
+    if rows.device.type != "cpu":  # where a tensor without dimensions would be rounded to the dtype of the rows first
+        return torch.mul(rows, factor if factor.ndim else factor.unsqueeze(0), out=out)
     for begin in range(0, rows.shape[0], SCALED_ROWS):
         some = slice(begin, begin + SCALED_ROWS)
         torch.mul(rows[some], factor[some] if factor.ndim else factor, out=out[some])
@@ -152,6 +152,28 @@ class ChunkedHead:
             _checks.finite_rows("hidden @ lm_head_weight.T", lse, chunk.start)
         self.logprobs[chunk.span], self.lse[chunk.span] = logprobs, lse
         return logits
+
+    def forward_by_words(self, chunk: Chunk) -> None:
+        """As `forward`, for a block of the vocabulary at a time, of which only the log-sum-exp is kept."""
+        hidden, labels, kernels = self.tokens.hidden[chunk.span], self.tokens.labels[chunk.span], self.kernels
+        lse = torch.full(labels.shape, -math.inf, dtype=torch.float64, device=labels.device)
+        target = torch.full_like(lse, math.nan)  # stays so for a label that is no word
+        vocab, room = self.weight.shape[0], self.buffer.view(-1)
+        for begin in range(0, vocab, words := room.numel() // labels.numel()):
+            block = slice(begin, min(begin + words, vocab))
+            logits = room[: labels.numel() * (block.stop - begin)].view(labels.numel(), -1)
+            kernels.project(hidden, self.weight[block], None if self.bias is None else self.bias[block], logits)
+            here = (labels >= begin) & (labels < block.stop)
+            logprobs, block_lse = kernels.token_logprobs(
+                logits, torch.where(here, labels - begin, 0), scale=self.scale, softcap=self.softcap
+            )
+            target = torch.where(here, logprobs + block_lse, target)
+            lse = torch.logaddexp(lse, block_lse)
+        if not _checks.deferred(lse.device):
+            _checks.finite_rows("hidden @ lm_head_weight.T", lse, chunk.start)
+        ignored = labels == IGNORE_INDEX
+        self.logprobs[chunk.span] = (target - lse).masked_fill(ignored, 0.0)
+        self.lse[chunk.span] = lse.masked_fill(ignored, 0.0)
 
     def unit_gradient(self, chunk: Chunk, logits: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
         """Turn the chunk's logits into ``G``, in place; ``order`` says which rows of the chunk ``logits`` holds."""
@@ -260,13 +282,21 @@ class Products:
         return order
 
 
-def forward(head: ChunkedHead, need_unit: bool) -> torch.Tensor:
-    """All log-probabilities (into ``head``) and, if wanted, ``G @ W`` of every token ``[n, D]``."""
+def forward(head: ChunkedHead, needs: Needs) -> torch.Tensor:
+    """All log-probabilities (into ``head``) and, if it is all that gradients take, ``G @ W`` of every token ``[n, D]``.
+
+    Without gradients whole rows of logits are not needed, and a buffer of few rows would read the head for every few
+    tokens: a square of tokens and words reads least. A backward that computes logits again needs the very same ones.
+    """
     hidden = head.tokens.hidden
-    unit = torch.empty_like(hidden) if need_unit else hidden.new_empty(0, hidden.shape[1])
+    unit = torch.empty_like(hidden) if needs.unit else hidden.new_empty(0, hidden.shape[1])
+    if not (needs.hidden or needs.head):
+        for chunk in plan_rows(hidden.shape[0], max(1, math.isqrt(head.buffer.numel()))):
+            head.forward_by_words(chunk)
+        return unit
     for chunk in head.chunks():
         logits = head.forward(chunk)
-        if need_unit:
+        if needs.unit:
             head.kernels.back_project(head.unit_gradient(chunk, logits), head.weight, unit[chunk.span])
     return unit
 
@@ -288,7 +318,7 @@ def recompute_gradients(
 
 def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
     """``d_weight`` and ``d_bias`` where neither is wanted."""
-    return head.logprobs.new_empty(0, head.weight.shape[1]), head.logprobs.new_empty(0)
+    return head.weight.new_empty(0, head.weight.shape[1], dtype=head.gradient_dtype), head.logprobs.new_empty(0)
 
 
 class LossGradients(NamedTuple):
@@ -329,7 +359,7 @@ class LossPass:
             self._grouped(groups, products)
             unit, totals = products.unit, products.totals
         else:
-            unit, totals = forward(head, self.needs.hidden), []
+            unit, totals = forward(head, self.needs), []
             self.response_logprobs = head.response_logprobs(0, num_responses, self.mean)
         values = evaluate_checked(
             head.kernels,

@@ -88,7 +88,7 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     to what it saved either.
     """
     if type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling():
-        return (grad * factor).to(dtype)
+        return (grad * (factor if factor.ndim else factor.unsqueeze(0))).to(dtype)
     once = not torch._C._autograd._get_current_graph_task_keep_graph()
     out = grad if once and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
     if grad.device.type == "cpu" and out is grad and factor.ndim == 0 and float(factor) == 1.0:
@@ -112,7 +112,7 @@ def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs.check_tokens()
     needs = Needs(*needed)
     head = inputs.chunked(needs)
-    unit = forward(head, needs.unit)
+    unit = forward(head, needs)
     num_responses = inputs.response_offsets.numel() - 1
     logprobs = head.response_logprobs(0, num_responses, inputs.length_normalize).to(head.logprobs.dtype)
     if _checks.deferred(logprobs.device):

@@ -53,8 +53,8 @@ class GroupCoefficients:
     """``dV / d response_logprobs`` of some groups while the others are still unknown; ``together`` where none are.
 
     A group is one response where nothing but the size of its slate couples it to the others, else one slate. The value
-    of ``normalization="batch"`` is a quotient A / B of sums over everything, so two coefficients are given, of A and
-    of B, and :meth:`combine` joins what was accumulated with them once A / B and B are known.
+    of ``normalization="batch"`` is a quotient A / B of sums over everything, so apart two coefficients are given, of A
+    and of B, and :meth:`combine` joins what was accumulated with them once A / B and B are known.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ def linear_response_logprobs(
     chunk_bytes: int | None = None,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """:func:`response_logprobs` of ``hidden @ lm_head_weight.T``, without ever holding ``[N, V]``.
+    """:func:`response_logprobs` of ``hidden @ lm_head_weight.T``, in memory that does not grow with N x V.
 
     Equivalent::
 

@@ -110,7 +110,7 @@ def linear_pope_loss(
     chunk_bytes: int | None = None,
     backend: Backend | None = None,
 ) -> PopeLossOutput:
-    """:func:`pope_loss` of ``hidden @ lm_head_weight.T``, with the gradients, without ever holding ``[N, V]``.
+    """:func:`pope_loss` of ``hidden @ lm_head_weight.T``, with the gradients, in memory that does not grow with N x V.
 
     Equivalent::
 
@@ -122,15 +122,15 @@ def linear_pope_loss(
     log-probabilities are, so each chunk of logits becomes its gradient in place: three matrix products (6NDV) with a
     trainable head, two (4NDV) with a frozen one, against four for a fused per-token log-probability. A slate (with
     weighting="response" and normalization "none" or "batch": a response) that exceeds ``chunk_bytes`` on its own
-    computes its logits twice; normalization="batch" forms the product for the head's gradient twice. Responses with a
-    gradient of exactly zero (diversity_weight=0) join no product but the first. Only wanted gradients are computed, in
-    the forward; backward scales them.
+    computes its logits twice; normalization="batch", over several chunks, forms the product for the head's gradient
+    twice. Responses with a gradient of exactly zero (diversity_weight=0) join no product but the first. Only wanted
+    gradients are computed, in the forward; backward scales them.
 
     Args:
         hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; its
             ignored positions never reach the product.
-        lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. The gradient of a 16-bit head is
-            accumulated in float32.
+        lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. Over several chunks
+            the gradient of a 16-bit head is summed in float32; one chunk needs one product.
         labels, logging_logprobs, utility, slate_offsets, response_offsets, length_normalize: as in :func:`pope_loss`.
             Offsets on the CPU spare a GPU a wait (docs/kernels.md).
         lm_head_bias: ``[V]``.

@@ -133,6 +133,23 @@ def test_a_stream_of_ones_own(source: Any, target: Target) -> None:
 
 
 @every_target
+def test_the_upstream_gradient_multiplies_in_float32(target: Target) -> None:
+    """A tensor without dimensions would be rounded to bfloat16 first, and shift the whole gradient of the head."""
+    p = problem("cuda")
+    grads = []
+    for upstream in (0.5, 1 / 3):
+        hidden, weight = (t.detach().clone().requires_grad_() for t in (p.hidden, p.lm_head_weight))
+        loss = pope_core.linear_pope_loss(
+            hidden, weight, p.labels, *p.log_data, response_offsets=p.response_offsets, backend=target.backend
+        ).loss
+        (upstream * loss).backward()
+        assert weight.grad is not None
+        grads.append(weight.grad.double())
+    ratio = float((grads[1] * grads[0]).sum() / (grads[0] ** 2).sum())
+    assert ratio == pytest.approx(2 / 3, rel=6e-4)  # 2e-4 on a CPU; with the factor rounded 1.8e-3
+
+
+@every_target
 @both_sources
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_tensors_of_another_device_than_the_current(source: Any, target: Target) -> None:

@@ -159,6 +159,29 @@ def test_logprobs_and_gradients_equal_those_of_whole_logits(
 
 
 @every_target
+@every_head
+@pytest.mark.parametrize("rows", [1, 5, 1000], ids=lambda r: f"{r}-rows")
+@torch.no_grad()
+def test_without_gradients_it_is_the_same(target: Target, head: dict[str, Any], rows: int) -> None:
+    """The vocabulary comes in blocks then; ignored labels lie among the others, and a response has one alone."""
+    p = make_slates((3, 1, 2, 4), dtype=torch.float64, tokens=(2, 5)).to(target.device)
+    leaves = leaves_of(p)
+    expected = loss_of_whole_logits(p, leaves, head, {})
+    options = {"chunk_bytes": ROW * rows, **head}
+    torch.testing.assert_close(linear_loss(p, leaves, target, **options), expected, rtol=1e-10, atol=1e-10)
+    ignored = p.response_offsets[:-1].to(p.labels.device)
+    p.labels[ignored] = -100
+    logits = whole_logits(*leaves, **head)
+    options.update(lm_head_bias=leaves[2], response_offsets=p.response_offsets)
+    torch.testing.assert_close(
+        pope_core.linear_response_logprobs(*leaves[:2], p.labels, backend=target.backend, **options),
+        pope_core.reference.response_logprobs(logits, p.labels, response_offsets=p.response_offsets),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
+@every_target
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @every_head
 def test_no_worse_than_plain_pytorch(target: Target, dtype: torch.dtype, head: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ def operator_calls(p: SlateProblem, backend: str) -> dict[str, list[tuple[Any, .
     grad = torch.randn(p.utility.shape, generator=torch.Generator().manual_seed(1)).to(logits.device)
     tokens = (p.labels, p.response_offsets)
     head_options = (1.3, 20.0, 4 * 37 * 4, backend, True, torch.float32)
+    low = (p.hidden.bfloat16(), p.lm_head_weight.bfloat16(), None)
+    low_options = (1.0, None, None, backend, True, torch.bfloat16)
     return {
         "response_logprobs": [(logits, *tokens, mean, backend) for mean in (True, False)],
         "response_logprobs_backward": [(grad, logits.detach(), *tokens, lse.detach(), True, backend)],
@@ -53,6 +55,10 @@ def operator_calls(p: SlateProblem, backend: str) -> dict[str, list[tuple[Any, .
             (hidden, *head, *tokens, True, *head_options, hidden.requires_grad, True, True, *p.log_data, *OBJECTIVE)
             for _, *head in [linear_head(p, trains=True)]
             for hidden in (leaf(p.hidden), p.hidden)
+        ]
+        + [
+            (*low, *tokens, True, *low_options, *needs, *p.log_data, *OBJECTIVE)
+            for needs in ((True, True, False), (True, False, False), (False, False, False))
         ],
     }
 

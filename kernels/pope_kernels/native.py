@@ -105,7 +105,7 @@ def back_project(
 
 
 def add_outer(
-    total: torch.Tensor,  # [V, D] float32 or float64
+    total: torch.Tensor,  # [V, D] float32 or float64; of a single chunk, the dtype of gradient
     gradient: torch.Tensor,  # [n, V]
     hidden: torch.Tensor,  # [n, D]
     first: bool,
@@ -116,13 +116,11 @@ def add_outer(
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
     blocks = list(head_blocks(total, gradient))
-    scratch = gradient.new_empty(blocks[0].stop, total.shape[1])
+    onednn = _with_onednn(gradient)
+    scratch = gradient.new_empty(0 if onednn else blocks[0].stop, total.shape[1])
     for block in blocks:
         columns = gradient[:, block].t()
-        if _with_onednn(gradient):
-            part = _linear(columns, hidden.t())
-        else:
-            part = torch.mm(columns, hidden, out=scratch[: columns.shape[0]])
+        part = _linear(columns, hidden.t()) if onednn else torch.mm(columns, hidden, out=scratch[: columns.shape[0]])
         if first:
             total[block] = part
         else:

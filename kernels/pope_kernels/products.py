@@ -32,12 +32,12 @@ def back_project(
 
 
 def add_outer(
-    total: torch.Tensor,  # [V, D] float32 or float64
+    total: torch.Tensor,  # [V, D] float32 or float64; of a single chunk, the dtype of gradient
     gradient: torch.Tensor,  # [n, V]
     hidden: torch.Tensor,  # [n, D]
     first: bool,
 ) -> None:
-    """``total += gradient.T @ hidden`` (``=`` for the first chunk), without rounding to 16 bits on the way."""
+    """``total += gradient.T @ hidden`` (``=`` for the first chunk), formed and summed in the dtype of ``total``."""
     if total.dtype == gradient.dtype:
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
     elif not total.is_cuda:  # the interpreter's tensors: the CPU has no product with a wider result

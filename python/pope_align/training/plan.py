@@ -13,7 +13,7 @@ from pope_core.types import CHUNK_BYTES
 
 from ..attention import why_not
 from ..data.rows import Tree
-from ..model import load_tokenizer, locate
+from ..model import lm_head, load_tokenizer, locate
 from .config import PopeConfig
 from .examples import SlateSource, scored_slates, slate_examples
 
@@ -28,8 +28,9 @@ _GIB = 2**30
 class TrainingPlan:
     """Counts are exact, bytes are estimates (of one process, before sharding).
 
-    ``activations`` counts what the layers keep for backward, of the micro-batch that keeps most; see
-    `activation_bytes`. What libraries take for themselves is left out: allow a fifth more.
+    ``logits`` counts the buffer of the loss, and what the gradient of a bfloat16 head is summed in. ``activations``
+    counts what the layers keep for backward, of the micro-batch that keeps most; see `activation_bytes`. What libraries
+    take for themselves is left out: allow a fifth more.
     """
 
     slates: int
@@ -134,9 +135,16 @@ def plan_training(
         weights=_bytes(parameters),
         gradients=_bytes(trainable),
         optimizer=_optimizer_bytes(args.optim, trainable),
-        logits=args.chunk_bytes or CHUNK_BYTES[args.device.type],
+        logits=_logits_bytes(args, lm_head(empty).weight),
         activations=activation_bytes(config.get_text_config(), largest, itemsize, checkpointed=_checkpointed(args)),
     )
+
+
+def _logits_bytes(args: PopeConfig, head: torch.Tensor) -> int:
+    summed = 4 * head.numel() if head.requires_grad and head.dtype == torch.bfloat16 else 0
+    if args.chunk_bytes is not None:
+        return args.chunk_bytes + summed
+    return CHUNK_BYTES.get(args.device.type, CHUNK_BYTES["cuda"]) + summed
 
 
 def empty_model(model: str, args: PopeConfig) -> PreTrainedModel:

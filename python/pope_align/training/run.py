@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -107,7 +107,7 @@ def run_training(
     return trainer
 
 
-def run_baseline(method: Method, trainer: Trainer) -> None:
+def run_baseline(method: Literal["sft", "dpo"], trainer: Trainer) -> None:
     """Train what `make_baseline` made, and leave the model, its tokenizer and ``metrics.json``."""
     _train_and_save(trainer)
     if trainer.is_world_process_zero():

@@ -55,7 +55,7 @@ class PopeTrainer(Trainer):
         trainer.train()
 
     Hidden states of response tokens go to `pope_core.linear_pope_loss`; no logits of prompts or padding are computed,
-    and those of responses never exist all at once. The loss of a step is the exact mean over all its slates: a
+    and those of responses take a buffer of a fixed size. The loss of a step is the exact mean over all its slates: a
     micro-batch of 1 accumulated 8 times equals a batch of 8.
 
     Args:
