@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from pope_align.cli.train import parse
-from pope_align.model import response_logprobs
+from pope_align.model import lm_head, response_logprobs
 from pope_align.training.card import held_out_estimate
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import slate_dataset
@@ -17,6 +17,8 @@ from pope_align.training.plan import activation_bytes, plan_training
 from pope_align.training.run import run_training
 from pope_align.training.trainer import PopeTrainer
 from transformers import Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from pope_core.types import CHUNK_BYTES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -48,6 +50,21 @@ def test_the_plan_is_what_training_then_does(make_tiny_model, tiny_tokenizer, ma
     assert plan.parameters == plan.trainable == sum(p.numel() for p in trainer.model.parameters())
     assert [size // plan.parameters for size in (plan.weights, plan.gradients, plan.optimizer)] == [4, 4, 8]
     assert "7 slates of 2.29 responses, and 2 held out" in str(plan)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_plan_counts_what_the_gradient_of_a_bfloat16_head_is_summed_in(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path, trained: bool
+) -> None:
+    peft = pytest.importorskip("peft")
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    adapter = None if trained else peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    for chunk_bytes in (None, 1000):
+        args = config(tmp_path, model_dtype="bfloat16", chunk_bytes=chunk_bytes)
+        plan = plan_training(str(tmp_path / "model"), args, make_slates(2), peft_config=adapter)
+        head = lm_head(make_tiny_model()).weight
+        assert plan.logits == (chunk_bytes or CHUNK_BYTES["cpu"]) + (4 * head.numel() if trained else 0)
 
 
 def test_a_plan_counts_the_adapter_alone_as_trained(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
