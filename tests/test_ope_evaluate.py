@@ -134,7 +134,7 @@ def test_the_figure_shows_every_estimate_and_strikes_the_refused(scored, tmp_pat
     evaluation = evaluate_policies(
         scored, {"far": wide(scored, 9.0), "near": wide(scored, 0.05)}, length_normalize=False
     )
-    values, *others = evaluation_figure(evaluation).axes
+    values, *others = evaluation_figure(evaluation.estimates, evaluation.log).axes
     labels = [label.get_text() for label in values.get_yticklabels()]
     assert len(labels) == len(evaluation.estimates)
     struck = [label for label in labels if "\u0336" in label]

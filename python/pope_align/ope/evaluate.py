@@ -22,6 +22,7 @@ from ._checks import Floats
 from .confidence import Confidence
 from .estimate import Comparison, Estimate, compare
 from .estimators import METHODS, estimate
+from .figure import evaluation_figure
 from .log import LoggedSlates, PolicyScores
 from .pope import pope_value
 from .predictions import Predictions
@@ -100,9 +101,7 @@ class Evaluation:
 
     def write_figure(self, path: str | os.PathLike[str]) -> None:
         """Values with intervals; the weights, their tail, and what slates cost them. PNG, SVG or PDF by the ending."""
-        from .figure import evaluation_figure
-
-        evaluation_figure(self).savefig(path, dpi=150)
+        evaluation_figure(self.estimates, self.log).savefig(path, dpi=150)
 
 
 def evaluate_policies(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,41 +19,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .evaluate import Evaluation
-
 #: Colours of policies that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FILL = {"reliable": "full", "caution": "left", "refuse": "none"}
 
 
-def evaluation_figure(evaluation: Evaluation) -> Figure:
-    """Four panels; nothing is written to pyplot's state."""
+def evaluation_figure(estimates: Sequence[Estimate], log: LoggedSlates) -> Figure:
+    """Four panels about the estimates of one evaluation; nothing is written to pyplot's state."""
     figure_module = require("matplotlib.figure", extra="train", purpose="to draw figures")
-    rows = len(evaluation.estimates)
+    rows = len(estimates)
     figure: Figure = figure_module.Figure(figsize=(11, 6 + 0.16 * rows), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=[1 + 0.08 * rows, 1.2])
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(evaluation.policies)}
-    length_normalize = bool(evaluation.estimates[0].options.get("length_normalize"))
-    _values(figure.add_subplot(grid[0, :]), evaluation, colours)
+    policies = dict.fromkeys(each.policy for each in estimates)
+    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(policies)}
+    length_normalize = bool(estimates[0].options.get("length_normalize"))
+    _values(figure.add_subplot(grid[0, :]), estimates, colours)
     histogram, tail, sizes = (figure.add_subplot(grid[1, column]) for column in range(3))
-    weights = {
-        name: log_weights(evaluation.log, name, "response", length_normalize=length_normalize) for name in colours
-    }
+    weights = {name: log_weights(log, name, "response", length_normalize=length_normalize) for name in colours}
     _histogram(histogram, weights, colours)
     _tail(tail, weights, colours)
-    _slate_sizes(sizes, evaluation.log, weights, colours)
+    _slate_sizes(sizes, log, weights, colours)
     return figure
 
 
-def _values(axes: Axes, evaluation: Evaluation, colours: dict[str, str]) -> None:
+def _values(axes: Axes, estimates: Sequence[Estimate], colours: dict[str, str]) -> None:
     """One row per estimate; refused ones hollow and struck through, and never what sets the scale."""
-    shown = [each for each in evaluation.estimates if each.verdict != "refuse"] or list(evaluation.estimates)
+    shown = [each for each in estimates if each.verdict != "refuse"] or list(estimates)
     ends = np.array([[each.low, each.high] for each in shown])
     ends = ends[np.isfinite(ends).all(1)] if np.isfinite(ends).all(1).any() else np.array([[0.0, 1.0]])
     margin = 0.15 * max(float(np.ptp(ends)), 1e-9)
     left, right = float(ends.min()) - margin, float(ends.max()) + margin
     names = []
-    for row, each in enumerate(evaluation.estimates):
+    for row, each in enumerate(estimates):
         names.append(_strike(f"{each.policy}  {each.estimator}", each))
         if not np.isfinite([each.value, each.low, each.high]).all():
             continue
@@ -77,9 +75,9 @@ def _values(axes: Axes, evaluation: Evaluation, colours: dict[str, str]) -> None
     axes.invert_yaxis()
     axes.set_xlim(left, right)
     axes.grid(axis="x", alpha=0.3)
-    level = evaluation.estimates[0].confidence.level
+    level = estimates[0].confidence.level
     axes.set_xlabel(f"value V with {level:.0%} interval        ● reliable   ◐ caution   ⊗ refused")
-    title = "; ".join([f"Value of each policy, {evaluation.estimators[0]}", *evaluation.estimates[0].labels])
+    title = "; ".join([f"Value of each policy, {estimates[0].estimator}", *estimates[0].labels])
     axes.set_title(textwrap.fill(title, 110), fontsize=10)
 
 
