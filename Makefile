@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format bench gpu-check docs-check clean
+.PHONY: demo test lint format bench docs gpu-check clean
 
 # The native sources are part of the stamp: touching them rebuilds the extension.
 STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
@@ -47,8 +47,11 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev  ## Time and memory against the alternatives; results/ gets one JSON per device
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
+docs: $(VENV)/.dev  ## The documentation as a site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+
 gpu-check:  ## On a machine with a GPU: build, test, sanitize, measure; see scripts/gpu_check.py for what it needs
 	$(PYTHON) scripts/gpu_check.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

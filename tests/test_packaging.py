@@ -25,17 +25,23 @@ class Built(NamedTuple):
     installed: Path  # the wheel, unpacked
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """``python -m build`` of a clean copy: the sdist, and the wheel made from it in an environment of its own."""
-    where = tmp_path_factory.mktemp("packaging")
+def copy_of_the_checkout(where: Path) -> Path:
+    """What git tracks, without what builds have left here."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode != 0:
         pytest.skip("not a git checkout")
     for name in tracked.stdout.splitlines():
         if (ROOT / name).exists():
-            (where / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, where / "source" / name)
+            (where / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, where / name)
+    return where
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """``python -m build`` of a clean copy: the sdist, and the wheel made from it in an environment of its own."""
+    where = tmp_path_factory.mktemp("packaging")
+    copy_of_the_checkout(where / "source")
     command = [sys.executable, "-m", "build", "--outdir", str(where / "dist"), str(where / "source")]
     done = subprocess.run(command, env={**os.environ, "POPE_CUDA": "OFF"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -107,6 +113,35 @@ print(pope_core.__file__, pope_kernels.native.isa())
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(built.installed))
+
+
+@pytest.mark.slow
+def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None:
+    """pip builds in the checkout, each time with tools from a new environment; what an earlier build left stays there.
+
+    CMake used to look for the first environment's ninja, and modules removed since were installed all the same.
+    """
+
+    def build(checkout: Path) -> set[str]:
+        wheels = tmp_path / "wheels"
+        shutil.rmtree(wheels, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), str(checkout)]
+        done = subprocess.run(
+            command, env={**os.environ, "POPE_CUDA": "OFF"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        (wheel,) = wheels.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return set(archive.namelist())
+
+    checkout = copy_of_the_checkout(tmp_path / "checkout")
+    gone = checkout / "pope_core" / "gone.py"
+    gone.touch()
+    first = build(checkout)
+    assert "pope_core/gone.py" in first
+    gone.unlink()
+    assert build(checkout) == first - {"pope_core/gone.py"}
+    assert build(checkout.rename(tmp_path / "moved")) == first - {"pope_core/gone.py"}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -121,10 +122,10 @@ def _mapping(text: str) -> dict[str, str]:
 
 
 def _seconds(text: str) -> float:
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"as_of: expected a date such as 2023-09-30, got {text!r}") from None
-    return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()

@@ -17,7 +17,7 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -118,7 +118,7 @@ class Record:
             time = datetime.fromisoformat(text.replace("Z", "+00:00"))
         except ValueError:
             raise self.error(field, "a time such as 2012-05-17T08:30:00", text) from None
-        return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def read_records(path: Path) -> Iterator[Record | SlateError]:
