@@ -163,7 +163,7 @@ def test_people_are_named_only_when_asked_for(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "completion": text, "score": 1, "user": f"user-{text}"} for text in "ab"]
     _, (slate,) = converted(rows, tmp_path)
     assert slate.responders is None
-    assert b"user-" not in (tmp_path / "out.jsonl").read_bytes() + (tmp_path / "out.report.json").read_bytes()
+    assert b"user-" not in (tmp_path / "out.jsonl").read_bytes() + (tmp_path / "out.jsonl.report.json").read_bytes()
     _, (slate,) = converted(rows, tmp_path, keep_users=True)
     assert slate.responders == ["user-a", "user-b"]
 

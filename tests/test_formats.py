@@ -50,7 +50,7 @@ def test_a_format_gives_its_golden_slates_and_counts(name: str, tmp_path: Path) 
     assert {reason: n for reason, n in report.responses_dropped.items() if n} == golden["responses_dropped"]
     assert report.responses_read == report.responses_kept + sum(report.responses_dropped.values())
     assert len(read_slates(tmp_path / "slates.jsonl")) == report.slates_kept
-    written = json.loads((tmp_path / "slates.report.json").read_text())
+    written = json.loads((tmp_path / "slates.jsonl.report.json").read_text())
     assert (written["format"], written["responses_kept"]) == (name, report.responses_kept)
 
 

@@ -300,7 +300,7 @@ def test_a_journal_refuses_what_is_none_and_keeps_every_key_once(tmp_path: Path)
     journal.keep("k", [3])
     assert dict(Journal(tmp_path / "deep" / "j", {"a": 1})) == {"k": [1]}
     (tmp_path / "bad").write_text("no json\n")
-    with pytest.raises(ValueError, match="expected a journal, got a bad line"):
+    with pytest.raises(ValueError, match="expected a journal of this version"):
         Journal(tmp_path / "bad", {})
 
 

@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert 0 < saved < TOKENS
 
     (cache,) = tmp_path.glob("*.jsonl")
-    assert len(cache.read_text().splitlines()) == 2
+    assert len(cache.read_text().splitlines()) == 1 + 2  # what it is of, and two batches
     with cache.open("a") as file:
         file.write('{"half a ke')  # as a kill in the middle of a write leaves it
 
@@ -155,8 +155,8 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert reports[0] == (saved, TOKENS)
     assert reports[-1] == (TOKENS, TOKENS)
     assert totals_of(resumed) == totals_of(whole)  # to the last bit
-    entries = [json.loads(line) for line in cache.read_text().splitlines()]
-    assert sum(map(len, entries)) == RESPONSES
+    _, *batches = [json.loads(line) for line in cache.read_text().splitlines()]
+    assert sum(len(batch["value"]) for batch in batches) == RESPONSES
 
     reports.clear()
     again = score_slates(SLATES, model, tokenizer, progress=lambda *r: reports.append(r), **options)
@@ -232,7 +232,7 @@ def test_a_cache_that_is_none_is_refused(tokenizer: PreTrainedTokenizerFast, tmp
     score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, cache_dir=tmp_path)
     (cache,) = tmp_path.glob("*.jsonl")
     cache.write_text("something else\n" + cache.read_text())
-    with pytest.raises(ValueError, match=r"expected a cache of log-probabilities, .* delete it"):
+    with pytest.raises(ValueError, match=r"expected a journal of this version, .* delete it"):
         score_slates(SLATES, model, tokenizer, how="proxy", max_length=128, cache_dir=tmp_path)
 
 
@@ -313,3 +313,19 @@ def test_rounding_leaves_no_log_probability_above_zero(
     (scored,) = score_slates(SLATES[1:2], llama(), tokenizer, how="proxy", max_length=128)
     write_slates([scored], tmp_path / "log.jsonl")
     assert read_slates(tmp_path / "log.jsonl")[0].logging_logprobs == [0.0]
+
+
+@pytest.mark.parametrize("wrong", ["NaN", "5.0", "-Infinity", "true", '"-3"', "-12.5"])
+def test_a_changed_number_of_the_cache_is_computed_again(
+    wrong: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama()
+    options = {"how": "proxy", "max_length": 128, "cache_dir": tmp_path}
+    before = score_slates(SLATES, model, tokenizer, **options)
+    (cache,) = tmp_path.glob("*.jsonl")
+    number = str(totals_of(before)[0])
+    assert number in cache.read_text()
+    cache.write_text(cache.read_text().replace(number, wrong))
+    after = score_slates(SLATES, model, tokenizer, **options)
+    assert totals_of(after) == totals_of(before)
+    assert "unfinished or changed; what they held is done again" in caplog.text

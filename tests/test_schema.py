@@ -51,7 +51,6 @@ def logs(draw: st.DrawFn) -> list[Slate]:
                 logging_logprobs=draw(st.none() | each(st.floats(-1e6, 0))),
                 completion_tokens=draw(st.none() | each(st.integers(1, 2**40))),
                 ranks=draw(st.none() | each(st.integers(1, 64))),
-                weight=draw(st.none() | st.floats(1e-6, 1e6)),
                 slate_id=draw(st.none() | unicode_text),
                 responders=draw(st.none() | each(unicode_text)),
                 logging_policy=draw(
@@ -87,9 +86,10 @@ def test_rows_come_from_datasets_and_lists_too() -> None:
         assert log[0] == Slate(turn_row["prompt"], turn_row["completions"], [1.0])
         assert log.ignored_fields == ("domain",)
     ragged = datasets.Dataset.from_list(
-        [{**GOOD, "weight": None}, {"prompt": "x", "completions": ["y"], "scores": [0], "weight": 2.0}]
+        [{**GOOD, "ranks": None}, {"prompt": "x", "completions": ["y"], "scores": [0], "ranks": [2]}]
     )
-    assert [slate.weight for slate in read_slates(ragged)] == [None, 2.0]
+    log = read_slates(ragged)
+    assert [slate.ranks for slate in log] == [None, [2]]
     assert read_slates([GOOD])[:] == [Slate("Why?", ["Because.", "No idea."], [3.0, 1.5])]
 
 
@@ -128,7 +128,6 @@ BAD_ROWS = [
     ({"completion_tokens": [0, 4]}, "completion_tokens[0]", "an integer >= 1, got 0"),
     ({"completion_tokens": [3.0, 4]}, "completion_tokens[0]", "got 3.0"),
     ({"ranks": [1, False]}, "ranks[1]", "got False"),
-    ({"weight": 0}, "weight", "a number > 0, got 0"),
     ({"slate_id": 12}, "slate_id", "got 12"),
     ({"responders": ["me", 5]}, "responders[1]", "got 5"),
     ({"logging_policy": 4}, "logging_policy", "describing the logging policy, got 4"),
@@ -249,3 +248,9 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
         require("no_such_library.part", extra="train", purpose="to test")
     with pytest.raises(ModuleNotFoundError, match=r"json\.missing"):
         require("json.missing", extra="train", purpose="to test")
+
+
+def test_a_weight_of_a_slate_is_a_column_like_any_other() -> None:
+    log = read_slates([{**GOOD, "weight": 2.0}])
+    assert log.ignored_fields == ("weight",)
+    assert not hasattr(log[0], "weight")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ._files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -16,42 +22,45 @@ logger = logging.getLogger(__name__)
 class Journal(Mapping[str, Any]):
     """A mapping from keys to JSON values, every addition on disk before `add` returns.
 
-    Threads may share one. The first line holds ``about``, what the pieces depend on; a journal about something else is
-    refused, so pieces of different runs never mix.
+    Threads may share one, and processes the file of one. The first line holds ``about``, what the pieces depend on; a
+    journal about something else is refused, so pieces of different runs never mix. Every line has a checksum. A line
+    that was torn, edited or holds no valid value is removed, so that its piece is done again, and counted.
 
     Args:
         path: the file, made if missing.
         about: JSON object.
+        valid: whether a value can be one of this journal; None takes any.
+
+    Attributes:
+        bad_lines: how many lines were removed.
 
     Raises:
         ValueError: the file is no journal, or one about something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], about: Mapping[str, Any], *, valid: Callable[[Any], bool] | None = None
+    ) -> None:
         self.path = Path(path)
+        self.bad_lines = 0
+        self._valid = valid or (lambda value: True)
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self._lines()
-        if lines:
-            self._read(lines, json.loads(json.dumps(about)))
-        else:
-            self._append({"about": about})
+        self._open({"about": json.loads(json.dumps(about))})
 
     def add(self, key: str, value: Any) -> None:
         """Store ``value``; a key that is known already is an error, since nothing should be done twice."""
         with self._lock:
             if key in self._known:
                 raise ValueError(f"{self.path}: expected a new key, got {key!r} again")
-            self._append({"key": key, "value": value})
-            self._known[key] = value
+            self._store(key, value)
 
     def keep(self, key: str, value: Any) -> None:
         """Store ``value`` unless another thread was first: then its value stays."""
         with self._lock:
             if key not in self._known:
-                self._append({"key": key, "value": value})
-                self._known[key] = value
+                self._store(key, value)
 
     def __getitem__(self, key: str) -> Any:
         return self._known[key]
@@ -62,21 +71,51 @@ class Journal(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._known)
 
-    def _lines(self) -> list[bytes]:
-        content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # the last line of a run that was killed while writing
-            logger.warning("%s: dropped an unfinished last line", self.path)
-            os.truncate(self.path, len(whole))
-        return whole.splitlines()
-
-    def _read(self, lines: list[bytes], about: Mapping[str, Any]) -> None:
+    def _store(self, key: str, value: Any) -> None:
         try:
-            header, *entries = [json.loads(line) for line in lines]
-            found = header["about"]
-            self._known = {entry["key"]: entry["value"] for entry in entries}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path}: expected a journal, got a bad line ({error}); delete it") from error
+            line = _line({"key": key, "value": value})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.path}: {key}: expected a value that JSON can hold, got {error}") from None
+        if not self._valid(value):
+            raise ValueError(f"{self.path}: {key}: expected a valid value, got {value!r:.80}")
+        with _locked(self.path) as file:
+            _append(file, line)
+        self._known[key] = value
+
+    def _open(self, header: Mapping[str, Any]) -> None:
+        first = _line(header)
+        with _locked(self.path) as file:
+            content = self.path.read_bytes()
+            if content != first and first.startswith(content):  # new, or killed while it wrote its first line
+                os.ftruncate(file, 0)
+                _append(file, first)
+                return
+            top, *lines = content.split(b"\n")
+            self._check(_read(top), header["about"])
+            good = [top, *filter(self._take, lines)]
+            self.bad_lines = sum(map(bool, lines)) + 1 - len(good)
+            if self.bad_lines:
+                logger.warning(
+                    "%s: %d of %d lines are unfinished or changed; what they held is done again",
+                    self.path,
+                    self.bad_lines,
+                    self.bad_lines + len(good),
+                )
+            if self.bad_lines or not content.endswith(b"\n"):
+                with replacing(self.path) as partial:
+                    partial.write_bytes(b"\n".join(good) + b"\n")
+
+    def _take(self, line: bytes) -> bool:
+        entry = _read(line)
+        if entry is None or not isinstance(entry.get("key"), str) or not self._valid(entry.get("value")):
+            return False
+        self._known[entry["key"]] = entry["value"]
+        return True
+
+    def _check(self, header: Mapping[str, Any] | None, about: Mapping[str, Any]) -> None:
+        found = None if header is None else header.get("about")
+        if not isinstance(found, dict):
+            raise self._no_journal()
         if found != about:
             differing = sorted(name for name in {*found, *about} if found.get(name) != about.get(name))
             changes = ", ".join(f"{name} {found.get(name)!r} -> {about.get(name)!r}" for name in differing)
@@ -85,6 +124,49 @@ class Journal(Mapping[str, Any]):
                 "delete it to start anew, or repeat the run it belongs to"
             )
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def _no_journal(self) -> ValueError:
+        return ValueError(f"{self.path}: expected a journal of this version, got a first line that is none; delete it")
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    """A line of ASCII: half of a surrogate pair can be in a reply, and no file in UTF-8 could hold it."""
+    return json.dumps({**content, "checksum": _checksum(content)}, allow_nan=False).encode() + b"\n"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """What a line holds, None where it is not what was written."""
+    try:
+        content = json.loads(line)
+        checksum = content.pop("checksum")
+        return content if checksum == _checksum(content) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _append(file: int, line: bytes) -> None:
+    size = os.fstat(file).st_size
+    written = os.write(file, line)
+    if written < len(line):
+        os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, "no space left for a line of a journal")
+    os.fsync(file)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The file, opened for appending, while no other process reads or appends."""
+    while True:
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o666)
+        try:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.path.samestat(os.fstat(file), os.stat(path)):
+                continue  # another process replaced it meanwhile
+            yield file
+            return
+        finally:
+            os.close(file)

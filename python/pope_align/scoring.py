@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ._journal import Journal
 from .data.rows import Tree, lay_out
 from .data.tokenize import EncodedSlate
 from .model import check_head, response_logprobs, rows_on, sharing_obstacle
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 #: Part of every cache key and of the cache's name; a change of what is computed changes it.
-_CACHE_VERSION = "2"
+_CACHE_VERSION = "3"
 
 #: A prompt is computed once for responses of up to this many tokens in all; where attention skips nothing of what the
 #: mask hides, longer rows would cost more than computing the prompt again.
@@ -64,12 +65,13 @@ def score_responses(
         progress: called after every batch, and once before the first.
 
     Raises:
-        ValueError: a cache file that is not one; a model whose head or logits are not supported.
+        ValueError: a cache file that is not one; a log-probability that is no number; a model whose head or logits are
+            not supported.
     """
     fingerprint = model_fingerprint(model) if cache_dir is not None else ""
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
     plan = list(_plan((request for of_slate in requests for request in of_slate), batch_tokens))
-    totals = _Cache.open(cache_dir, fingerprint) if cache_dir is not None else _Cache({}, None)
+    totals = _Cache.open(cache_dir, fingerprint) if cache_dir is not None else _Cache()
     _score(plan, model, totals, progress)
     return [[totals.known[request.key] for request in of_slate] for of_slate in requests]
 
@@ -199,31 +201,19 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 # --- cache ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class _Cache:
-    """Totals by key; appended to a JSON-lines file, one line a batch, when there is a file."""
+    """Totals by key; kept in a journal, one line a batch, when there is a folder for it."""
 
-    known: dict[str, float]
-    path: Path | None
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.journal = journal
+        batches = [] if journal is None else journal.values()
+        self.known: dict[str, float] = {key: total for batch in batches for key, total in batch.items()}
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], fingerprint: str) -> _Cache:
+        about = {"log-probabilities": _CACHE_VERSION, "model": fingerprint}
         path = Path(folder) / f"logprobs-v{_CACHE_VERSION}-{fingerprint}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            return cls({}, path)
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # the last line of a run that was killed while writing
-            logger.warning("%s: dropped an unfinished last line", path)
-            os.truncate(path, len(whole))
-        try:
-            batches = [json.loads(line) for line in whole.splitlines()]
-            return cls({key: float(total) for batch in batches for key, total in batch.items()}, path)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"{path}: expected a cache of log-probabilities, got a bad line ({error}); delete it"
-            ) from error
+        return cls(Journal(path, about, valid=_are_totals))
 
     def unknown(self, row: _Row) -> _Row:
         return [request for request in row if request.key not in self.known]
@@ -231,6 +221,9 @@ class _Cache:
     def add(self, batch: list[_Request], totals: list[float]) -> None:
         entries = {request.key: total for request, total in zip(batch, totals, strict=True)}
         self.known.update(entries)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entries) + "\n")
+        if self.journal is not None:
+            self.journal.keep(hashlib.sha256(" ".join(entries).encode()).hexdigest(), entries)
+
+
+def _are_totals(batch: Any) -> bool:
+    return isinstance(batch, dict) and all(type(total) is float and total <= 0 for total in batch.values())

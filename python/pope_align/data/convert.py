@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .._extras import require
+from .._files import report_path, write_json
 from .feedback import age_corrected
 from .formats import FORMATS, Format, Source
 from .gather import gather
@@ -128,7 +128,7 @@ class ConvertReport:
 
     def write(self, path: Path) -> None:
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, content)
 
 
 def convert(
@@ -143,7 +143,7 @@ def convert(
     """Convert files of a known format into slates, or into preference pairs, in constant memory.
 
     ``output`` ends in ``.jsonl`` or ``.parquet``; with ``split_by`` it becomes three files, ``NAME.train.ENDING`` and
-    so on. A report is written beside it, as ``NAME.report.json``.
+    so on. A report is written beside it, as ``NAME.ENDING.report.json``.
 
     Args:
         format: a name in ``pope_align.data.formats.FORMATS``.
@@ -178,7 +178,7 @@ def convert(
         report.without_response = source.nothing
         if not report.slates_kept:
             raise ValueError(f"input: expected at least one slate to keep, got none; {_reasons(report)}")
-    report.write(output.with_name(output.stem + ".report.json"))
+    report.write(report_path(output))
     return report
 
 
@@ -326,7 +326,6 @@ def _checked(
         "logging_logprobs": _all([response.logprob for response in responses]),
         "completion_tokens": _all([response.tokens for response in responses]),
         "ranks": _all([response.rank for response in responses]),
-        "weight": piece.weight,
         "slate_id": piece.key,
         "responders": _responders(responses, options),
         "group_scores": _groups(responses),

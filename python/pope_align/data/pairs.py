@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._files import replacing
 from .schema import Slate
 from .write import Writer
 
@@ -50,15 +51,13 @@ def pair_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
-    partial = path.with_name(path.name + ".partial")
-    writer = _Pairs(partial, parquet=path.suffix == ".parquet")
-    try:
-        yield writer
-        writer.close()
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        writer = _Pairs(partial, parquet=path.suffix == ".parquet")
+        try:
+            yield writer
+            writer.flush()
+        finally:
+            writer.close()
 
 
 class _Pairs:
@@ -66,7 +65,6 @@ class _Pairs:
         self.path, self.parquet = path, parquet
         self.rows: list[dict[str, Any]] = []
         self.table: Any = None
-        path.write_bytes(b"")
 
     def write(self, slate: Slate) -> None:
         if (pair := preference_pair(slate)) is not None:
@@ -88,6 +86,5 @@ class _Pairs:
         self.rows = []
 
     def close(self) -> None:
-        self.flush()
         if self.table is not None:
             self.table.close()

@@ -42,7 +42,6 @@ class Piece:
     prompt: str | list[Turn] | None = None
     responses: list[Response] = field(default_factory=list)
     user: str | None = None  # who asked
-    weight: float | None = None
     logging_policy: dict[str, Any] | None = None
 
     def to_json(self) -> str:
@@ -50,7 +49,7 @@ class Piece:
             self.key,
             self.prompt,
             [_present(response) for response in self.responses],
-            {"user": self.user, "weight": self.weight, "logging_policy": self.logging_policy},
+            {"user": self.user, "logging_policy": self.logging_policy},
         ]
         return json.dumps(content)
 

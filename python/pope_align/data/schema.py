@@ -29,7 +29,6 @@ class Slate:
     logging_logprobs: list[float] | None = None  # [k] TOTAL log-probability under the logging policy, nats
     completion_tokens: list[int] | None = None  # [k] response tokens the totals were summed over
     ranks: list[int] | None = None  # [k] 1 = best
-    weight: float | None = None  # > 0
     slate_id: str | None = None
     responders: list[str] | None = None  # [k] who or what answered
     logging_policy: dict[str, Any] | None = None  # where logging_logprobs came from; see pope_align.logging_policy
@@ -212,7 +211,6 @@ class _Row:
             logging_logprobs=per_response("logging_logprobs", self.logprob),
             completion_tokens=per_response("completion_tokens", self.positive_integer),
             ranks=per_response("ranks", self.positive_integer),
-            weight=optional("weight", self.positive),
             slate_id=optional("slate_id", self.text),
             responders=per_response("responders", self.text),
             logging_policy=optional("logging_policy", self.provenance),
@@ -286,11 +284,6 @@ class _Row:
             number = math.inf
         if not math.isfinite(number):
             raise self.error(field, "a finite number", value)
-        return number
-
-    def positive(self, field: str, value: Any) -> float:
-        if (number := self.finite(field, value)) <= 0:
-            raise self.error(field, "a number > 0", value)
         return number
 
     def logprob(self, field: str, value: Any) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .._extras import require
+from .._files import replacing
 from .schema import FIELDS, Slate
 
 #: Columns that Parquet holds as JSON text, because one type cannot describe them.
@@ -43,31 +44,28 @@ def slate_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
-    partial = path.with_name(path.name + ".partial")
-    writer = _JsonLines(partial) if path.suffix == ".jsonl" else _Parquet(partial)
-    try:
-        yield writer
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        writer = _JsonLines(partial) if path.suffix == ".jsonl" else _Parquet(partial)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
 
 
 class _JsonLines:
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, path.open("w", encoding="utf-8", newline="\n")
+        self.file = path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, slate: Slate) -> None:
         present = {name: value for name in FIELDS if (value := getattr(slate, name)) is not None}
         self.file.write(json.dumps(present, ensure_ascii=False, allow_nan=False) + "\n")
 
+    def finish(self) -> None:
+        pass
+
     def close(self) -> None:
         self.file.close()
-
-    def abandon(self) -> None:
-        self.file.close()
-        self.path.unlink()
 
 
 class _Parquet:
@@ -115,19 +113,16 @@ class _Parquet:
                 "logging_logprobs": pa.list_(pa.float64()),
                 "completion_tokens": pa.list_(pa.int64()),
                 "ranks": pa.list_(pa.int64()),
-                "weight": pa.float64(),
                 "slate_id": pa.string(),
                 "responders": pa.list_(pa.string()),
                 **{name: pa.string() for name in _JSON_COLUMNS},
             }
         )
 
-    def close(self) -> None:
+    def finish(self) -> None:
         if self.rows or self.writer is None:
             self.flush()
-        self.writer.close()
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-            self.path.unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._files import replacing, write_text
 from ..data.schema import Slate, Turn
 
 
@@ -87,12 +88,11 @@ def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) 
     """
     path = Path(path)
     check_path(path)
-    partial = path.with_name(path.name + ".partial")
     head = {"model": generations.model, "settings": generations.settings}
     rows = [asdict(row) for row in generations.rows]
     if path.suffix == ".jsonl":
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in [head, *rows]]
-        partial.write_text("".join(lines), encoding="utf-8")
+        write_text(path, "".join(lines))
     else:
         pa = require("pyarrow", extra="train", purpose="to write Parquet files")
         parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
@@ -110,8 +110,8 @@ def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) 
             },
             metadata={"pope_generations": json.dumps(head)},
         )
-        parquet.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    os.replace(partial, path)
+        with replacing(path) as partial:
+            parquet.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
 
 
 def read_generations(path: str | os.PathLike[str], *, model: str | None = None) -> GenerationSet:

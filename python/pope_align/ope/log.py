@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -14,8 +13,6 @@ import numpy.typing as npt
 from ..data.feedback import UtilityTransform, to_utility
 from ..data.schema import Slate
 from ._checks import Floats, Integers, Places, cluster_codes, offsets_of, vector
-
-logger = logging.getLogger(__name__)
 
 #: How the log-probabilities of the logging policy were obtained; "unknown" when the log does not say.
 How = Literal["recorded", "behaviour_cloned", "proxy", "unknown"]
@@ -154,8 +151,6 @@ class LoggedSlates:
             hows.add((slate.logging_policy or {}).get("how", "unknown"))
         if len(hows) > 1:
             raise ValueError(f"slates: expected one kind of logging policy, got {', '.join(sorted(hows))}")
-        if any(slate.weight is not None for slate in slates):
-            logger.warning("the estimators weigh all slates alike; the field 'weight' is not used")
         flat = {name: _flatten(name, given, slates) for name, given in policies.items()}
         counted = all(slate.completion_tokens is not None for slate in slates)
         key = cluster or (lambda slate: json.dumps(slate.prompt))

@@ -185,8 +185,6 @@ def scored_slates(name: str, source: SlateSource) -> Sequence[Slate]:
                 f"{_place(name, number, slate)}: logging_logprobs: expected one per response, got none; obtain them "
                 "with `pope score LOG --model MODEL --how HOW --output SCORED` or pope_align.score_slates"
             )
-    if any(slate.weight is not None for slate in slates):
-        logger.warning("%s: the objective weighs all slates alike; the field 'weight' is not used", name)
     return slates
 
 

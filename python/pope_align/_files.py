@@ -1,0 +1,211 @@
+"""Files that appear whole or not at all, and the checks of an output before any work is done for it.
+
+Every writer of the project goes through `replacing`; every command asks `claim_output` before its first expensive step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+StrPath = str | os.PathLike[str]
+
+_guard = threading.Lock()
+_claimed: set[Path] = set()  # files that this process holds the lock of
+_writing: set[Path] = set()  # files that a thread of this process is writing
+
+
+def check_output(path: StrPath, *, overwrite: bool = False, endings: Sequence[str] = (), argument: str = "out") -> Path:
+    """Refuse an output that could not be written, before anything is computed for it.
+
+    Args:
+        path: the file that will be written. A symbolic link stands for what it points to.
+        overwrite: whether a file may be there already.
+        endings: endings the file may have, such as ``(".jsonl", ".parquet")``; none for any.
+        argument: what errors call the path.
+
+    Returns:
+        ``path`` as a `pathlib.Path`.
+
+    Raises:
+        ValueError: another ending; a folder that is missing or cannot be written; no regular file; a file that is there
+            already without ``overwrite``.
+    """
+    path = Path(path)
+    if endings and path.suffix not in endings:
+        raise ValueError(f"{argument}: expected a file ending in {_either(endings)}, got {str(path)!r}")
+    target = _target(path)
+    if not target.parent.is_dir():
+        raise ValueError(f"{argument}: {path}: expected a folder that exists, got {str(target.parent)!r}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{argument}: {path}: expected a folder that can be written, got {str(target.parent)!r}")
+    if target.exists():
+        if not target.is_file():
+            kind = "a folder" if target.is_dir() else "something that is no regular file"
+            raise ValueError(f"{argument}: {path}: expected a file, got {kind}")
+        if not overwrite:
+            raise ValueError(f"{argument}: {path}: exists already; pass --overwrite to replace it, or name another")
+    return path
+
+
+def check_output_folder(path: StrPath, *, overwrite: bool = False, argument: str = "out") -> Path:
+    """Refuse a folder of results that could not be made or holds something already; it is not made yet.
+
+    Raises:
+        ValueError: a file stands there, or no folder can be made there; it holds files, without ``overwrite``.
+    """
+    path = Path(path)
+    there = _target(path)
+    if there.exists() and not there.is_dir():
+        raise ValueError(f"{argument}: {path}: expected a folder, got a file")
+    if there.is_dir() and any(there.iterdir()) and not overwrite:
+        raise ValueError(f"{argument}: {path}: holds files already; pass --overwrite to replace them, or name another")
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{argument}: {path}: expected a folder that can be written, got {str(there)!r}")
+    return path
+
+
+@contextmanager
+def claim_output(
+    path: StrPath, *, overwrite: bool = False, endings: Sequence[str] = (), argument: str = "out"
+) -> Iterator[Path]:
+    """`check_output`, and until the block ends no other process may claim or write the file.
+
+    Raises:
+        ValueError: as `check_output`; another process is writing the same output.
+    """
+    path = check_output(path, overwrite=overwrite, endings=endings, argument=argument)
+    with _lock(_target(path)):
+        yield path
+
+
+@contextmanager
+def replacing(path: StrPath) -> Iterator[Path]:
+    """Yield a new file to write, which takes the place of ``path`` when the block ends without an error.
+
+    The new file stands in the same folder under a name of its own, ends like ``path``, and is on disk before it takes
+    its place, so readers see the old content or the new and never a part. After an error, nothing is left of it. A
+    symbolic link stays, and the file it points to is replaced.
+
+    Raises:
+        ValueError: another process, or another thread, is writing the same file.
+    """
+    target = _target(Path(path))
+    claimed = target in _claimed
+    with _guard:
+        if target in _writing:
+            raise _busy(target)
+        _writing.add(target)
+    try:
+        if claimed:
+            yield from _replacing(target)
+        else:
+            with _lock(target):
+                yield from _replacing(target)
+    finally:
+        _writing.discard(target)
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Write text as UTF-8, whole or not at all; bytes of file names that are no UTF-8 come out escaped."""
+    with replacing(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: StrPath, value: Any, *, indent: int = 1) -> None:
+    """Write an indented JSON file, whole or not at all.
+
+    Raises:
+        ValueError: a number that JSON does not have, such as NaN.
+    """
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def report_path(output: StrPath) -> Path:
+    """Where the report of a file stands: ``log.jsonl.report.json`` beside ``log.jsonl``, so that no two share one."""
+    output = Path(output)
+    return output.with_name(output.name + ".report.json")
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _either(endings: Sequence[str]) -> str:
+    return endings[0] if len(endings) == 1 else f"{', '.join(endings[:-1])} or {endings[-1]}"
+
+
+def _busy(target: Path) -> ValueError:
+    return ValueError(f"{target}: another process is writing this file; wait for it, or name another output")
+
+
+def _replacing(target: Path) -> Iterator[Path]:
+    partial = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # with the permissions a new file has
+    try:
+        with suppress(FileNotFoundError):
+            os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
+        yield partial
+        _sync(partial)
+        os.replace(partial, target)
+        _sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Hold ``.NAME.lock`` beside the file. The system frees it when a process dies; what that one left is removed."""
+    name = target.with_name(f".{target.name}.lock")
+    descriptor = _locked(name, target)
+    _claimed.add(target)
+    try:
+        for left in target.parent.glob(f".{_literal(target.stem)}.????????????.tmp{_literal(target.suffix)}"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        _claimed.discard(target)
+        name.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(name: Path, target: Path) -> int:
+    while True:
+        descriptor = os.open(name, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _busy(target) from None
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s: cannot be locked (%s); see that no other process writes it", target, error)
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(name)):
+                return descriptor
+        os.close(descriptor)  # its last holder removed the file between our opening and locking it
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

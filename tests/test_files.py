@@ -1,0 +1,186 @@
+"""Outputs appear whole or not at all, two processes never share one, and a bad output is refused before the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pope_align._files import (
+    check_output,
+    check_output_folder,
+    claim_output,
+    replacing,
+    report_path,
+    write_json,
+    write_text,
+)
+from pope_align.data import Slate, slate_writer
+from pope_align.data.pairs import pair_writer
+from pope_align.generation.generations import Generation, GenerationSet, read_generations, write_generations
+
+SLATE = Slate("Which tea?", ["Green", "Black"], [1.0, 0.0])
+WRITERS = [
+    (make, ending) for make in (slate_writer, pair_writer) for ending in ("jsonl", "parquet")
+]  # the writers that take one row after another
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("make", "ending"), WRITERS)
+def test_a_second_writer_of_the_same_output_is_refused_and_the_first_is_not_disturbed(
+    make: Callable[[Path], AbstractContextManager[Any]], ending: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"out.{ending}"
+    link = tmp_path / f"link.{ending}"
+    link.symlink_to(path.name)
+    with make(path) as writer:
+        writer.write(SLATE)
+        for same in (path, link):
+            with pytest.raises(ValueError, match="another process is writing this file"), make(same):
+                pass
+        program = f"from pope_align._files import write_text; write_text({str(link)!r}, 'mine')"
+        other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert other.returncode == 1
+        assert "another process is writing this file" in other.stderr
+    assert entries(tmp_path) == sorted([path.name, link.name])
+    alone = tmp_path / f"alone.{ending}"
+    with make(alone) as writer:
+        writer.write(SLATE)
+    assert path.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize(("make", "ending"), WRITERS)
+def test_after_an_error_the_old_file_stands_and_nothing_else(make: Any, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"out.{ending}"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), make(path) as writer:  # noqa: PT012
+        writer.write(SLATE)
+        _ = 1 / 0
+    assert path.read_bytes() == b"old"
+    assert entries(tmp_path) == [path.name]
+
+
+def test_two_processes_with_one_output_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    program = textwrap.dedent(
+        """
+        import sys, time
+        from pope_align.data import Slate, slate_writer
+        name = sys.argv[2]
+        with slate_writer(sys.argv[1]) as writer:
+            for number in range(300):
+                writer.write(Slate(f"{name} {number}", ["a", "b"], [1.0, 0.0]))
+                time.sleep(0.001)
+        """
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", program, str(path), n], stderr=subprocess.PIPE) for n in "AB"]
+    codes = [run.wait(120) for run in runs]
+    winners = [name for name, code in zip("AB", codes, strict=True) if code == 0]
+    assert winners  # both, where one was done before the other began
+    lines = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    assert any(lines == [f"{name} {number}" for number in range(300)] for name in winners)
+    assert entries(tmp_path) == ["out.jsonl"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "out [1].jsonl"
+    program = "import os, signal, sys; from pope_align._files import replacing\n"
+    program += "with replacing(sys.argv[1]) as new: new.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -signal.SIGKILL
+    assert all(name.startswith(".") for name in entries(tmp_path))
+    write_text(path, "whole")
+    assert entries(tmp_path) == [path.name]
+    assert path.read_text() == "whole"
+
+
+def test_links_are_followed_and_permissions_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real" / "a.json", tmp_path / "a.json"
+    link.symlink_to(real)
+    write_json(link, {"a": 1})  # through a link to nothing
+    assert stat.S_IMODE(real.stat().st_mode) == 0o666 & ~_umask()
+    real.chmod(0o640)
+    write_json(link, {"a": 2})
+    assert link.is_symlink()
+    assert json.loads(real.read_text()) == {"a": 2}
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def test_json_has_no_nan_and_holds_any_file_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    assert not path.exists()
+    write_json(path, {"input": os.fsdecode(b"caf\xe9.jsonl")})
+    assert json.loads(path.read_text()) == {"input": "caf\udce9.jsonl"}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_generations_are_written_through_the_same_door(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"g.{ending}"
+    generations = GenerationSet("m", (Generation("k", "Why?", ["So."]),))
+    with replacing(path), pytest.raises(ValueError, match="another process is writing"):
+        write_generations(generations, path)
+    write_generations(generations, path)
+    assert read_generations(path) == generations
+    assert entries(tmp_path) == [path.name]
+
+
+def test_reports_of_two_files_never_share_a_name() -> None:
+    names = ("r.jsonl", "r.parquet", "r", "r.report")
+    assert len({report_path(name) for name in names}) == len(names)
+
+
+def test_an_output_is_refused_before_the_work(tmp_path: Path) -> None:
+    there, pipe = tmp_path / "there.jsonl", tmp_path / "pipe.jsonl"
+    there.write_text("old")
+    os.mkfifo(pipe)
+    endings = (".jsonl", ".parquet")
+    for path, reason in (
+        (tmp_path / "nodir" / "z.jsonl", "expected a folder that exists"),
+        (tmp_path / "y.txt", "expected a file ending in .jsonl or .parquet, got"),
+        (tmp_path / "y", "expected a file ending in .jsonl or .parquet, got"),
+        (there / "z.jsonl", "expected a folder that exists"),
+        (there, "exists already; pass --overwrite"),
+        (pipe, "no regular file"),
+    ):
+        with pytest.raises(ValueError, match=f"^out: .*{reason}"):
+            check_output(path, endings=endings)
+    with pytest.raises(ValueError, match=r"plot: .*got a folder"):
+        check_output(tmp_path, overwrite=True, argument="plot")
+    with claim_output(there, overwrite=True, endings=endings), replacing(there) as new:
+        new.write_text("new")
+    assert there.read_text() == "new"
+    with claim_output(there, overwrite=True), pytest.raises(ValueError, match="another process"):  # noqa: SIM117
+        with claim_output(there, overwrite=True):
+            pass
+    assert entries(tmp_path) == ["pipe.jsonl", "there.jsonl"]
+
+
+def test_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "model").write_text("")
+    check_output_folder(tmp_path / "new" / "deep")
+    check_output_folder(tmp_path / "full", overwrite=True)
+    with pytest.raises(ValueError, match="holds files already; pass --overwrite"):
+        check_output_folder(tmp_path / "full")
+    with pytest.raises(ValueError, match="expected a folder, got a file"):
+        check_output_folder(tmp_path / "full" / "model")
+    assert entries(tmp_path) == ["full"]
