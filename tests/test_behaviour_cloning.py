@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pope_align import behaviour_cloning
-from pope_align.behaviour_cloning import (
+from pope_align.cli import app
+from pope_align.data import Slate, encode_slates, group_folds, group_split, read_slates, write_slates
+from pope_align.model import load_model, load_tokenizer
+from pope_align.propensity import behaviour_cloning
+from pope_align.propensity.behaviour_cloning import (
     BehaviourConfig,
     cross_fitted_slates,
     fit_behaviour_policy,
     nats_per_token,
 )
-from pope_align.cli import app
-from pope_align.data import Slate, encode_slates, group_folds, group_split, read_slates, write_slates
-from pope_align.fit_report import FitReport, response_key
-from pope_align.logging_policy import score_slates
-from pope_align.model import load_model, load_tokenizer
+from pope_align.propensity.fit_report import FitReport, response_key
+from pope_align.propensity.logging_policy import score_slates
 from typer.testing import CliRunner
 
 CONFIG = BehaviourConfig(max_length=64, epochs=4, learning_rate=3e-3, batch_slates=2)

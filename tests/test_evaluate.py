@@ -17,7 +17,7 @@ from pope_align.metrics.figures import bars, pareto
 from pope_align.metrics.page import write_page
 from pope_align.metrics.registry import BY_NAME
 from pope_align.metrics.summary import summarize, write_json, write_prompt_metrics
-from pope_align.scoring import score_responses
+from pope_align.propensity.scoring import score_responses
 
 TEXT = json.loads((Path(__file__).parent / "golden" / "text.json").read_text())
 

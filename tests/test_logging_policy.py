@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pope_align.scoring as scoring
+import pope_align.propensity.scoring as scoring
 import pytest
 import torch
 from pope_align.data import Slate, TokenRows, encode_slate, read_slates, write_slates
-from pope_align.logging_policy import check_token_counts, score_slates
-from pope_align.scoring import model_fingerprint
+from pope_align.propensity.logging_policy import check_token_counts, score_slates
+from pope_align.propensity.scoring import model_fingerprint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -286,7 +286,7 @@ def test_recorded_log_probabilities_are_not_overwritten_unasked(tokenizer: PreTr
 
 
 def test_what_is_cut_is_reported(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pope_align.logging_policy"):
+    with caplog.at_level(logging.INFO, logger="pope_align.propensity.logging_policy"):
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=128)
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=20)
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]

@@ -13,7 +13,6 @@ import torch
 from pope_align.cli import app
 from pope_align.data import Slate, write_slates
 from pope_align.generation.generations import Generation, GenerationSet, slate_keys, write_generations
-from pope_align.logging_policy import score_slates
 from pope_align.ope import (
     LoggedSlates,
     Predictions,
@@ -23,6 +22,7 @@ from pope_align.ope import (
     pope_value,
     predict_with,
 )
+from pope_align.propensity.logging_policy import score_slates
 from typer.testing import CliRunner
 
 

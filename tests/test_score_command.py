@@ -18,7 +18,12 @@ from pope_align.data import read_slates, write_slates
 #: One process imports the libraries; the runs are its children and start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["pope_align.cli.console", "pope_align.logging_policy", "transformers.models.llama.modeling_llama", "tokenizers"]
+    [
+        "pope_align.cli.console",
+        "pope_align.propensity.logging_policy",
+        "transformers.models.llama.modeling_llama",
+        "tokenizers",
+    ]
 )
 
 

@@ -130,7 +130,7 @@ def test_a_model_trained_in_mixed_precision_is_scored_in_its_own(
     make_tiny_model, tiny_tokenizer, make_slates, tmp_path
 ) -> None:
     """accelerate leaves its autocast around ``forward``; what the head computes is judged without it."""
-    from pope_align.logging_policy import score_slates
+    from pope_align.propensity.logging_policy import score_slates
 
     slates = make_slates(2)
     trainer, _ = trained(make_tiny_model(), slates, tiny_tokenizer, config(tmp_path, bf16=True))
@@ -358,7 +358,7 @@ def test_unscored_slates_are_refused_before_a_model_is_loaded(make_slates, tmp_p
 
 
 def test_log_probabilities_of_other_tokens_are_refused(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
-    from pope_align.logging_policy import score_slates
+    from pope_align.propensity.logging_policy import score_slates
 
     scored = score_slates(make_slates(2, scored=False), make_tiny_model(), tiny_tokenizer, how="proxy", max_length=12)
     with pytest.raises(ValueError, match=r"train_dataset: slate 1 .*max_length"):

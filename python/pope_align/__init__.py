@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .data import Slate as Slate
     from .data import read_slates as read_slates
     from .data import write_slates as write_slates
-    from .logging_policy import score_slates as score_slates
     from .ope import evaluate_policies as evaluate_policies
+    from .propensity.logging_policy import score_slates as score_slates
     from .training.config import PopeConfig as PopeConfig
     from .training.trainer import PopeTrainer as PopeTrainer
 
@@ -23,7 +23,7 @@ _HOMES = {
     "Slate": "data",
     "evaluate_policies": "ope",
     "read_slates": "data",
-    "score_slates": "logging_policy",
+    "score_slates": "propensity.logging_policy",
     "write_slates": "data",
 }
 __all__ = sorted(_HOMES)

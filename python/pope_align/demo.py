@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from pope_core.types import DiversityForm, Normalization
 
-from .behaviour_cloning import fit_behaviour_policy
 from .data import Slate, group_split, read_slates, slate_group, write_slates
-from .fit_report import BehaviourConfig, FitReport
 from .generation.generate import Sampling, generate
-from .logging_policy import score_slates
 from .model import best_device, load_model, load_tokenizer
 from .ope import Comparison, Confidence, Estimate, Evaluation, compare, evaluate_policies
+from .propensity.behaviour_cloning import fit_behaviour_policy
+from .propensity.fit_report import BehaviourConfig, FitReport
+from .propensity.logging_policy import score_slates
 from .training.config import PopeConfig
 from .training.run import run_training
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from ..fit_report import FitReport
+    from ..propensity.fit_report import FitReport
 
 
 def fit_logger(
@@ -48,10 +48,10 @@ def fit_logger(
 
         pope fit-logger votes.jsonl --model openai-community/gpt2 --folds 5 --output scored.jsonl
     """
-    from ..behaviour_cloning import cross_fitted_slates, fit_behaviour_policy
     from ..data import group_split, read_slates, slate_group, write_slates
-    from ..fit_report import BehaviourConfig
     from ..model import best_device, load_model, load_tokenizer
+    from ..propensity.behaviour_cloning import cross_fitted_slates, fit_behaviour_policy
+    from ..propensity.fit_report import BehaviourConfig
     from .console import err, progress
 
     config = BehaviourConfig(

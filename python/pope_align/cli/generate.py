@@ -91,7 +91,7 @@ def generate(
 def _transformers(model: str, adapter: Path | None, dtype: str, batch_size: int) -> TransformersEngine:
     from ..generation.generate import TransformersEngine, load_adapter
     from ..model import best_device, load_model, load_tokenizer
-    from ..scoring import model_fingerprint
+    from ..propensity.scoring import model_fingerprint
 
     policy = load_model(model, dtype=dtype)
     if adapter is not None:

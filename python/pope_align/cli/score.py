@@ -34,9 +34,9 @@ def score(
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy --output scored.jsonl
     """
     from ..data import read_slates, write_slates
-    from ..fit_report import FitReport
-    from ..logging_policy import score_slates
     from ..model import best_device, load_model, load_tokenizer
+    from ..propensity.fit_report import FitReport
+    from ..propensity.logging_policy import score_slates
     from .console import err, progress
 
     slates = read_slates(log, skip_bad_rows=skip_bad_rows)

@@ -31,7 +31,7 @@ class Slate:
     ranks: list[int] | None = None  # [k] 1 = best
     slate_id: str | None = None
     responders: list[str] | None = None  # [k] who or what answered
-    logging_policy: dict[str, Any] | None = None  # where logging_logprobs came from; see pope_align.logging_policy
+    logging_policy: dict[str, Any] | None = None  # where logging_logprobs came from; see propensity.logging_policy
     group_scores: list[dict[str, float]] | None = None  # [k] feedback by group of raters; a group may have none
     origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from pope_core.types import DiversityForm, Normalization
 
-from ..behaviour_cloning import fit_behaviour_policy
 from ..cli.console import progress
 from ..data import Slate, group_split, slate_group
-from ..fit_report import BehaviourConfig
-from ..logging_policy import score_slates
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, LoggedSlates, compare, pope_value
+from ..propensity.behaviour_cloning import fit_behaviour_policy
+from ..propensity.fit_report import BehaviourConfig
+from ..propensity.logging_policy import score_slates
 from ..training.config import PopeConfig
 from ..training.trainer import PopeTrainer
 from .parts import three_parts

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from .._extras import require
-from ..behaviour_cloning import fit_behaviour_policy
 from ..cli.console import progress
 from ..data import Slate, encode_slates, group_split, slate_group
-from ..fit_report import BehaviourConfig
-from ..logging_policy import score_slates
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, Evaluation, evaluate_policies
-from ..scoring import score_responses
+from ..propensity.behaviour_cloning import fit_behaviour_policy
+from ..propensity.fit_report import BehaviourConfig
+from ..propensity.logging_policy import score_slates
+from ..propensity.scoring import score_responses
 from ..training.baselines import Method, make_baseline
 from ..training.config import PopeConfig
 from ..training.run import run_baseline, run_training

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._extras import require
-from ..scoring import model_fingerprint
+from ..propensity.scoring import model_fingerprint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

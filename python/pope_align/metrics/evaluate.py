@@ -18,7 +18,7 @@ from ..generation.generations import (
     prompt_text,
     slate_keys,
 )
-from ..scoring import Progress, score_responses
+from ..propensity.scoring import Progress, score_responses
 from .distribution import choice_probability, distributional_alignment, plackett_luce_loglik
 from .diversity import diversity, vendi_score
 from .embeddings import Embedder

@@ -24,7 +24,7 @@ class PolicyScores:
 
     logprobs: Floats  # [R] totals in nats, or means where the log holds means
     tokens: Integers | None = None  # [R] tokens the totals were summed over; None: those of the log
-    provenance: Mapping[str, Any] | None = None  # as `pope_align.logging_policy` writes it
+    provenance: Mapping[str, Any] | None = None  # as `pope_align.propensity.logging_policy` writes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class LoggedSlates:
                 query, a conversation, a user. None: every slate is its own.
             how: how the logging policy's log-probabilities were obtained.
             utility_range: declared least and greatest utility.
-            provenance: of ``logging_logprobs``, as `pope_align.logging_policy` writes it.
+            provenance: of ``logging_logprobs``, as `pope_align.propensity.logging_policy` writes it.
             slates: the rows the arrays came from, for rewards that read text.
 
         Raises:

@@ -22,8 +22,8 @@ def provenance_differences(logging: Mapping[str, Any] | None, target: Mapping[st
     """One sentence for every reason to doubt ``l_theta - l_0``; nothing where the provenance is not known.
 
     Args:
-        logging, target: as `pope_align.logging_policy` writes them, with any of ``engine``, ``temperature``, ``top_p``,
-            ``top_k``, ``min_p`` and ``repetition_penalty`` added by whoever sampled the log.
+        logging, target: as `pope_align.propensity.logging_policy` writes them, with any of ``engine``, ``temperature``,
+            ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` added by whoever sampled the log.
     """
     logging, target = logging or {}, target or {}
     for key, what in _SAME.items():

@@ -25,7 +25,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How missing log-probabilities are computed; see `pope_align.scoring.score_responses`.
+    """How missing log-probabilities are computed; see `pope_align.propensity.scoring.score_responses`.
 
     ``max_length`` and ``dtype`` None: those the log was scored with, else 1024 and "float32".
     """
@@ -58,7 +58,7 @@ def score_policy(
             missing; what `pope_align.data.encode_slate` refuses.
     """
     from ..data.tokenize import encode_slates
-    from ..logging_policy import check_token_counts, score_slates
+    from ..propensity.logging_policy import check_token_counts, score_slates
 
     logged: dict[str, Any] = slates[0].logging_policy or {}
     max_length = int(scoring.max_length or logged.get("max_length") or 1024)

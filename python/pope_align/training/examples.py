@@ -18,7 +18,7 @@ from ..data.collate import SlateCollator, SlateExample
 from ..data.feedback import to_utility
 from ..data.schema import Slate, SlateLog, read_slates
 from ..data.tokenize import encode_slates
-from ..logging_policy import check_token_counts
+from ..propensity.logging_policy import check_token_counts
 from .config import PopeConfig
 
 logger = get_logger(__name__)  # of the main process alone

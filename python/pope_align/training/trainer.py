@@ -22,7 +22,7 @@ from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate
 from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
 from ..model import check_head, load_model, load_tokenizer, sharing_obstacle
-from ..scoring import score_responses
+from ..propensity.scoring import score_responses
 from .callbacks import OverlapWatch
 from .card import model_card
 from .checkpoint import last_checkpoint

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._journal import Journal
-from .data.rows import Tree, lay_out
-from .data.tokenize import EncodedSlate
-from .model import check_head, response_logprobs, rows_on, sharing_obstacle
+from .._journal import Journal
+from ..data.rows import Tree, lay_out
+from ..data.tokenize import EncodedSlate
+from ..model import check_head, response_logprobs, rows_on, sharing_obstacle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

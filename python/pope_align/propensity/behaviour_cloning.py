@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ._extras import require
-from .data.rows import Tree, lay_out
-from .data.schema import Slate
-from .data.split import group_folds, group_split
-from .data.tokenize import EncodedSlate, encode_slates
+from .._extras import require
+from ..data.rows import Tree, lay_out
+from ..data.schema import Slate
+from ..data.split import group_folds, group_split
+from ..data.tokenize import EncodedSlate, encode_slates
+from ..model import response_logprobs, rows_on, sharing_obstacle
 from .fit_report import BehaviourConfig, Evaluation, FitReport, response_key
 from .logging_policy import score_slates
-from .model import response_logprobs, rows_on, sharing_obstacle
 from .scoring import Progress, score_responses
 
 if TYPE_CHECKING:

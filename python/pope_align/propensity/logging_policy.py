@@ -12,8 +12,8 @@ the provenance beside them as ``Slate.logging_policy``:
 ``dtype``                  of the weights
 ``max_length``             tokens of prompt and response that were kept
 ``versions``               of torch, transformers and pope-core
-``fit``                    of a behaviour-cloned policy with a report (`pope_align.fit_report`): held-out nats per
-                           token before and after, responses fitted to, seed, ``fold`` and ``folds`` when
+``fit``                    of a behaviour-cloned policy with a report (`propensity.fit_report`): held-out nats per token
+                           before and after, responses fitted to, seed, ``fold`` and ``folds`` when
                            cross-fitted, and ``in_sample``, how many of this slate's responses it was fitted to
 =========================  ================================================================================
 """
@@ -29,8 +29,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .data.schema import Slate
-from .data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
+from ..data.schema import Slate
+from ..data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
 from .fit_report import FitReport, response_key
 from .scoring import Progress, model_fingerprint, score_responses
 
@@ -58,7 +58,7 @@ def score_slates(
 ) -> list[Slate]:
     """The same slates with ``logging_logprobs`` (totals, nats), ``completion_tokens`` and ``logging_policy`` filled in.
 
-    The log-probabilities are those of `pope_align.scoring.score_responses`, which batches by length, resumes from
+    The log-probabilities are those of `propensity.scoring.score_responses`, which batches by length, resumes from
     ``cache_dir`` after a kill, and leaves the model's modes and every random state as they were.
 
     Args:
