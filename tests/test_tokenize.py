@@ -18,7 +18,7 @@ from pope_align.data import (
     to_utility,
 )
 from pope_align.data.tokenize import tokenizer_fingerprint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -122,19 +122,53 @@ def test_characters_that_merge_across_the_boundary_are_split_there_and_counted()
     assert str(report).endswith("; 1 responses split from the prompt")
 
 
+def metaspace_tokenizer(scheme: str, *merges: str) -> PreTrainedTokenizerFast:
+    """A SentencePiece-like tokenizer: a space before every text (always, first), or none (never)."""
+    characters = [*"▁abcdeGB:?.\n", *merges]
+    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *characters])}
+    backend = Tokenizer(models.BPE(vocab, [(merge[0], merge[1]) for merge in merges], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+@pytest.mark.parametrize(
+    ("prompt", "completion", "last", "tokens"),
+    [("a: ", "Gab", "▁", ["G", "ab"]), ("a", "b", "a", ["b"]), ("a", "b b", "a", ["b", "▁", "b"])],
+)
+def test_a_response_apart_from_its_prompt_gets_no_space_of_its_own(scheme, prompt, completion, last, tokens) -> None:
+    """A prompt that ends with a space, or a character that merges: the same split as with a byte-level tokenizer."""
+    tokenizer = metaspace_tokenizer(scheme, "▁G", "ab")
+    encoded = encode_slate(Slate(prompt, [completion], [1.0]), tokenizer, max_length=100)
+    assert tokenizer.convert_ids_to_tokens(encoded.prompt_ids)[-1] == last
+    assert tokenizer.convert_ids_to_tokens(encoded.completion_ids[0]) == [*tokens, "</s>"]
+    assert encoded.boundary_splits == 1
+
+
 def test_a_tokenizer_that_writes_a_lone_response_differently_is_refused() -> None:
-    """A SentencePiece-like tokenizer puts a space before every text: right when joined, wrong when split."""
-    vocab = {token: i for i, token in enumerate(["<u>", "▁", "a", "b", "ab"])}
-    backend = Tokenizer(models.BPE(vocab, [("a", "b")], unk_token="<u>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    backend.decoder = decoders.Metaspace(prepend_scheme="never")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<e>")
-    joined = encode_slate(Slate("a", ["a"], [1.0]), tokenizer, max_length=8)
-    assert (joined.prompt_ids, joined.completion_ids[0][:-1]) == ([1, 2], [2])
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("ab", "c")
     with pytest.raises(
         ValueError, match=r"slate 1 \(s1\): expected the prompt's tokens to be a prefix .*stands alone: 'b'"
     ):
         encode_slates([Slate("a", ["b"], [1.0], slate_id="s1")], tokenizer, max_length=8)
+
+
+@pytest.mark.parametrize("template", [None, "{{ bos_token }}" + CHATML])
+def test_a_prompt_that_is_cut_keeps_its_begin_of_sequence(template) -> None:
+    tokenizer = byte_tokenizer(template=template)
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    whole, cut = (
+        encode_slate(Slate("x" * 100, ["yes", "no"], [1.0, 0.0]), tokenizer, max_length=length) for length in (1000, 60)
+    )
+    assert len(cut.prompt_ids) == 60 - max(map(len, cut.completion_ids))
+    assert cut.prompt_ids == [whole.prompt_ids[0], *whole.prompt_ids[1 - len(cut.prompt_ids) :]]
+    assert cut.prompt_ids[0] == tokenizer.bos_token_id
+    assert cut.prompt_tokens_dropped == len(whole.prompt_ids) - len(cut.prompt_ids)
 
 
 def test_what_the_template_writes_after_the_turn_is_not_the_response() -> None:

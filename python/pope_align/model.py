@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -195,6 +195,35 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
         # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
         quantizer.remove_quantization_config(model)
     return model
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The model with its adapter added to its weights: the same log-probabilities, up to rounding.
+
+    An adapter on an embedding that is tied to the head leaves the head as it was, and merging would write into the
+    matrix of both; so they are untied first, in the configuration too.
+    """
+    base = model.get_base_model()
+    head, embedding = (_wrapped(module) for module in (base.get_output_embeddings(), base.get_input_embeddings()))
+    if head is not None and embedding is not None and head.weight is embedding.weight and _adapted(base):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    whole = cast(PreTrainedModel, model.merge_and_unload())
+    head, embedding = whole.get_output_embeddings(), whole.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        for config in (whole.config, whole.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return whole
+
+
+def _wrapped(module: torch.nn.Module | None) -> Any:
+    """The layer that an adapter wraps, or the layer itself."""
+    original = getattr(module, "original_module", None)  # of modules_to_save, which keep a trained copy beside it
+    return original if original is not None else getattr(module, "base_layer", module)
+
+
+def _adapted(base: PreTrainedModel) -> bool:
+    modules = (base.get_output_embeddings(), base.get_input_embeddings())
+    return any(_wrapped(module) is not module for module in modules)
 
 
 def best_device() -> torch.device:

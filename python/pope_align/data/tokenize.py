@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,6 +22,13 @@ _FINGERPRINT_TEXT = "The quick brown fox,  1234567890 naïve Zürich 東京 ми
 #: Stands for a response when the template is asked what it writes around one.
 _PROBE = "<probe>"
 
+#: How a chat template asks for the time.
+_CLOCK = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+
+#: Put before a response that is tokenised apart from its prompt: SentencePiece-like tokenizers write a space before
+#: every text, and after one of these they do not.
+_ANCHORS = ("", "\n", ".", "x")
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedSlate:
@@ -33,6 +43,7 @@ class EncodedSlate:
     completion_tokens_dropped: list[int] = field(default_factory=list)  # [k]
     boundary_splits: int = 0  # responses whose first characters merge with the prompt's last; see `encode_slate`
     tokenizer: str = ""  # `tokenizer_fingerprint` of the tokenizer
+    template_date: str | None = None  # the day that the chat template was given, where it asks for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,12 @@ class TruncationReport:
 
 
 def encode_slate(
-    slate: Slate, tokenizer: PreTrainedTokenizerBase, *, max_length: int, where: str = "slate"
+    slate: Slate,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    template_date: str | None = None,
+    where: str = "slate",
 ) -> EncodedSlate:
     """Token ids of one slate's prompt and responses.
 
@@ -91,28 +107,63 @@ def encode_slate(
 
     ``max_length`` covers prompt and response. If the prompt and the longest response do not fit, responses may take
     what the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt keeps the
-    rest and is cut on the left. All responses of a slate keep the same prompt.
+    rest and is cut on the left, after its begin-of-sequence token where it has one. All responses of a slate keep the
+    same prompt.
 
     Args:
+        template_date: the day, as 2026-11-28, that a chat template which writes today's date is given; None for the day
+            under which the slate was scored (``logging_policy["template_date"]``), else `today`.
         where: names the slate in errors.
 
     Raises:
-        ValueError: ``max_length < 2``; the template refuses the turns, does not extend its own prompt, or closes a turn
-            without a special token; turns without a template; a tokenizer without end-of-sequence token and template.
+        ValueError: ``max_length < 2``; a ``template_date`` that is no date; the template refuses the turns, does not
+            extend its own prompt, or closes a turn without a special token; turns without a template; a tokenizer
+            without end-of-sequence token and template.
     """
-    return _Format(tokenizer).encode(slate, max_length, where)
+    return _Format(tokenizer, template_date).encode(slate, max_length, where)
 
 
 def encode_slates(
-    slates: Iterable[Slate], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    slates: Iterable[Slate],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    template_date: str | None = None,
 ) -> tuple[list[EncodedSlate], TruncationReport]:
     """`encode_slate` for every slate of a log, in order, with one report of what was cut."""
-    chat = _Format(tokenizer)
+    chat = _Format(tokenizer, template_date)
     encoded = []
     for number, slate in enumerate(slates, start=1):
         name = f" ({slate.slate_id})" if slate.slate_id else ""
         encoded.append(chat.encode(slate, max_length, f"slate {number}{name}"))
     return encoded, TruncationReport.of(encoded, max_length)
+
+
+def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes today's date (Llama 3, SmolLM3, Granite and gpt-oss do)."""
+    return "strftime_now" in json.dumps(tokenizer.chat_template)
+
+
+@functools.cache
+def today() -> str:
+    """The day on which this process first asked, as 2026-11-28: work that runs past midnight keeps its date."""
+    return datetime.date.today().isoformat()
+
+
+def dated(template: str, date: str) -> str:
+    """``template`` with the day ``date`` (2026-11-28, at midnight) where it would ask for the time.
+
+    Raises:
+        ValueError: a template that puts the format of its date together while it runs.
+    """
+    day = datetime.datetime.fromisoformat(date)
+    text = _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
+    if "strftime_now(" in text:
+        raise ValueError(
+            "chat_template: expected strftime_now to be called with a format in quotes, so that a day can be put in "
+            f"its place, got {text[text.index('strftime_now(') :][:60]!r}"
+        )
+    return text
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -132,8 +183,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 class _Format:
     """How one tokenizer writes a prompt and a response."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_date: str | None) -> None:
         self.tokenizer = tokenizer
+        self.template_date = template_date
+        self.reads_clock = reads_clock(tokenizer)
         self.name = tokenizer.name_or_path or type(tokenizer).__name__
         self.fingerprint = tokenizer_fingerprint(tokenizer)
         added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
@@ -144,8 +197,9 @@ class _Format:
             raise ValueError(
                 f"max_length: expected an integer >= 2 (a prompt token and a response token), got {max_length}"
             )
+        date = self.date(slate)
         if self.tokenizer.chat_template:
-            prompt, wholes = self.render(slate, where)
+            prompt, wholes = self.render(slate, where, date)
             opening, closing = [], []
         else:
             prompt, wholes = self.plain(slate, where)
@@ -156,12 +210,13 @@ class _Format:
         completion_ids = [tail + closing for tail, _ in tails]
         prompt_limit, completion_limit = _fit(len(prompt_ids), max(map(len, completion_ids)), max_length)
         return EncodedSlate(
-            prompt_ids=prompt_ids[-prompt_limit:],
+            prompt_ids=self.cut_left(prompt_ids, prompt_limit),
             completion_ids=[ids[:completion_limit] for ids in completion_ids],
             prompt_tokens_dropped=max(len(prompt_ids) - prompt_limit, 0),
             completion_tokens_dropped=[max(len(ids) - completion_limit, 0) for ids in completion_ids],
             boundary_splits=sum(split for _, split in tails),
             tokenizer=self.fingerprint,
+            template_date=date,
         )
 
     # --- text: the prompt, and prompt + response for every response -------------------------------------------------
@@ -175,12 +230,14 @@ class _Format:
         prompt, *completions = [str(text) for text in texts]
         return prompt, [prompt + completion for completion in completions]
 
-    def render(self, slate: Slate, where: str) -> tuple[str, list[str]]:
+    def render(self, slate: Slate, where: str, date: str | None) -> tuple[str, list[str]]:
         turns = _turns("user", slate.prompt)
-        prompt = self.template(turns, where, generation_prompt=True)
-        probed = self.template([*turns, *_turns("assistant", _PROBE)], where)
+        text = self.tokenizer.get_chat_template()
+        write = functools.partial(self.template, text if date is None else dated(text, date), where=where)
+        prompt = write(turns, generation_prompt=True)
+        probed = write([*turns, *_turns("assistant", _PROBE)])
         after = self.after_end_of_turn(probed.rpartition(_PROBE)[2], where)
-        wholes = [self.template([*turns, *_turns("assistant", completion)], where) for completion in slate.completions]
+        wholes = [write([*turns, *_turns("assistant", completion)]) for completion in slate.completions]
         for whole in [probed, *wholes]:
             if not (whole.startswith(prompt) and whole.endswith(after)):
                 raise ValueError(
@@ -190,16 +247,28 @@ class _Format:
                 )
         return prompt, [whole[: len(whole) - len(after)] for whole in wholes]
 
-    def template(self, turns: list[Turn], where: str, *, generation_prompt: bool = False) -> str:
+    def date(self, slate: Slate) -> str | None:
+        """The day that the template is given; None where it asks for none."""
+        if not self.reads_clock:
+            return None
+        date = self.template_date or (slate.logging_policy or {}).get("template_date") or today()
+        try:
+            return datetime.date.fromisoformat(date).isoformat()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"template_date: expected a date such as 2026-11-28, got {date!r}") from error
+
+    def template(self, text: str, turns: list[Turn], *, where: str, generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError  # comes with every library that renders chat templates
 
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+            written = self.tokenizer.apply_chat_template(
+                turns, chat_template=text, tokenize=False, add_generation_prompt=generation_prompt
+            )
         except TemplateError as error:
             raise ValueError(
                 f"{where}: the chat template of tokenizer {self.name!r} refuses its turns: {error}"
             ) from error
-        return str(text)
+        return str(written)
 
     def after_end_of_turn(self, closing: str, where: str) -> str:
         """What the template writes after the end-of-turn token, given all that it writes after a response."""
@@ -223,14 +292,25 @@ class _Format:
         """The response's tokens, and whether it had to be split from the prompt."""
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             return whole_ids[len(prompt_ids) :], False
-        (tail_ids,) = self.ids([whole[len(prompt) :]])
-        if self.tokenizer.decode(prompt_ids + tail_ids) != self.tokenizer.decode(whole_ids):
-            raise ValueError(
-                f"{where}: expected the prompt's tokens to be a prefix of the whole's, got others at the boundary, "
-                f"and tokenizer {self.name!r} writes the response differently when it stands alone: "
-                f"{whole[len(prompt) :][:40]!r}"
-            )
-        return tail_ids, True
+        response = whole[len(prompt) :]
+        text = self.tokenizer.decode(whole_ids)
+        for anchor in _ANCHORS:
+            before, anchored = self.ids([anchor, anchor + response])
+            tail_ids = anchored[len(before) :]
+            if anchored[: len(before)] == before and self.tokenizer.decode(prompt_ids + tail_ids) == text:
+                return tail_ids, True
+        raise ValueError(
+            f"{where}: expected the prompt's tokens to be a prefix of the whole's, got others at the boundary, "
+            f"and tokenizer {self.name!r} writes the response differently when it stands alone: {response[:40]!r}"
+        )
+
+    def cut_left(self, prompt_ids: list[int], limit: int) -> list[int]:
+        """The last ``limit`` tokens, with the begin-of-sequence token in the place of the first where the prompt has
+        one: a model never saw a text without it.
+        """
+        if len(prompt_ids) > limit > 1 and prompt_ids[0] == self.tokenizer.bos_token_id:
+            return [prompt_ids[0], *prompt_ids[1 - limit :]]
+        return prompt_ids[-limit:]
 
     def opening(self) -> list[int]:
         """The begin-of-sequence token, for tokenizers that put one before every text."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .._journal import Journal
 from ..data import Slate, encode_slates
 from ..data.schema import Turn
+from ..data.tokenize import reads_clock, today
 from .generations import Generation, GenerationSet, slate_keys
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def generate(
     sampling: Sampling | None = None,
     seeds: Sequence[int] | None = None,
     batch_size: int = 16,
+    template_date: str | None = None,
     progress: Progress | None = None,
 ) -> list[list[str]]:
     """``n`` answers of a model to every prompt.
@@ -94,6 +96,7 @@ def generate(
         sampling: default: `Sampling()`.
         seeds: one integer per prompt; default: 0, 1, 2 ...
         batch_size: answers decoded together.
+        template_date: the day, as 2026-11-28, that a chat template which writes today's date is given; None for today.
         progress: called after every batch, and once before the first.
 
     Returns:
@@ -114,7 +117,8 @@ def generate(
     report(0, len(requests), 0)
     texts = [""] * len(requests)
     tokens = 0
-    answers = TransformersEngine(model, tokenizer, batch_size=batch_size).run(requests, sampling)
+    engine = TransformersEngine(model, tokenizer, batch_size=batch_size, template_date=template_date)
+    answers = engine.run(requests, sampling)
     for done, (index, completion) in enumerate(answers, start=1):
         texts[index] = completion.text
         tokens += completion.tokens
@@ -189,12 +193,12 @@ def answer_seed(prompt_seed: int | str, number: int) -> int:
 def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PreTrainedModel:
     """``model`` with the adapter of a folder (LoRA and its relatives) merged into its weights."""
     from .._extras import require
+    from ..model import merged
 
     peft = require("peft", extra="train", purpose="to load adapters")
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"adapter: expected a folder with adapter_config.json, got {os.fspath(adapter)!r}")
-    merged: PreTrainedModel = peft.PeftModel.from_pretrained(model, os.fspath(adapter)).merge_and_unload()
-    return merged
+    return merged(peft.PeftModel.from_pretrained(model, os.fspath(adapter)))
 
 
 class TransformersEngine:
@@ -203,6 +207,7 @@ class TransformersEngine:
     Args:
         model, tokenizer: as in `generate`.
         batch_size: answers decoded together.
+        template_date: as in `generate`; kept in ``about`` where the template asks for it.
     """
 
     def __init__(
@@ -211,12 +216,15 @@ class TransformersEngine:
         tokenizer: PreTrainedTokenizerBase,
         *,
         batch_size: int = 16,
+        template_date: str | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size}")
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.about = {"engine": "transformers", "dtype": str(model.dtype).removeprefix("torch."), **(about or {})}
+        if reads_clock(tokenizer):
+            self.about["template_date"] = template_date or today()
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Batches of prompts alike in length, longest first: a batch too large for the memory fails at the start."""
@@ -241,7 +249,8 @@ class TransformersEngine:
         """Token ids of the prompts, as training and scoring write them, and the tokens that end an answer."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         slates = [Slate(prompt, [_PROBE], [0.0]) for prompt in prompts]
-        encoded, _ = encode_slates(slates, self.tokenizer, max_length=2**31)
+        date = self.about.get("template_date")
+        encoded, _ = encode_slates(slates, self.tokenizer, max_length=2**31, template_date=date)
         for number, slate in enumerate(encoded, start=1):
             if len(slate.prompt_ids) + sampling.max_new_tokens > context:
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 _SAME = {
     "tokenizer_fingerprint": "tokenizers",
     "chat_template": "chat templates",
+    "template_date": "dates in the chat template",
     "dtype": "dtypes",
     "max_length": "max_length",
     "engine": "inference engines",

@@ -23,7 +23,7 @@ from ..data.rows import Tree, lay_out
 from ..data.schema import Slate
 from ..data.split import group_folds, group_split
 from ..data.tokenize import EncodedSlate, encode_slates
-from ..model import response_logprobs, rows_on, sharing_obstacle
+from ..model import merged, response_logprobs, rows_on, sharing_obstacle
 from .fit_report import BehaviourConfig, Evaluation, FitReport, response_key
 from .logging_policy import score_slates
 from .scoring import Progress, score_responses
@@ -90,7 +90,7 @@ def fit_behaviour_policy(
             fitted = _with_adapter(fitted, config.lora_rank)
         evaluations, best = _Fit(fitted, config, train, heldout).run(progress)
         if config.lora_rank is not None:
-            fitted = fitted.merge_and_unload()
+            fitted = merged(fitted)
     prompts = {json.dumps(slate.prompt) for slate in train_slates}
     report = FitReport(
         train_slates=len(train),

@@ -11,6 +11,7 @@ the provenance beside them as ``Slate.logging_policy``:
 ``chat_template``          hash of the template, None without one
 ``dtype``                  of the weights
 ``max_length``             tokens of prompt and response that were kept
+``template_date``          the day that the chat template was given; only where it writes today's date
 ``versions``               of torch, transformers and pope-core
 ``fit``                    of a behaviour-cloned policy with a report (`propensity.fit_report`): held-out nats per token
                            before and after, responses fitted to, seed, ``fold`` and ``folds`` when
@@ -54,6 +55,7 @@ def score_slates(
     overwrite: bool = False,
     fit: FitReport | None = None,
     fold: tuple[int, int] | None = None,
+    template_date: str | None = None,
     progress: Progress | None = None,
 ) -> list[Slate]:
     """The same slates with ``logging_logprobs`` (totals, nats), ``completion_tokens`` and ``logging_policy`` filled in.
@@ -73,6 +75,7 @@ def score_slates(
         fit: the report of a behaviour-cloned model's fit, for the provenance. Responses that the model was fitted to
             are counted there, and warned of: their log-probabilities are too high.
         fold: number of this fold and of all folds, when cross-fitted.
+        template_date: as in `encode_slate`.
         progress: called after every batch, and once before the first.
 
     Raises:
@@ -86,7 +89,7 @@ def score_slates(
         _check_fit(fit, how, max_length)
     if not overwrite:
         _refuse_scored(slates)
-    encoded, report = encode_slates(slates, tokenizer, max_length=max_length)
+    encoded, report = encode_slates(slates, tokenizer, max_length=max_length, template_date=template_date)
     logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s", report)
     fingerprint = model_fingerprint(model)
     policy = _provenance(how, model, fingerprint, tokenizer, max_length)
@@ -96,6 +99,8 @@ def score_slates(
     scored = []
     for slate, tokens, of_slate in zip(slates, encoded, totals, strict=True):
         its_policy = dict(policy)
+        if tokens.template_date is not None:
+            its_policy["template_date"] = tokens.template_date
         if fit is not None:
             its_policy["fit"] = {**policy["fit"], "in_sample": _in_sample(slate, fit)}
         counts = [len(ids) for ids in tokens.completion_ids]

@@ -6,11 +6,16 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from accelerate.logging import get_logger
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = get_logger(__name__)
+
+
+#: What a process of ours adds to a checkpoint, by its index.
+STATE_FILE = "slate_window_{}.pt"
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
@@ -25,6 +30,16 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
             return str(path)
         logger.warning("%s: passed over, because writing it was interrupted", path)
     return None
+
+
+def checkpoint_date(output_dir: str | os.PathLike[str]) -> str | None:
+    """The ``template_date`` of the run whose checkpoints are in ``output_dir``; None without one."""
+    folder = last_checkpoint(output_dir)
+    state = Path(folder) / STATE_FILE.format(0) if folder else None
+    if state is None or not state.exists():
+        return None
+    date: str | None = torch.load(state, map_location="cpu", weights_only=True).get("template_date")
+    return date
 
 
 def _step(path: Path) -> int | None:

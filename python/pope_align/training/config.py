@@ -46,6 +46,8 @@ class PopeConfig(TrainingArguments):
     Data:
         utility_transform: how the scores of a slate become utilities in [0, 1]; see `pope_align.data.to_utility`.
         max_length: tokens of prompt and response that are kept.
+        template_date: the day, as 2026-11-28, that a chat template which writes today's date is given; None for the
+            day under which each slate was scored, or where the log does not say, the one on which the run began.
 
     Model:
         model_dtype: of the weights, when the model is given by name.
@@ -116,6 +118,10 @@ class PopeConfig(TrainingArguments):
         default="minmax", metadata={"help": "How the scores of a slate become utilities in [0, 1]."}
     )
     max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response that are kept."})
+    template_date: str | None = field(
+        default=None,
+        metadata={"help": "Day (2026-11-28) for chat templates that write today's date; none for the log's or run's."},
+    )
 
     # model
     model_dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(

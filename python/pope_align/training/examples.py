@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collate import SlateCollator, SlateExample
 from ..data.feedback import to_utility
 from ..data.schema import Slate, SlateLog, read_slates
-from ..data.tokenize import encode_slates
+from ..data.tokenize import encode_slates, reads_clock, today
+from ..distributed import from_main_process
 from ..propensity.logging_policy import check_token_counts
+from .checkpoint import checkpoint_date
 from .config import PopeConfig
 
 logger = get_logger(__name__)  # of the main process alone
@@ -137,6 +139,18 @@ def num_slates(batch: Mapping[str, torch.Tensor]) -> int:
     return batch["slate_index"].shape[0]
 
 
+def fix_template_date(args: PopeConfig, tokenizer: PreTrainedTokenizerBase, slates: Sequence[Slate]) -> None:
+    """Fill ``args.template_date`` where a chat template writes today's date and slates do not say which.
+
+    It is the day on which the run in ``output_dir`` began: one that is resumed after midnight sees the same prompts.
+    """
+    if args.template_date is not None or not reads_clock(tokenizer):
+        return
+    if not all((slate.logging_policy or {}).get("template_date") for slate in slates):
+        args.template_date = from_main_process(lambda: checkpoint_date(args.output_dir) or today())
+        logger.info("template_date: %s, which the chat template is given for every slate", args.template_date)
+
+
 def slate_dataset(
     name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
 ) -> SlateDataset:
@@ -155,7 +169,7 @@ def slate_examples(
     Raises:
         ValueError: log-probabilities that were summed over other tokens than these.
     """
-    encoded, report = encode_slates(slates, tokenizer, max_length=args.max_length)
+    encoded, report = encode_slates(slates, tokenizer, max_length=args.max_length, template_date=args.template_date)
     logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s: %s", name, report)
     examples = []
     for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):

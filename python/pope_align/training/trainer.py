@@ -25,13 +25,14 @@ from ..model import check_head, load_model, load_tokenizer, sharing_obstacle
 from ..propensity.scoring import score_responses
 from .callbacks import OverlapWatch
 from .card import model_card
-from .checkpoint import last_checkpoint
+from .checkpoint import STATE_FILE, last_checkpoint
 from .config import PopeConfig
 from .examples import (
     IndexedCollator,
     SlateDataset,
     SlateSampler,
     SlateSource,
+    fix_template_date,
     num_slates,
     scored_slates,
     slate_dataset,
@@ -95,6 +96,7 @@ class PopeTrainer(Trainer):
         _check_sizes(train_slates, args)
         name = model if isinstance(model, str) else model.config.name_or_path
         tokenizer = processing_class or load_tokenizer(name)
+        fix_template_date(args, tokenizer, [*train_slates, *(eval_slates or [])])
         train_data = slate_dataset("train_dataset", train_slates, tokenizer, args)
         eval_data = None if eval_slates is None else slate_dataset("eval_dataset", eval_slates, tokenizer, args)
         if isinstance(model, str):
@@ -248,6 +250,7 @@ class PopeTrainer(Trainer):
             "window": self.train_window.state_dict(),
             "data": self.train_dataset.fingerprint(),
             "slates_before": self.slate_table.before,
+            "template_date": self.args.template_date,
         }
         torch.save(state, self._state_path(output_dir))
         self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
@@ -270,7 +273,7 @@ class PopeTrainer(Trainer):
         self.slate_table.before = state["slates_before"]
 
     def _state_path(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"slate_window_{self.args.process_index}.pt"
+        return Path(checkpoint) / STATE_FILE.format(self.args.process_index)
 
     @contextmanager
     def _naming(self, batch: dict[str, torch.Tensor]) -> Iterator[None]:
