@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pope_align.propensity.scores as scores_module
 import pope_align.propensity.scoring as scoring
 import pytest
 import torch
 from pope_align.data import Slate, TokenRows, encode_slate, read_slates, write_slates
 from pope_align.propensity.logging_policy import check_token_counts, score_slates
+from pope_align.propensity.scores import score_model
 from pope_align.propensity.scoring import model_fingerprint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -286,7 +288,7 @@ def test_recorded_log_probabilities_are_not_overwritten_unasked(tokenizer: PreTr
 
 
 def test_what_is_cut_is_reported(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pope_align.propensity.logging_policy"):
+    with caplog.at_level(logging.INFO, logger="pope_align.propensity.scores"):
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=128)
         score_slates(SLATES, llama(), tokenizer, how="proxy", max_length=20)
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
@@ -329,3 +331,33 @@ def test_a_changed_number_of_the_cache_is_computed_again(
     after = score_slates(SLATES, model, tokenizer, **options)
     assert totals_of(after) == totals_of(before)
     assert "unfinished or changed; what they held is done again" in caplog.text
+
+
+def test_any_model_is_scored_without_touching_what_the_slates_carry(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A target's scores are its own: no ``how``, no slate relabelled, tokens and parameters read once."""
+    model, logged = llama(), [replace(slate, logging_logprobs=[-9.0] * len(slate.completions)) for slate in SLATES]
+    scores = score_model(logged, model, tokenizer, max_length=128)
+    scored = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
+    assert scores.totals == [slate.logging_logprobs for slate in scored]
+    assert scores.tokens == [slate.completion_tokens for slate in scored]
+    assert {"how": "proxy", **scores.provenance} == scored[0].logging_policy
+    assert all(slate.logging_logprobs == [-9.0] * len(slate.completions) for slate in logged)
+    tokens, nats = sum(map(sum, scores.tokens)), -sum(map(sum, scores.totals))
+    assert scores.nats_per_token == nats / tokens
+
+
+def test_a_command_reads_tokens_and_parameters_once(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama()
+    encoded = [encode_slate(slate, tokenizer, max_length=128) for slate in SLATES]
+    first = score_model(encoded, model, tokenizer, max_length=128, cache_dir=tmp_path)
+    monkeypatch.setattr(scores_module, "encode_slates", None)
+    monkeypatch.setattr(scores_module, "model_fingerprint", None)
+    monkeypatch.setattr(scoring, "model_fingerprint", None)
+    monkeypatch.setattr(scoring, "response_logprobs", None)  # all of it from the cache
+    again = score_model(encoded, model, tokenizer, max_length=128, cache_dir=tmp_path, provenance=first.provenance)
+    assert again == first
+    other = [replace(slate, tokenizer="another") for slate in encoded]
+    with pytest.raises(ValueError, match=r"slates: slate 1: expected tokens of tokenizer .*, got those of 'another'"):
+        score_model(other, model, tokenizer, max_length=128)

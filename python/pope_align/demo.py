@@ -127,7 +127,7 @@ def run_demo(
 
     Args:
         say: shows a line about what happens.
-        progress: a context manager that takes what is done and in which unit, and gives a `scoring.Progress`.
+        progress: a context manager that takes what is done and in which unit, and gives a `OnProgress`.
         callbacks: of the trainer, to show its progress.
     """
     config.output_dir.mkdir(parents=True, exist_ok=True)

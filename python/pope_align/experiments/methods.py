@@ -24,7 +24,7 @@ from ..propensity.behaviour_cloning import fit_behaviour_policy
 from ..propensity.fit_report import BehaviourConfig
 from ..propensity.logging_policy import score_slates
 from ..propensity.scoring import score_responses
-from ..training.baselines import Method, make_baseline
+from ..training.baselines import TrainingMethod, make_baseline
 from ..training.config import PopeConfig
 from ..training.run import run_baseline, run_training
 from .parts import three_parts
@@ -59,7 +59,7 @@ class Study:
 
 def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     """Clone, train, evaluate; the trained models are left in ``output``, a folder for each method."""
-    arguments = {method: _arguments(method, output / method, study) for method in get_args(Method)}
+    arguments = {method: _arguments(method, output / method, study) for method in get_args(TrainingMethod)}
     tokenizer = load_tokenizer(model)
     parts = three_parts(log, study.seed)
     train, held_out = parts.train + parts.validation, parts.test
@@ -75,7 +75,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
         )
     encoded, _ = encode_slates(held_out, tokenizer, max_length=study.max_length)
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
-    for method in get_args(Method):
+    for method in get_args(TrainingMethod):
         _say(f"training {method} on {len(train)} slates")
         trained = _train(method, copy.deepcopy(policy.model), arguments[method], train, tokenizer)
         with progress(f"scoring with {method}", "tokens") as report:
@@ -107,7 +107,7 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _arguments(method: Method, folder: Path, study: Study) -> TrainingArguments:
+def _arguments(method: TrainingMethod, folder: Path, study: Study) -> TrainingArguments:
     shared: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": study.epochs,
@@ -130,7 +130,7 @@ def _arguments(method: Method, folder: Path, study: Study) -> TrainingArguments:
 
 
 def _train(
-    method: Method, model: PreTrainedModel, args: TrainingArguments, train: list[Slate], tokenizer: Any
+    method: TrainingMethod, model: PreTrainedModel, args: TrainingArguments, train: list[Slate], tokenizer: Any
 ) -> PreTrainedModel:
     if method == "pope":
         assert isinstance(args, PopeConfig)

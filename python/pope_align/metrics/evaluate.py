@@ -18,7 +18,7 @@ from ..generation.generations import (
     prompt_text,
     slate_keys,
 )
-from ..propensity.scoring import Progress, score_responses
+from ..propensity.scoring import OnProgress, score_responses
 from .distribution import choice_probability, distributional_alignment, plackett_luce_loglik
 from .diversity import diversity, vendi_score
 from .embeddings import Embedder
@@ -70,7 +70,7 @@ def evaluate_generations(
     score_references: ReferenceScorer | None = None,
     align_fn: AlignFn | None = None,
     tokenize: Callable[[str], Sequence[str]] = words,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> PromptMetrics:
     """Every metric of `registry.METRICS` that the inputs allow, for every prompt with answers and references.
 
@@ -135,7 +135,7 @@ def policy_scores(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[Floats]:
     """The policy's ``l_theta(y_j | q)`` of every completion of every slate: nats per token."""
     encoded, _ = encode_slates(slates, tokenizer, max_length=max_length)
@@ -158,7 +158,7 @@ def _embed(
     joined: Sequence[tuple[Generation, int]],
     references: Sequence[Slate],
     embedder: Embedder,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> dict[str, Floats]:
     """The vector of every text that a metric needs."""
     texts: dict[str, None] = {}

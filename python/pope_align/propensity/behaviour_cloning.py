@@ -24,9 +24,9 @@ from ..data.schema import Slate
 from ..data.split import group_folds, group_split
 from ..data.tokenize import EncodedSlate, encode_slates
 from ..model import merged, response_logprobs, rows_on, sharing_obstacle
-from .fit_report import BehaviourConfig, Evaluation, FitReport, response_key
+from .fit_report import BehaviourConfig, FitReport, HeldOutScore, response_key
 from .logging_policy import score_slates
-from .scoring import Progress, score_responses
+from .scoring import OnProgress, score_responses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ def fit_behaviour_policy(
     heldout_slates: Sequence[Slate],
     config: BehaviourConfig | None = None,
     *,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> BehaviourPolicy:
     """Fit a copy of ``model`` to all logged responses by maximum likelihood, stopped early on held-out ones.
 
@@ -119,7 +119,7 @@ def cross_fitted_slates(
     folds: int = 5,
     cache_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[list[Slate], list[FitReport]]:
     """Score every response with a behaviour-cloned policy that saw nothing of its group.
 
@@ -168,7 +168,7 @@ def cross_fitted_slates(
     return [scored[number] for number in range(len(slates))], reports
 
 
-def _part(progress: Progress | None, fold: int, folds: int) -> Progress | None:
+def _part(progress: OnProgress | None, fold: int, folds: int) -> OnProgress | None:
     """The progress of one fold's fit as that of all folds, counted alike."""
     return None if progress is None else lambda done, of: progress(fold * of + done, folds * of)
 
@@ -198,10 +198,10 @@ class _Fit:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.order = torch.Generator().manual_seed(config.seed)
 
-    def run(self, progress: Progress | None) -> tuple[list[Evaluation], int]:
+    def run(self, progress: OnProgress | None) -> tuple[list[HeldOutScore], int]:
         """Train, and leave the best weights in the model."""
         config, report = self.config, progress or (lambda done, of: None)
-        evaluations = [Evaluation(0, None, nats_per_token(self.heldout, self.model))]
+        evaluations = [HeldOutScore(0, None, nats_per_token(self.heldout, self.model))]
         best, kept = 0, self._weights()
         step = done = 0
         nats = tokens = 0.0
@@ -217,7 +217,7 @@ class _Fit:
                 report(done, len(self.trees) * config.epochs)
                 if in_epoch not in marks:
                     continue
-                evaluations.append(Evaluation(step, nats / tokens, nats_per_token(self.heldout, self.model)))
+                evaluations.append(HeldOutScore(step, nats / tokens, nats_per_token(self.heldout, self.model)))
                 nats = tokens = 0.0
                 if evaluations[-1].heldout_nats_per_token < evaluations[best].heldout_nats_per_token:
                     best, kept = len(evaluations) - 1, self._weights()

@@ -47,7 +47,7 @@ class BehaviourConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class HeldOutScore:
     """One look at the held-out responses during a fit."""
 
     step: int
@@ -66,7 +66,7 @@ class FitReport:
     heldout_responses: int
     heldout_tokens: int
     shared_prompts: int  # held-out slates whose prompt was trained on, with other responses
-    evaluations: tuple[Evaluation, ...]  # the first before any step
+    evaluations: tuple[HeldOutScore, ...]  # the first before any step
     best: int  # index into evaluations
     trained_on: tuple[str, ...]  # `response_key` of every training response, sorted
     config: BehaviourConfig
@@ -111,7 +111,7 @@ class FitReport:
         return cls(
             **{
                 **content,
-                "evaluations": tuple(Evaluation(**row) for row in content["evaluations"]),
+                "evaluations": tuple(HeldOutScore(**row) for row in content["evaluations"]),
                 "trained_on": tuple(content["trained_on"]),
                 "config": BehaviourConfig(**content["config"]),
             }

@@ -1,7 +1,8 @@
 """The logging policy: how probable every logged response was under it, and where that number came from.
 
-`score_slates` fills ``logging_logprobs`` and ``completion_tokens`` of a log with any causal language model, and writes
-the provenance beside them as ``Slate.logging_policy``:
+`score_slates` fills ``logging_logprobs`` and ``completion_tokens`` of a log with the scores of the logging policy, or
+of a model that stands for it, and writes the provenance beside them as ``Slate.logging_policy``. Nothing else writes
+these; the log-probabilities of any other model are `scores.ModelScores`. The provenance:
 
 =========================  ================================================================================
 ``how``                    ``recorded`` (this model wrote the responses), ``behaviour_cloned`` (it was fitted to
@@ -21,9 +22,6 @@ the provenance beside them as ``Slate.logging_policy``:
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -31,14 +29,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..data.schema import Slate
-from ..data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
+from ..data.tokenize import EncodedSlate
 from .fit_report import FitReport, response_key
-from .scoring import Progress, model_fingerprint, score_responses
+from .scores import encode_log, score_model
+from .scoring import OnProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-How = Literal["recorded", "behaviour_cloned", "proxy"]
+#: What a model is to the log that it scores as the logging policy.
+HowLogged = Literal["recorded", "behaviour_cloned", "proxy"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def score_slates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    how: How,
+    how: HowLogged,
     max_length: int,
     batch_tokens: int = 8192,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -56,7 +56,7 @@ def score_slates(
     fit: FitReport | None = None,
     fold: tuple[int, int] | None = None,
     template_date: str | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> list[Slate]:
     """The same slates with ``logging_logprobs`` (totals, nats), ``completion_tokens`` and ``logging_policy`` filled in.
 
@@ -83,28 +83,33 @@ def score_slates(
             already has ``logging_logprobs`` without ``overwrite``; anything that `encode_slate` refuses; a cache file
             that is not one.
     """
-    if how not in get_args(How):
-        raise ValueError(f"how: expected one of {', '.join(get_args(How))}, got {how!r}")
+    if how not in get_args(HowLogged):
+        raise ValueError(f"how: expected one of {', '.join(get_args(HowLogged))}, got {how!r}")
     if fit is not None:
         _check_fit(fit, how, max_length)
     if not overwrite:
         _refuse_scored(slates)
-    encoded, report = encode_slates(slates, tokenizer, max_length=max_length, template_date=template_date)
-    logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s", report)
-    fingerprint = model_fingerprint(model)
-    policy = _provenance(how, model, fingerprint, tokenizer, max_length)
+    encoded = encode_log(slates, tokenizer, max_length=max_length, template_date=template_date)
+    scores = score_model(
+        encoded,
+        model,
+        tokenizer,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    policy = {"how": how, **scores.provenance}
     if fit is not None:
         policy["fit"] = _fit_provenance(fit, fold)
-    totals = score_responses(encoded, model, batch_tokens=batch_tokens, cache_dir=cache_dir, progress=progress)
     scored = []
-    for slate, tokens, of_slate in zip(slates, encoded, totals, strict=True):
+    for slate, ids, totals, tokens in zip(slates, encoded, scores.totals, scores.tokens, strict=True):
         its_policy = dict(policy)
-        if tokens.template_date is not None:
-            its_policy["template_date"] = tokens.template_date
+        if ids.template_date is not None:
+            its_policy["template_date"] = ids.template_date
         if fit is not None:
             its_policy["fit"] = {**policy["fit"], "in_sample": _in_sample(slate, fit)}
-        counts = [len(ids) for ids in tokens.completion_ids]
-        scored.append(replace(slate, logging_logprobs=of_slate, completion_tokens=counts, logging_policy=its_policy))
+        scored.append(replace(slate, logging_logprobs=totals, completion_tokens=tokens, logging_policy=its_policy))
     _warn_in_sample(scored)
     return scored
 
@@ -131,7 +136,7 @@ def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
             )
 
 
-def _check_fit(fit: FitReport, how: How, max_length: int) -> None:
+def _check_fit(fit: FitReport, how: HowLogged, max_length: int) -> None:
     if how != "behaviour_cloned":
         raise ValueError(f"how: expected 'behaviour_cloned' for a model with the report of a fit, got {how!r}")
     if fit.config.max_length != max_length:
@@ -174,29 +179,5 @@ def _refuse_scored(slates: Iterable[Slate]) -> None:
             name = f" ({slate.slate_id})" if slate.slate_id else ""
             raise ValueError(
                 f"slate {number}{name}: logging_logprobs: expected none before scoring, got {how} ones; "
-                "pass overwrite=True to replace them"
+                "pass --overwrite (overwrite=True) to replace them"
             )
-
-
-def _provenance(
-    how: How, model: PreTrainedModel, fingerprint: str, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, Any]:
-    template = tokenizer.chat_template
-    return {
-        "how": how,
-        "model": model.name_or_path or type(model).__name__,
-        "model_fingerprint": fingerprint,
-        "tokenizer": tokenizer.name_or_path or type(tokenizer).__name__,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "chat_template": hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16] if template else None,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "max_length": max_length,
-        "versions": {name: _version(name) for name in ("torch", "transformers", "pope-core")},
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # running from a source tree
-        return None

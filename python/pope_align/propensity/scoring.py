@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Called with the number of response tokens scored so far and in all (distinct responses count once).
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 #: Part of every cache key and of the cache's name; a change of what is computed changes it.
 _CACHE_VERSION = "3"
@@ -41,7 +41,8 @@ def score_responses(
     *,
     batch_tokens: int = 8192,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    fingerprint: str | None = None,
+    progress: OnProgress | None = None,
 ) -> list[list[float]]:
     """Total log-probability, in nats, of every response of every slate.
 
@@ -62,13 +63,16 @@ def score_responses(
         model: any causal language model of transformers, on its device and in its dtype.
         batch_tokens: upper bound of rows times length in one forward pass (a single longer row runs alone).
         cache_dir: folder of the cache, made if missing; None computes everything.
+        fingerprint: `model_fingerprint` of the model as it is now, where it is known already; None computes it where
+            the cache needs it.
         progress: called after every batch, and once before the first.
 
     Raises:
         ValueError: a cache file that is not one; a log-probability that is no number; a model whose head or logits are
             not supported.
     """
-    fingerprint = model_fingerprint(model) if cache_dir is not None else ""
+    if fingerprint is None:
+        fingerprint = model_fingerprint(model) if cache_dir is not None else ""
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
     plan = list(_plan((request for of_slate in requests for request in of_slate), batch_tokens))
     totals = _Cache.open(cache_dir, fingerprint) if cache_dir is not None else _Cache()
@@ -148,7 +152,7 @@ def _tree(row: _Row) -> Tree:
     return Tree(row[0].prompt, [request.response for request in row])
 
 
-def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _Cache, progress: Progress | None) -> None:
+def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _Cache, progress: OnProgress | None) -> None:
     report = progress or (lambda done, of: None)
     of = sum(_tokens(row) for batch in plan for row in batch)
     pending = [[unknown for row in batch if (unknown := totals.unknown(row))] for batch in plan]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-Method = Literal["pope", "sft", "dpo"]
+TrainingMethod = Literal["pope", "sft", "dpo"]
 Pairs = Literal["best-worst", "all"]
 
 logger = logging.getLogger(__name__)

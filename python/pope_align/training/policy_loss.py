@@ -18,7 +18,7 @@ from ..model import LmHead, lm_head, output_layer, response_hidden_states
 from .config import PopeConfig
 from .examples import num_slates
 
-Batch = Mapping[str, torch.Tensor]
+SlateBatch = Mapping[str, torch.Tensor]
 
 
 class ShareOfStep(NamedTuple):
@@ -30,7 +30,7 @@ class ShareOfStep(NamedTuple):
 
 
 def policy_loss(
-    model: torch.nn.Module, batch: Batch, args: PopeConfig, accelerator: Accelerator, slates_of_step: int | None
+    model: torch.nn.Module, batch: SlateBatch, args: PopeConfig, accelerator: Accelerator, slates_of_step: int | None
 ) -> ShareOfStep:
     """The share of one micro-batch in the loss of its step.
 
@@ -76,7 +76,7 @@ def penalty_to_start(logprobs: torch.Tensor, start_logprobs: torch.Tensor) -> to
 
 
 def _fused_share(
-    hidden: torch.Tensor, head: LmHead, batch: Batch, args: PopeConfig, slates_of_step: int | None
+    hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One operator from hidden states to loss and gradients."""
     own = max(num_slates(batch), 1)
@@ -96,7 +96,7 @@ def _fused_share(
 
 
 def _coupled_share(
-    hidden: torch.Tensor, head: LmHead, batch: Batch, args: PopeConfig, slates_of_step: int | None
+    hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities first: the loss takes in those of other processes, or more than the objective."""
     logprobs = pope_core.linear_response_logprobs(
@@ -115,7 +115,7 @@ def _coupled_share(
     return share, logprobs
 
 
-def _head_options(head: LmHead, batch: Batch, args: PopeConfig) -> dict[str, Any]:
+def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str, Any]:
     """What the ``linear_*`` functions of `pope_core` have in common."""
     return {
         "lm_head_bias": head.bias,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .._extras import require
-from .baselines import Method, Pairs
+from .baselines import Pairs, TrainingMethod
 from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .curves import plot_training
@@ -53,7 +53,7 @@ class RunArguments:
     lora_targets: str = field(
         default="all-linear", metadata={"help": "Layers that get the adapter: names with commas, or all-linear."}
     )
-    method: Method = field(
+    method: TrainingMethod = field(
         default="pope", metadata={"help": "pope, or a baseline on the same slates: sft on the best response, dpo."}
     )
     pairs: Pairs = field(default="best-worst", metadata={"help": "Pairs of dpo: best-worst of each slate, or all."})
