@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pope_align.ope import Confidence, LoggedSlates, compare, pope_value
-from pope_align.ope.ratios import Ratios
+from pope_align.stats.ratios import Ratios
 
 import pope_core
 
@@ -187,7 +187,7 @@ def test_resampled_values_are_ratios_formed_anew_whatever_the_block_size(method:
         )
         terms = [counts @ n / (counts @ d) for n, d in zip(ratios.numerators, ratios.denominators, strict=True)]
         np.testing.assert_allclose(draw, sum(terms), rtol=1e-9)
-    monkeypatch.setattr("pope_align.ope.ratios._BLOCK", 17 * 3)
+    monkeypatch.setattr("pope_align.stats.bootstrap._BLOCK", 17 * 3)
     np.testing.assert_allclose(ratios.draws(method, 40, seed=5), draws, rtol=1e-12)
 
 

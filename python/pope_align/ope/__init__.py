@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ..stats.intervals import Confidence, JointRegion, Quantity
 from .bounds import log_value_lower_bound, slate_lower_bounds
-from .confidence import Confidence, JointRegion, Quantity
 from .diagnostics import Diagnostics, diagnose, effective_sample_size, pareto_k
-from .estimate import Comparison, Estimate, compare
 from .estimators import METHODS, estimate
 from .evaluate import DEFAULT_ESTIMATORS, Evaluation, evaluate_policies
 from .log import LoggedSlates, PolicyScores
 from .pope import pope_value
 from .predictions import Predictions
+from .result import Comparison, Estimate, compare
 from .reward_model import fit_predictions, predict_with
 from .scoring import Scoring
 from .sets import set_value

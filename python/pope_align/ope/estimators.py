@@ -11,14 +11,14 @@ import numpy as np
 
 from pope_core.types import DiversityForm, Weighting
 
+from ..stats.intervals import Confidence, quantities
+from ..stats.ratios import Ratios
 from ._checks import Floats
-from .confidence import Confidence, quantities
 from .diagnostics import diagnose
-from .estimate import Estimate, finish
 from .log import LoggedSlates
 from .pope import contribution_ranges, labels, reward_parts
 from .predictions import Predictions
-from .ratios import Ratios
+from .result import Estimate, finish
 from .slope import bias_bound, ladder, slope
 from .thresholds import FEW_CLUSTERS
 from .verdict import model_findings, propensity_findings, weight_findings

@@ -18,14 +18,14 @@ from pope_core.types import DiversityForm, Normalization, UtilityForm, Weighting
 
 from ..data.feedback import UtilityTransform
 from ..data.schema import Slate, SlateLog, read_slates
+from ..stats.intervals import Confidence
 from ._checks import Floats
-from .confidence import Confidence
-from .estimate import Comparison, Estimate, compare
 from .estimators import METHODS, estimate
 from .figure import evaluation_figure
 from .log import LoggedSlates, PolicyScores
 from .pope import pope_value
 from .predictions import Predictions
+from .result import Comparison, Estimate, compare
 from .reward_model import Embed, fit_predictions
 from .scoring import Model, Report, Scoring, score_policy
 from .sets import set_value

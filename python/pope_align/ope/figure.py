@@ -11,8 +11,8 @@ import numpy as np
 from .._extras import require
 from ._checks import Floats
 from .diagnostics import effective_sample_size
-from .estimate import Estimate
 from .log import LoggedSlates
+from .result import Estimate
 from .weights import log_weights
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import numpy as np
 
 from pope_core.types import DiversityForm, Normalization, Objective, UtilityForm, Weighting
 
+from ..stats.intervals import Confidence
+from ..stats.ratios import Ratios
 from ._checks import Floats
-from .confidence import Confidence
 from .diagnostics import diagnose
-from .estimate import Estimate, finish
 from .log import LoggedSlates
-from .ratios import Ratios
+from .result import Estimate, finish
 from .verdict import propensity_findings, weight_findings
 from .weights import Shrink, log_weights
 

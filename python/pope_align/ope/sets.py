@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.schema import Slate
-from .confidence import Confidence
+from ..stats.intervals import Confidence
+from ..stats.ratios import Ratios
 from .diagnostics import diagnose
-from .estimate import Estimate, finish
 from .log import LoggedSlates
 from .pope import labels
-from .ratios import Ratios
+from .result import Estimate, finish
 from .verdict import propensity_findings, weight_findings
 from .weights import log_weights
 

@@ -16,8 +16,8 @@ from pope_core.version import __version__
 from ..data.schema import Slate
 from ..data.split import slate_group
 from ..ope import Estimate, LoggedSlates, pope_value
-from ..ope.confidence import Quantity
 from ..ope.log import How
+from ..stats.intervals import Quantity
 
 if TYPE_CHECKING:
     from .trainer import PopeTrainer

@@ -1,16 +1,12 @@
-"""Sums of ratios over clusters: the one form all estimators here take, and all that their uncertainty needs."""
+"""Sums of ratios over clusters: the one form that all estimates take, and all that their uncertainty needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ._checks import Floats
-
-#: Numbers in one block of bootstrap multiplicities: 32 MiB of float64.
-_BLOCK = 4 * 1024 * 1024
+from .bootstrap import Floats, Resampling, resampled_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,32 +57,13 @@ class Ratios:
             np.concatenate([self.denominators, other.denominators]),
         )
 
-    def draws(self, method: str, count: int, seed: int) -> Floats:
-        """``[count, P]`` values of resampled logs; every ratio is formed anew in every draw.
-
-        Args:
-            method: "bootstrap" draws C clusters with replacement, "bayesian" gives them Dirichlet(1, ..., 1) weights.
-        """
+    def draws(self, resampling: Resampling, count: int, seed: int) -> Floats:
+        """``[count, P]`` values of resampled logs; every ratio is formed anew in every draw."""
         terms, clusters, parts = self.numerators.shape
         columns = np.concatenate(
             [self.numerators.transpose(1, 0, 2).reshape(clusters, terms * parts), self.denominators.T], axis=1
         )  # [C, T P + T]
-        sums = np.concatenate([weights @ columns for weights in _multiplicities(method, clusters, count, seed)])
+        sums = resampled_sums(columns, resampling, count, seed)
         numerators = sums[:, : terms * parts].reshape(count, terms, parts)
         denominators = sums[:, terms * parts :]  # [count, T]
         return np.asarray((numerators / denominators[:, :, None]).sum(1))
-
-
-def _multiplicities(method: str, clusters: int, count: int, seed: int) -> Iterator[Floats]:
-    """Blocks ``[b, C]`` of how often each cluster counts, ``count`` rows in all; the same whatever the block size."""
-    random = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // clusters)
-    for start in range(0, count, rows):
-        size = min(rows, count - start)
-        if method == "bayesian":
-            yield random.standard_exponential((size, clusters))
-        else:
-            chosen = random.integers(0, clusters, (size, clusters))
-            chosen += (np.arange(size) * clusters)[:, None]
-            counts = np.bincount(chosen.reshape(-1), minlength=size * clusters)
-            yield counts.reshape(size, clusters).astype(np.float64)

@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from .._extras import require
-from ._checks import Floats
+from .bootstrap import Floats
 from .ratios import Ratios
 
-Method = Literal["t", "bootstrap", "bayesian", "hoeffding", "bernstein"]
+IntervalMethod = Literal["t", "bootstrap", "bayesian", "hoeffding", "bernstein"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Confidence:
         diversity_range: declared least and greatest diversity reward, for the two bounds.
     """
 
-    method: Method = "t"
+    method: IntervalMethod = "t"
     level: float = 0.95
     draws: int = 1000
     seed: int = 0
     diversity_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {self.method!r}")
+        if self.method not in get_args(IntervalMethod):
+            raise ValueError(f"method: expected one of {', '.join(get_args(IntervalMethod))}, got {self.method!r}")
         if not 0 < self.level < 1:
             raise ValueError(f"level: expected a number in (0, 1), got {self.level!r}")
         if self.draws < 2:
@@ -67,7 +67,7 @@ def quantities(ratios: Ratios, confidence: Confidence, row_ranges: Floats | None
     errors = np.sqrt(np.diagonal(ratios.covariance()))
     if confidence.method == "t":
         low, high = t_interval(values, errors, ratios.num_clusters - 1, confidence.level)
-    elif confidence.method in ("bootstrap", "bayesian"):
+    elif confidence.method == "bootstrap" or confidence.method == "bayesian":
         draws = ratios.draws(confidence.method, confidence.draws, confidence.seed)
         tail = (1 - confidence.level) / 2
         low, high = np.quantile(draws, [tail, 1 - tail], axis=0)

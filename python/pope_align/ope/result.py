@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..stats.intervals import Confidence, JointRegion, Quantity, quantities
+from ..stats.ratios import Ratios
 from ._checks import Floats
-from .confidence import Confidence, JointRegion, Quantity, quantities
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
-from .ratios import Ratios
 from .verdict import Verdict, finite_findings, judge, log_findings, range_findings, shrinkage_findings
 
 
