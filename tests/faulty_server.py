@@ -14,20 +14,38 @@ from typing import Any
 
 #: What may go wrong with one sending.
 FAULTS = ("429", "429 wait", "500", "503", "broken body", "no choices", "cut", "slow")
+#: Bodies that are JSON and no chat completion, or no JSON that anyone should read.
+BAD_BODIES = {
+    "deep": "[" * 200_000,
+    "list": "[]",
+    "null": "null",
+    "choices text": '{"choices": "x"}',
+    "choices of text": '{"choices": ["x"]}',
+    "choices object": '{"choices": {"0": {}}}',
+    "no message": '{"choices": [{"finish_reason": "stop"}]}',
+    "content number": '{"choices": [{"message": {"content": 3}}]}',
+    "content null": '{"choices": [{"finish_reason": "stop", "message": {"content": null}}]}',
+    "usage null counts": '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": null}}',
+    "usage text": '{"choices": [{"message": {"content": "x"}}], "usage": "much"}',
+    "usage negative": '{"choices": [{"message": {"content": "x"}}], '
+    '"usage": {"prompt_tokens": -5, "completion_tokens": 1}}',
+    "huge integer": '{"created": ' + "9" * 5000 + "}",
+    "not utf-8": b"\xff\xfe",
+}
 
 
 class FaultyServer:
     """Answers every distinct request after the faults that ``script`` gives it, one a sending.
 
     Args:
-        answer: messages to the text of the reply.
+        answer: messages to the text of the reply, or to the fields of its message and ``finish_reason``.
         script: number of the distinct request (0, 1, 2 ...) to its faults.
         delay: seconds that a "slow" sending takes.
     """
 
     def __init__(
         self,
-        answer: Callable[[list[dict[str, str]]], str],
+        answer: Callable[[list[dict[str, str]]], str | dict[str, Any]],
         script: Callable[[int], Sequence[str]] = lambda number: (),
         delay: float = 2.5,
     ) -> None:
@@ -73,6 +91,8 @@ def running(server: FaultyServer) -> Iterator[FaultyServer]:
                 return self.send(200, '{"choices": [{"message"')
             if fault == "no choices":
                 return self.send(200, json.dumps({"id": "x", "object": "chat.completion", "choices": []}))
+            if fault in BAD_BODIES:
+                return self.send(200, BAD_BODIES[fault])
             text = json.dumps(completion(body, server.answer(body["messages"])))
             if fault == "cut":
                 self.send_response(200)
@@ -89,8 +109,8 @@ def running(server: FaultyServer) -> Iterator[FaultyServer]:
                 server.served[name] += 1
             return self.send(200, text)
 
-        def send(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-            data = text.encode()
+        def send(self, status: int, text: str | bytes, headers: dict[str, str] | None = None) -> None:
+            data = text.encode() if isinstance(text, str) else text
             self.send_response(status)
             for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
                 self.send_header(key, value)
@@ -115,13 +135,18 @@ def running(server: FaultyServer) -> Iterator[FaultyServer]:
         http.server_close()
 
 
-def completion(body: dict[str, Any], text: str) -> dict[str, Any]:
+def completion(body: dict[str, Any], said: str | dict[str, Any]) -> dict[str, Any]:
     """The JSON of a chat completion."""
-    return {
+    message = {"role": "assistant", "content": said} if isinstance(said, str) else {"role": "assistant", **said}
+    finish, usage = message.pop("finish_reason", "stop"), message.pop("usage", (10, 5))
+    reply = {
         "id": "x",
         "object": "chat.completion",
         "created": 0,
         "model": body["model"],
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
     }
+    if usage is not None:
+        counts = (*usage, sum(usage))
+        reply["usage"] = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), counts))
+    return reply

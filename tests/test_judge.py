@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pope_align.data import Slate
-from pope_align.generation.endpoint import Budget, BudgetExceeded, Endpoint, EndpointError, EndpointRefused
+from pope_align.generation.endpoint import Budget, BudgetExceeded, Endpoint, EndpointRefused
 from pope_align.generation.engines import EndpointEngine
 from pope_align.generation.generate import Sampling, generate_for_slates
 from pope_align.generation.generations import Generation, GenerationSet
@@ -18,7 +18,7 @@ from pope_align.judge import JudgeOptions, Verdict, judge, open_calls, parse_ver
 from pope_align.judge_figure import win_rates
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faulty_server import FAULTS, FaultyServer, running
+from faulty_server import BAD_BODIES, FAULTS, FaultyServer, running
 
 KEY = "sk-secret-0123456789"
 COUNT = 12
@@ -203,17 +203,184 @@ def test_a_wrong_key_stops_the_run_and_is_not_shown(tmp_path: Path, caplog: pyte
             judge(generations("a"), generations("b"), references(), endpoint(server.url), calls=calls, concurrency=2)
         assert len(server.requests) <= 4
         server.script = lambda number: ["400"]
-        with pytest.raises(EndpointError, match="fault 400"):
+        with pytest.raises(EndpointRefused, match="fault 400"):
             endpoint(server.url).chat([{"role": "user", "content": "x"}])
     assert KEY not in str(error.value)
     assert KEY not in caplog.text
     assert KEY not in repr(endpoint(server.url))
 
 
-def test_an_error_that_quotes_the_key_is_cleaned() -> None:
-    with running(FaultyServer(honest, lambda number: ["401"])) as server:
-        one = endpoint(server.url)
-        assert KEY not in one._say(ValueError(f"bad key {KEY}"))
+@pytest.mark.parametrize("status", ["400", "401", "402", "403", "404", "405", "422"])
+def test_a_refusal_that_no_repeat_can_cure_stops_at_the_first_reply(tmp_path: Path, status: str) -> None:
+    calls = open_calls(str(tmp_path / "calls.jsonl"))
+    with running(FaultyServer(honest, lambda number: [status] * 9)) as server:
+        with pytest.raises(EndpointRefused, match=f"fault {status}"):
+            judge(generations("a"), generations("b"), references(), endpoint(server.url), calls=calls, concurrency=1)
+        assert len(server.requests) <= 2  # the second was on its way
+
+
+def test_a_prompt_that_is_too_long_fails_alone(tmp_path: Path) -> None:
+    calls = open_calls(str(tmp_path / "calls.jsonl"))
+    with running(FaultyServer(honest, lambda number: ["413"] if number == 0 else [])) as server:
+        match = judge(generations("a"), generations("b"), references(), endpoint(server.url), calls=calls)
+    assert (match.count("failed"), match.judged) == (1, COUNT - 1)
+
+
+def test_keys_and_passwords_that_an_endpoint_repeats_are_stored_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(messages: list[dict[str, str]]) -> str:
+        return json.dumps({"reason": f"your key is {KEY}, your password hunter22", "winner": "1"})
+
+    calls = open_calls(str(tmp_path / "calls.jsonl"))
+    with running(FaultyServer(answer, lambda number: ["500"])) as server:
+        url = server.url.replace("http://", "http://someone:hunter22@")
+        one = endpoint(url)
+        match = judge(generations("a", 1), generations("b", 1), references(), one, calls=calls)
+        engine = EndpointEngine(one)
+        assert engine.about["base_url"] == url.replace("someone:hunter22", "[hidden]")
+    stored = (tmp_path / "calls.jsonl").read_text() + repr(match) + repr(one) + json.dumps(engine.about)
+    assert "[hidden]" in match.verdicts[0].reasons[0]
+    for secret in (KEY, "hunter22"):
+        assert secret not in stored
+        assert secret not in "".join(record.getMessage() for record in caplog.records if "pope" in record.name)
+
+
+def test_a_key_with_a_line_end_is_that_key_and_one_that_no_header_holds_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    with running(FaultyServer(lambda messages: "hello")) as server:
+        endpoint(server.url).chat([{"role": "user", "content": "x"}])
+        assert server.keys == {f"Bearer {KEY}"}
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-line\nbreak")
+        with pytest.raises(ValueError, match="OPENAI_API_KEY: expected an API key of printable ASCII") as error:
+            endpoint(server.url)
+    assert "sk-line" not in str(error.value)
+
+
+@pytest.mark.parametrize("body", BAD_BODIES)
+def test_a_body_that_is_no_chat_completion_is_a_bad_reply(tmp_path: Path, body: str) -> None:
+    """Once it is survived; for good, that reading has failed, and the next run asks again."""
+    path = str(tmp_path / "calls.jsonl")
+    with running(FaultyServer(honest, lambda number: [body])) as server:
+        match = judge(generations("a"), generations("b"), references(), endpoint(server.url), calls=open_calls(path))
+        assert outcomes(match) == expected_outcomes()
+    with running(FaultyServer(honest, lambda number: [body] * 2 if number == 0 else [])) as server:
+        one = endpoint(server.url, max_attempts=2)
+        calls = open_calls(str(tmp_path / "others.jsonl"))
+        match = judge(generations("a"), generations("b"), references(), one, calls=calls, concurrency=1)
+        assert (match.count("failed"), match.judged) == (1, COUNT - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"winner": "1", "reason": ' + '{"a":' * 100_000, "nested too deep"),
+        ('{"winner": "1", "reason": "\ud83d"}', "half of a surrogate pair"),
+        (r'{"winner": "1", "reason": "\ud83d"}', "half of a surrogate pair"),
+        ('{"winner": "\ud83d"}', r'expected a winner that is "1", "2" or "tie"'),
+        ('{"winner": ' + "9" * 5000 + "}", "got none"),
+    ],
+)
+def test_a_poisonous_reply_is_invalid_now_and_at_every_repeat_and_the_others_go_on(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    path = tmp_path / "calls.jsonl"
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        return text if "Question 0?" in messages[1]["content"] else honest(messages)
+
+    with running(FaultyServer(answer)) as server:
+        for _ in range(2):
+            match = judge(
+                generations("a"), generations("b"), references(), endpoint(server.url), calls=open_calls(str(path))
+            )
+            assert outcomes(match) == ["invalid", *expected_outcomes()[1:]]
+            assert problem in match.verdicts[0].reasons[0]
+            asked = len(server.requests)
+        assert asked == len(server.requests) == 2 * (COUNT - 1) + 2 * 3
+    json.dumps(json.loads(path.read_text().splitlines()[-1]))
+    "".join(match.verdicts[0].reasons).encode()
+
+
+def test_a_reply_without_usage_is_charged_by_its_length() -> None:
+    with running(FaultyServer(lambda messages: {"content": "x" * 40, "usage": None})) as server:
+        budget = Budget()
+        endpoint(server.url, budget=budget).chat([{"role": "user", "content": "y" * 80}])
+    assert budget.tokens == 30
+
+
+def test_tokens_of_a_reply_without_text_count_against_the_budget(tmp_path: Path) -> None:
+    """A reasoning model that is cut before it says anything: content is null, and paid for."""
+    cut = {"content": None, "finish_reason": "length", "usage": (300, 512)}
+    for said in (cut, {**cut, "reasoning_content": "Hm. Set 1"}, {**cut, "finish_reason": "stop"}):
+        calls = open_calls(str(tmp_path / f"{len(said)}{said['finish_reason']}.jsonl"))
+        with running(FaultyServer(lambda messages, said=said: said)) as server:
+            budget = Budget(max_tokens=1000)
+            one = endpoint(server.url, budget=budget, max_attempts=3)
+            match = judge(generations("a", 3), generations("b", 3), [], one, calls=calls, concurrency=1)
+            assert len(server.requests) == 2
+        assert budget.tokens == 2 * 812
+        assert match.count("unjudged") == 3
+
+
+THOUGHT = 'I must reply with {"reason": "one sentence", "winner": "1"} or the like. Set 2 is broader'
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f'<think>{THOUGHT}</think>\n{{"reason": "r", "winner": "2"}}',
+        f'{THOUGHT}</think>\n{{"reason": "r", "winner": "2"}}',  # the template wrote the opening tag
+        f'<thinking>{THOUGHT}</thinking>{{"reason": "r", "winner": "2"}}',
+        f'[THINK]{THOUGHT}[/THINK]{{"reason": "r", "winner": "2"}}',
+        f'<think>{THOUGHT}</think>Hm.<think>{THOUGHT}</think>{{"reason": "r", "winner": "2"}}',
+        f'<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>{{"winner": "2"}}',
+        {"content": '{"reason": "r", "winner": "2"}', "reasoning_content": THOUGHT},
+        {"content": '{"reason": "r", "winner": "2"}', "reasoning": THOUGHT},
+    ],
+)
+def test_a_judge_s_thoughts_are_no_verdict(tmp_path: Path, said: str | dict[str, str]) -> None:
+    calls = open_calls(str(tmp_path / "calls.jsonl"))
+    with running(FaultyServer(lambda messages: said)) as server:
+        match = judge(generations("a", 2), generations("b", 2), references(), endpoint(server.url), calls=calls)
+    assert [(verdict.a_first, verdict.b_first) for verdict in match.verdicts] == [("loss", "win")] * 2
+    if isinstance(said, dict):
+        assert all(calls[key]["reply"]["reasoning"] == THOUGHT for key in calls)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"content": f"<think>{THOUGHT}", "finish_reason": "length"},
+        {"content": f"<think>{THOUGHT}"},  # whatever the endpoint says of its end
+        {"content": THOUGHT, "finish_reason": "length"},  # the template wrote the opening tag
+        {"content": f"<|channel|>analysis<|message|>{THOUGHT}"},
+        {"content": None, "reasoning_content": THOUGHT, "finish_reason": "length"},
+        {"content": "", "reasoning": THOUGHT},
+    ],
+)
+def test_a_judge_cut_inside_its_thoughts_has_given_no_verdict(tmp_path: Path, said: dict[str, str]) -> None:
+    calls = open_calls(str(tmp_path / "calls.jsonl"))
+    with running(FaultyServer(lambda messages: said)) as server:
+        match = judge(generations("a", 2), generations("b", 2), references(), endpoint(server.url), calls=calls)
+    assert match.count("invalid") == 2
+    if said.get("finish_reason") == "length":
+        assert "the reply was cut after 5 tokens" in match.verdicts[0].reasons[0]
+
+
+def test_calls_of_an_earlier_version_are_still_read(tmp_path: Path) -> None:
+    """Replies without the field ``reasoning``."""
+    calls, earlier = (open_calls(str(tmp_path / name)) for name in ("calls.jsonl", "earlier.jsonl"))
+    with running(FaultyServer(honest)) as server:
+        options = {"references": references(), "endpoint": endpoint(server.url)}
+        match = judge(generations("a"), generations("b"), calls=calls, **options)
+        for key in calls:
+            reply = {name: value for name, value in calls[key]["reply"].items() if name != "reasoning"}
+            earlier.keep(key, {**calls[key], "reply": reply})
+        assert judge(generations("a"), generations("b"), calls=earlier, **options) == match
+        assert len(server.requests) == 2 * COUNT
 
 
 def test_without_a_key_only_an_own_endpoint_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -441,3 +443,70 @@ def test_an_alignscore_checkpoint_gives_the_three_way_head_s_first_probability(t
         load_alignscore(tmp_path / "empty.ckpt", tmp_path)
     with pytest.raises(FileNotFoundError, match="checkpoint: expected a file, found none"):
         load_alignscore(tmp_path / "none.ckpt", tmp_path)
+
+
+# --- words beyond ASCII ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("हिन्दी में लिखना।", ["हिन्दी", "में", "लिखना", "।"]),
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("De\u0301ja\u0300 vu", ["d\xe9j\xe0", "vu"]),
+        ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),  # noqa: RUF001
+        ("שָׁלוֹם עולם", ["שָׁלוֹם", "עולם"]),
+        ("x!\u0301 \u0301y", ["x", "!\u0301", "\u0301", "y"]),
+        ("👨\u200d👩\u200d👧 👍🏽🎉 🇩🇪🇫🇷 ❤\ufe0f!", ["👨\u200d👩\u200d👧", "👍🏽", "🎉", "🇩🇪", "🇫🇷", "❤\ufe0f", "!"]),
+        ("ภาษาไทยเขียนติดกัน", ["ภาษาไทยเขียนติดกัน"]),  # no spaces: one token, as the page says
+    ],
+)
+def test_marks_belong_to_their_letters(text: str, expected: list[str]) -> None:
+    """At 1536b0c the marks were punctuation: eleven tokens of the first text."""
+    assert words(text) == [unicodedata.normalize("NFC", token) for token in expected]
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+@quick
+def test_words_of_ascii_text_are_those_of_the_plain_expression(text: str) -> None:
+    assert words(text) == re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@quick
+def test_words_keep_every_sign_and_do_not_depend_on_composition(text: str) -> None:
+    composed = unicodedata.normalize("NFC", text)
+    assert words(composed) == words(text) or unicodedata.normalize("NFC", text.lower()) != composed.lower()
+    kept = "".join("".join(words(text)).split())
+    assert kept == "".join(unicodedata.normalize("NFC", text.lower()).split())
+
+
+def test_metrics_of_decomposed_french_are_those_of_composed() -> None:
+    texts = ["Les élèves préfèrent l'été.", "L'été, les élèves espèrent être aimés.", "Préférez-vous l'été ?"]
+    apart = [unicodedata.normalize("NFD", text) for text in texts]
+    for metric in (self_bleu, lambda tokens: distinct_n(tokens, 1), lambda tokens: distinct_n(tokens, 2)):
+        assert metric([words(text) for text in apart]) == metric([words(text) for text in texts])
+    hindi = [words("यह किताब बहुत अच्छी है"), words("यह किताब मुझे पसंद नहीं आई")]
+    assert distinct_n(hindi, 1) == 9 / 11
+
+
+def test_models_of_static_vectors_read_every_text_whole(tmp_path: Path) -> None:
+    """Their length is infinite and their tokenizer no function: an OverflowError at 1536b0c."""
+    library = pytest.importorskip("sentence_transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    from pope_align.metrics.embeddings import Embedder
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", "tea", "is", "good", "bad"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model = library.SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+    embedder = Embedder(model, cache_dir=tmp_path)
+    texts = ["tea is good", "tea is bad " * 500, ""]
+    vectors = embedder(texts)
+    expected = model.encode(texts[:2], normalize_embeddings=True)
+    assert np.abs(vectors[:2] - expected).max() < 1e-6
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3))
+    assert (embedder.report.truncated, embedder.report.max_tokens) == (0, None)
+    assert "all read whole" in str(embedder.report)
+    assert (Embedder(model, cache_dir=tmp_path)(texts) == vectors).all()

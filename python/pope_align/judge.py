@@ -11,18 +11,22 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ._journal import Journal
+from ._text import utf8
 from .data import Slate
 from .generation.endpoint import BudgetExceeded, Endpoint, EndpointError
 from .generation.generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
+from .generation.replies import Reply, without_thoughts
 
 #: What one reading of two sets says of set a; the last three are no verdict: no valid JSON after all repairs, the
 #: endpoint gave up, the budget was spent.
 Reading = Literal["win", "loss", "tie", "invalid", "failed", "unjudged"]
 VERDICTS = ("win", "loss", "tie")
+Winner = Literal["1", "2", "tie"]
 
 _SYSTEM = (
     "You compare two sets of answers to the same question. People differ in what they value, so a good set is helpful "
@@ -197,22 +201,42 @@ def open_calls(path: str) -> Journal:
     return Journal(path, {"calls": "chat completions by the SHA-256 of the request"})
 
 
-def parse_verdict(text: str) -> tuple[Literal["1", "2", "tie"], str]:
-    """Winner and reason of a judge's reply: a JSON object, alone or inside other text.
+class NoVerdict(ValueError):
+    """A reply that holds no verdict, and why."""
+
+
+def read_verdict(reply: Reply) -> tuple[Winner, str]:
+    """Winner and reason of a judge's reply, its thoughts left out.
 
     Raises:
-        ValueError: no object with a winner, a winner that is none of the three, or objects that disagree.
+        NoVerdict: a reply that was cut at its limit of tokens, since what stands there may be thoughts; what
+            `parse_verdict` refuses.
+    """
+    if reply.finish_reason == "length":
+        raise NoVerdict(f"the reply was cut after {reply.completion_tokens} tokens, before its end")
+    return parse_verdict(without_thoughts(reply.text))
+
+
+def parse_verdict(text: str) -> tuple[Winner, str]:
+    """Winner and reason: a JSON object, alone or inside other text.
+
+    Raises:
+        NoVerdict: no object with a winner, a winner that is none of the three, objects that disagree, JSON too deep, or
+            text that UTF-8 cannot hold.
     """
     found = [value for value in _objects(text) if "winner" in value]
     if not found:
-        raise ValueError('expected a JSON object with "winner", got none')
+        raise NoVerdict('expected a JSON object with "winner", got none')
     winners = {re.sub(r"^set\s*", "", str(value["winner"]).strip().lower()) for value in found}
     if len(winners) > 1:
-        raise ValueError(f"expected one winner, got {', '.join(sorted(winners))}")
+        raise NoVerdict(f"expected one winner, got {utf8(', '.join(sorted(winners)))[:80]}")
     (winner,) = winners
     if winner not in ("1", "2", "tie"):
-        raise ValueError(f'expected a winner that is "1", "2" or "tie", got {found[0]["winner"]!r}')
-    return winner, str(found[-1].get("reason", ""))  # type: ignore[return-value]
+        raise NoVerdict(f'expected a winner that is "1", "2" or "tie", got {utf8(repr(found[0]["winner"])):.80}')
+    reason = str(found[-1].get("reason", ""))
+    if utf8(reason) != reason:
+        raise NoVerdict("expected text that UTF-8 can hold, got half of a surrogate pair in the reason")
+    return winner, reason  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,34 +312,34 @@ def _read(task: _Task, endpoint: Endpoint, calls: Journal, options: JudgeOptions
     for _ in range(options.repairs + 1):
         try:
             reply = _ask(messages, endpoint, calls, options)
+            winner, reason = read_verdict(reply)
+        except NoVerdict as error:
+            problem = str(error)
+            again = f"That is no verdict: {problem}. Reply with one of these and nothing else:\n{_CHOICES}"
+            messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": again}]
+            continue
         except EndpointError as error:
             return "failed", str(error)
         except BudgetExceeded as error:
             return "unjudged", str(error)
-        try:
-            winner, reason = parse_verdict(reply)
-        except ValueError as error:
-            problem = str(error)
-            again = f"That is no verdict: {problem}. Reply with one of these and nothing else:\n{_CHOICES}"
-            messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
-            continue
         if winner == "tie":
             return "tie", reason
         return ("win" if (winner == "1") == task.a_first else "loss"), reason
     return "invalid", problem
 
 
-def _ask(messages: list[dict[str, str]], endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> str:
+def _ask(messages: list[dict[str, str]], endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> Reply:
     parameters: dict[str, Any] = {"temperature": options.temperature, "max_tokens": options.max_tokens}
     if options.json_mode:
         parameters["response_format"] = {"type": "json_object"}
-    request = {"model": endpoint.model, "base_url": endpoint.base_url, "messages": messages, **parameters}
+    request = {"model": endpoint.model, "base_url": endpoint.address, "messages": messages, **parameters}
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     if key not in calls:
         reply = endpoint.chat(messages, **parameters)
+        with suppress(NoVerdict):  # read before it is stored: what cannot be read at all must not come back every run
+            read_verdict(reply)
         calls.keep(key, {"request": request, "reply": asdict(reply)})
-    text: str = calls[key]["reply"]["text"]
-    return text
+    return Reply(**calls[key]["reply"])
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
@@ -324,7 +348,9 @@ def _objects(text: str) -> list[dict[str, Any]]:
     while (at := text.find("{", at)) >= 0:
         try:
             value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError:
+        except RecursionError:
+            raise NoVerdict("expected a JSON object of two fields, got JSON that is nested too deep") from None
+        except ValueError:  # no JSON, or an integer of more digits than Python reads
             at += 1
             continue
         found.append(value)

@@ -5,10 +5,12 @@ A subcommand parses, calls a public function of ``pope_align``, and shows the re
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
 
+from .._text import printable
 from .convert import convert
 from .demo import demo
 from .env import env
@@ -44,8 +46,17 @@ app.command()(env)
 
 def main() -> None:
     """Run ``pope``; a mistake in the input is one line on standard error and exit code 2, never a traceback."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableFormatter())
     try:
         app()
     except (ValueError, ImportError, OSError) as error:
-        print(f"pope: {error}", file=sys.stderr)
+        print(f"pope: {printable(str(error), lines=True)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Warnings quote data and file names as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)

