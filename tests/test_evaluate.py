@@ -15,7 +15,7 @@ from pope_align.metrics.embeddings import Embedder, default_model, embed, packag
 from pope_align.metrics.evaluate import MetricOptions, PromptMetrics, evaluate_generations, policy_scores
 from pope_align.metrics.figures import bars, pareto
 from pope_align.metrics.page import write_page
-from pope_align.metrics.registry import BY_NAME
+from pope_align.metrics.registry import BY_NAME, metric
 from pope_align.metrics.summary import summarize, write_json, write_prompt_metrics
 from pope_align.propensity.scoring import score_responses
 
@@ -203,6 +203,29 @@ def test_everything_is_written_and_holds_no_nan(tmp_path: Path) -> None:
     assert "a&lt;b&gt;" in page
     assert "9 &lt; 10 texts" in page
     assert page.count("data:image/png;base64,") == 2
+
+
+def test_a_metric_that_the_registry_does_not_know_is_refused_and_one_entered_there_is_everywhere() -> None:
+    with pytest.raises(ValueError, match="got surprise"):  # was left out of every report without a word
+        PromptMetrics("m", ["k"], ["k"], {"surprise": np.ones(1)}, 1, 0, 0, 0)
+    with pytest.raises(ValueError, match="metric 'coverage': expected a new name"):
+
+        @metric("Coverage again", low=0, high=1)
+        def coverage(of) -> float:
+            """a second one"""
+            return 0.0
+
+    @metric("Answers", low=1, high=math.inf, digits=0)
+    def answer_count(of) -> float:
+        """how many answers there are"""
+        return float(len(of.generation.texts))
+
+    try:
+        report = summarize([evaluate_generations(answers(fruit=["apple", "fig"]), slates(), embedder=letters)])
+        assert report.metrics[-1] == "answer_count"
+        assert report.to_json()["readings"]["answer_count"]["reading"] == "how many answers there are"
+    finally:
+        del BY_NAME["answer_count"]
 
 
 # --- MiniLM ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .similarity import Floats, _finite
+from .similarity import Floats, finite_numbers
 
 #: Where the integral of `_log_first` is evaluated, y = log t: exp(y - e^y) is below 1e-19 of its peak outside, and the
 #: trapezoid rule with this step is exact to rounding for such a function.
@@ -34,7 +34,7 @@ def plackett_luce_loglik(
     Raises:
         ValueError: a number that is not finite, lengths that differ.
     """
-    s, f = _finite(scores, "scores"), _finite(feedback, "feedback")
+    s, f = finite_numbers(scores, "scores"), finite_numbers(feedback, "feedback")
     if s.size != f.size:
         raise ValueError(f"feedback: expected {s.size} numbers, one per score, got {f.size}")
     if s.size == 0:
@@ -52,7 +52,7 @@ def choice_probability(loglik: float, feedback: Sequence[float] | Floats) -> flo
 
     In [0, 1], higher is better. NaN for fewer than two references, or if all tie: then there was nothing to choose.
     """
-    f = _finite(feedback, "feedback")
+    f = finite_numbers(feedback, "feedback")
     return math.exp(loglik / (f.size - 1)) if np.unique(f).size > 1 else float("nan")
 
 
@@ -72,7 +72,7 @@ def distributional_alignment(scores: Sequence[float] | Floats, temperature: floa
     """
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number > 0, got {temperature}")
-    s = _finite(scores, "scores") / temperature
+    s = finite_numbers(scores, "scores") / temperature
     if s.size < 2:
         return float("nan")
     log_p = s - _logsumexp(s)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data import Slate, encode_slates
+from ..data import Slate
 from ..generation.generations import (
     Generation,
     GenerationSet,
@@ -18,32 +18,20 @@ from ..generation.generations import (
     prompt_text,
     slate_keys,
 )
-from ..propensity.scoring import OnProgress, score_responses
-from .distribution import choice_probability, distributional_alignment, plackett_luce_loglik
-from .diversity import diversity, vendi_score
+from ..propensity.scores import score_model
+from ..propensity.scoring import OnProgress
 from .embeddings import Embedder
 from .faithfulness import AlignFn, align_scores
-from .groups import group_coverage, group_weights, worst_group
-from .lexical import distinct_n, expectation_adjusted_distinct, self_bleu, words
-from .registry import METRICS
-from .similarity import Floats, VoteWeights, helpfulness, pl_score, pluralistic_coverage, relevance
+from .lexical import words
+from .prompt import AnsweredPrompt, MetricOptions
+from .registry import BY_NAME, check_names
+from .similarity import Floats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Slates to the policy's ``l_theta`` of their completions, in nats per token.
 ReferenceScorer = Callable[[Sequence[Slate]], Sequence[Floats]]
-
-
-@dataclass(frozen=True, slots=True)
-class MetricOptions:
-    """The readings of the paper's metrics; see the functions that they name."""
-
-    vote_weights: VoteWeights = "log1p"  # pl_score
-    threshold: float = 0.8  # pluralistic_coverage, group_coverage
-    coverage_k: int | None = None  # pluralistic_coverage: only the first k answers
-    temperature: float = 0.5  # distributional_alignment
-    ead_vocabulary: int = 30522  # expectation_adjusted_distinct
 
 
 @dataclass(frozen=True)
@@ -60,6 +48,9 @@ class PromptMetrics:
     unmatched: int  # generations without a slate
     settings: dict[str, object] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_names(list(self.values))
+
 
 def evaluate_generations(
     generations: GenerationSet,
@@ -72,7 +63,7 @@ def evaluate_generations(
     tokenize: Callable[[str], Sequence[str]] = words,
     progress: OnProgress | None = None,
 ) -> PromptMetrics:
-    """Every metric of `registry.METRICS` that the inputs allow, for every prompt with answers and references.
+    """Every metric of `registry.BY_NAME` that the inputs allow, for every prompt with answers and references.
 
     Generations are joined to slates by key, or by prompt where they come from elsewhere. An answer without a word has
     similarity 0 to every reference and to the prompt, and no sentence that could be supported; in diversity it is a
@@ -101,20 +92,20 @@ def evaluate_generations(
         )
     vectors = _embed(joined, references, embedder, progress)
     logprobs = score_references([references[index] for _, index in joined]) if score_references is not None else None
+    align = _faithfulness(joined, align_fn) if align_fn is not None else None
     rows = []
     for at, (generation, index) in enumerate(joined):
-        slate = references[index]
-        row = _from_vectors(generation, slate, vectors, options)
-        row |= _from_words([tokenize(text) for text in generation.texts], options)
-        if logprobs is not None:
-            row |= _from_policy(logprobs[at], slate, options)
-        if slate.group_scores is not None:
-            row |= _from_groups(generation, slate, slate.group_scores, vectors, options)
-        rows.append(row)
-    if align_fn is not None:
-        for row, score in zip(rows, _faithfulness(joined, align_fn)):
-            row["align_score"] = score
-    names = [metric.name for metric in METRICS if any(metric.name in row for row in rows)]
+        prompt = AnsweredPrompt(
+            generation,
+            references[index],
+            vectors,
+            tokenize,
+            options,
+            logprobs=None if logprobs is None else logprobs[at],
+            align=None if align is None else align[at],
+        )
+        rows.append({each.name: each.compute(prompt) for each in BY_NAME.values() if prompt.has(each.needs)})
+    names = [name for name in BY_NAME if any(name in row for row in rows)]
     texts = [text for generation, _ in joined for text in generation.texts]
     return PromptMetrics(
         model=generations.model,
@@ -138,9 +129,8 @@ def policy_scores(
     progress: OnProgress | None = None,
 ) -> list[Floats]:
     """The policy's ``l_theta(y_j | q)`` of every completion of every slate: nats per token."""
-    encoded, _ = encode_slates(slates, tokenizer, max_length=max_length)
-    totals = score_responses(encoded, model, progress=progress)
-    return [np.array(of_slate) / [len(ids) for ids in slate.completion_ids] for of_slate, slate in zip(totals, encoded)]
+    scores = score_model(slates, model, tokenizer, max_length=max_length, progress=progress)
+    return [np.divide(totals, tokens) for totals, tokens in zip(scores.totals, scores.tokens, strict=True)]
 
 
 def _join(generations: GenerationSet, references: Sequence[Slate]) -> list[tuple[Generation, int]]:
@@ -167,71 +157,6 @@ def _embed(
         texts.update(dict.fromkeys(map(completion_text, references[index].completions)))
         texts[prompt_text(generation.prompt)] = None
     return dict(zip(texts, embedder(list(texts), progress=progress)))
-
-
-def _vectors(texts: Sequence[str], vectors: Mapping[str, Floats]) -> Floats:
-    return np.stack([vectors[text] for text in texts])
-
-
-def _similarity(generation: Generation, slate: Slate, vectors: Mapping[str, Floats]) -> Floats:
-    """[n, M] cosines; an answer without a word is like nothing."""
-    answers = _worded(generation, vectors)
-    return answers @ _vectors([completion_text(completion) for completion in slate.completions], vectors).T
-
-
-def _worded(generation: Generation, vectors: Mapping[str, Floats]) -> Floats:
-    return _vectors(generation.texts, vectors) * np.array([[bool(text.strip())] for text in generation.texts])
-
-
-def _from_vectors(
-    generation: Generation, slate: Slate, vectors: Mapping[str, Floats], options: MetricOptions
-) -> dict[str, float]:
-    similarity = _similarity(generation, slate, vectors)
-    answers = _vectors(generation.texts, vectors)
-    return {
-        "pl_score": pl_score(similarity, slate.scores, options.vote_weights),
-        "coverage": pluralistic_coverage(similarity, options.threshold, options.coverage_k),
-        "alignment_similarity": distributional_alignment(similarity.max(0), options.temperature),
-        "helpfulness": helpfulness(similarity, slate.scores),
-        "relevance": relevance(_worded(generation, vectors), vectors[prompt_text(generation.prompt)]),
-        "diversity": diversity(answers),
-        "vendi": vendi_score(answers),
-    }
-
-
-def _from_words(tokens: Sequence[Sequence[str]], options: MetricOptions) -> dict[str, float]:
-    return {
-        "distinct_1": 100 * distinct_n(tokens, 1),
-        "distinct_2": 100 * distinct_n(tokens, 2),
-        "ead": expectation_adjusted_distinct(tokens, options.ead_vocabulary),
-        "self_bleu": self_bleu(tokens),
-    }
-
-
-def _from_policy(logprobs: Floats, slate: Slate, options: MetricOptions) -> dict[str, float]:
-    # A rank is better when smaller; people's explicit ranking goes before their votes.
-    feedback = [-float(rank) for rank in slate.ranks] if slate.ranks is not None else slate.scores
-    loglik = plackett_luce_loglik(logprobs, feedback)
-    return {
-        "alignment": distributional_alignment(logprobs, options.temperature),
-        "plackett_luce": loglik,
-        "choice": choice_probability(loglik, feedback),
-    }
-
-
-def _from_groups(
-    generation: Generation,
-    slate: Slate,
-    group_scores: Sequence[Mapping[str, float]],
-    vectors: Mapping[str, Floats],
-    options: MetricOptions,
-) -> dict[str, float]:
-    similarity = _similarity(generation, slate, vectors)
-    _, weights = group_weights(group_scores)
-    return {
-        "worst_group": worst_group(group_coverage(similarity, weights, options.threshold)),
-        "worst_group_nearness": worst_group(group_coverage(similarity, weights, None)),
-    }
 
 
 def _faithfulness(joined: Sequence[tuple[Generation, int]], align_fn: AlignFn) -> list[float]:

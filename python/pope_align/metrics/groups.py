@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .similarity import Floats, _similarity, covered
+from .similarity import Floats, covered, similarity_matrix
 
 
 def group_weights(group_scores: Sequence[Mapping[str, float]]) -> tuple[list[str], Floats]:
@@ -58,7 +58,7 @@ def group_coverage(
         raise ValueError(f"weights: expected [G, M], got {list(w.shape)}")
     if (w < 0).any():
         raise ValueError(f"weights: expected numbers >= 0, got {w.min()}")
-    s = _similarity(similarity, w.shape[1])
+    s = similarity_matrix(similarity, w.shape[1])
     if threshold is None:
         served = s.max(0) if len(s) else np.full(s.shape[1], np.nan)
     else:

@@ -7,18 +7,18 @@ import io
 import os
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import pope_core
 
+from .._files import write_text
 from ..data import Slate
 from ..generation.generations import GenerationSet, completion_text, prompt_text, slate_keys
 from .figures import bars, pareto
 from .registry import BY_NAME
-from .summary import Comparison, Estimate, MetricsReport
+from .summary import MeanOverPrompts, MetricsReport, ModelDifference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def write_page(
         *_examples(sets, references, examples),
         f"<p class=note>pope-core {escape(pope_core.__version__)}</p></html>",
     ]
-    Path(path).write_text("\n".join(parts), encoding="utf-8")
+    write_text(path, "\n".join(parts))
 
 
 def summary_lines(report: MetricsReport) -> list[str]:
@@ -97,7 +97,7 @@ def summary_lines(report: MetricsReport) -> list[str]:
     return lines
 
 
-def cells(estimate: Estimate | None, digits: int, *, signed: bool = False) -> tuple[str, str]:
+def cells(estimate: MeanOverPrompts | None, digits: int, *, signed: bool = False) -> tuple[str, str]:
     """An estimate as text, and its interval; empty where there is none."""
     if estimate is None or np.isnan(estimate.value):
         return "n/a", ""
@@ -114,7 +114,7 @@ def label(name: str) -> str:
     return f"{metric.label} {'↑' if metric.better == 'higher' else '↓'}"
 
 
-def difference_label(comparison: Comparison) -> str:
+def difference_label(comparison: ModelDifference) -> str:
     """The heading of a column of differences."""
     return f"{comparison.b} - {comparison.a}"
 

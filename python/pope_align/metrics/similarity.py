@@ -36,7 +36,7 @@ def vote_weights(votes: Sequence[float] | Floats, weights: VoteWeights = "log1p"
     """
     if weights not in get_args(VoteWeights):
         raise ValueError(f"weights: expected one of {', '.join(get_args(VoteWeights))}, got {weights!r}")
-    v = _finite(votes, "votes")
+    v = finite_numbers(votes, "votes")
     if v.size == 0:
         return v
     if weights == "votes":
@@ -61,7 +61,7 @@ def pl_score(
     Raises:
         ValueError: shapes that do not match.
     """
-    s = _similarity(similarity, len(votes))
+    s = similarity_matrix(similarity, len(votes))
     if s.size == 0:
         return float("nan")
     return float(vote_weights(votes, weights) @ s.max(0))
@@ -78,7 +78,7 @@ def pluralistic_coverage(similarity: Floats, threshold: float = 0.8, k: int | No
     """
     if k is not None and k < 1:
         raise ValueError(f"k: expected an integer >= 1 (None: all answers), got {k}")
-    s = _similarity(similarity)[:k]
+    s = similarity_matrix(similarity)[:k]
     if s.shape[1] == 0:
         return float("nan")
     return float(covered(s, threshold).mean())
@@ -89,7 +89,7 @@ def covered(similarity: Floats, threshold: float = 0.8) -> npt.NDArray[np.bool_]
 
     A cosine that rounding put below the threshold by less than 1e-9 counts: the match of a text with itself is 1.
     """
-    s = _similarity(similarity)
+    s = similarity_matrix(similarity)
     return np.any(s >= threshold - 1e-9, axis=0)
 
 
@@ -105,10 +105,10 @@ def helpfulness(
     Raises:
         ValueError: shapes that do not match.
     """
-    s = _similarity(similarity, len(votes))
+    s = similarity_matrix(similarity, len(votes))
     if s.size == 0:
         return float("nan")
-    return float(100 * (s @ _minmax_weights(_finite(votes, "votes"))).mean())
+    return float(100 * (s @ _minmax_weights(finite_numbers(votes, "votes"))).mean())
 
 
 def relevance(
@@ -128,7 +128,7 @@ def _minmax_weights(votes: Floats) -> Floats:
     return ratio / ratio.sum()
 
 
-def _finite(values: Sequence[float] | Floats, name: str) -> Floats:
+def finite_numbers(values: Sequence[float] | Floats, name: str) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected a list of numbers, got shape {list(array.shape)}")
@@ -138,7 +138,7 @@ def _finite(values: Sequence[float] | Floats, name: str) -> Floats:
     return array
 
 
-def _similarity(similarity: Floats, references: int | None = None) -> Floats:
+def similarity_matrix(similarity: Floats, references: int | None = None) -> Floats:
     s = np.asarray(similarity, dtype=np.float64)
     if s.ndim != 2 or references not in (None, s.shape[1]):
         expected = "[n, M]" if references is None else f"[n, {references}], one column per vote"

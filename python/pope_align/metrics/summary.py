@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .._extras import require
+from .._files import replacing
+from .._files import write_json as write_json_file
+from .._json import jsonable
+from ..stats.bootstrap import resampled_sums
 from .evaluate import PromptMetrics
 from .pareto import hypervolume
-from .registry import BY_NAME, METRICS
+from .registry import BY_NAME
 from .similarity import Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MeanOverPrompts:
     """A mean over prompts. ``low`` and ``high`` are NaN with fewer than two different prompts to draw."""
 
     value: float
@@ -36,12 +38,12 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelDifference:
     """Model ``b`` minus model ``a`` on the slates that both answered."""
 
     a: str
     b: str
-    differences: dict[str, Estimate]
+    differences: dict[str, MeanOverPrompts]
     better: dict[str, float]  # share of slates where b is better, ties half
 
 
@@ -50,8 +52,8 @@ class MetricsReport:
     """What `pope metrics` shows and writes."""
 
     tables: list[PromptMetrics]
-    estimates: dict[str, dict[str, Estimate]]  # model -> metric
-    comparisons: list[Comparison]  # every later model against the first
+    estimates: dict[str, dict[str, MeanOverPrompts]]  # model -> metric
+    comparisons: list[ModelDifference]  # every later model against the first
     hypervolumes: dict[str, float]  # of (PL-Score, diversity) per slate, above (0, 0)
     level: float
     draws: int
@@ -61,7 +63,7 @@ class MetricsReport:
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics that any model has, in the order of the table."""
-        return [metric.name for metric in METRICS if any(metric.name in of for of in self.estimates.values())]
+        return [name for name in BY_NAME if any(name in of for of in self.estimates.values())]
 
     def to_json(self) -> dict[str, Any]:
         """JSON object; what is not defined is null."""
@@ -83,9 +85,9 @@ class MetricsReport:
                 for table in self.tables
             },
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
-            "readings": {name: asdict(BY_NAME[name]) for name in self.metrics},
+            "readings": {name: BY_NAME[name].to_dict() for name in self.metrics},
         }
-        cleaned: dict[str, Any] = _without_nan(content)
+        cleaned: dict[str, Any] = jsonable(content)
         return cleaned
 
 
@@ -117,13 +119,10 @@ def summarize(
         raise ValueError(f"tables: expected models of different names, got {', '.join(names)}")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
-    bootstrap = _Bootstrap(sorted({prompt for table in tables for prompt in table.prompts}), draws, level, seed)
+    bootstrap = _PromptBootstrap(sorted({prompt for table in tables for prompt in table.prompts}), draws, level, seed)
     return MetricsReport(
         tables=list(tables),
-        estimates={
-            table.model: {name: bootstrap.mean(values, table.prompts) for name, values in table.values.items()}
-            for table in tables
-        },
+        estimates={table.model: bootstrap.means(table.values, table.prompts) for table in tables},
         comparisons=[_compare(tables[0], table, bootstrap) for table in tables[1:]],
         hypervolumes={
             table.model: hypervolume(np.stack([table.values["pl_score"], table.values["diversity"]], axis=1))
@@ -140,72 +139,74 @@ def write_prompt_metrics(tables: Sequence[PromptMetrics], path: str | os.PathLik
     """One row per model and slate, ``.parquet``: model, key, prompt, and a column per metric (null: not defined)."""
     pa = require("pyarrow", extra="train", purpose="to write Parquet files")
     parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
-    names = [metric.name for metric in METRICS if any(metric.name in table.values for table in tables)]
+    names = [name for name in BY_NAME if any(name in table.values for table in tables)]
     rows = [
         {
             "model": table.model,
             "key": key,
             "prompt": prompt,
-            **{name: _without_nan(float(table.values[name][at])) for name in names if name in table.values},
+            **{name: jsonable(float(table.values[name][at])) for name in names if name in table.values},
         }
         for table in tables
         for at, (key, prompt) in enumerate(zip(table.keys, table.prompts))
     ]
     kinds = {"model": pa.string(), "key": pa.string(), "prompt": pa.string(), **dict.fromkeys(names, pa.float64())}
-    parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), path)
+    with replacing(path) as partial:
+        parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), partial)
 
 
 def write_json(report: MetricsReport, path: str | os.PathLike[str]) -> None:
     """The report as JSON."""
-    Path(path).write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json_file(path, report.to_json(), indent=2)
 
 
-class _Bootstrap:
-    """How often every prompt is drawn, in every draw: the same for all models and metrics."""
+class _PromptBootstrap:
+    """Prompts are drawn with replacement, the same ones for all models and metrics."""
 
     def __init__(self, prompts: Sequence[str], draws: int, level: float, seed: int) -> None:
         self.index = {prompt: at for at, prompt in enumerate(prompts)}
-        uniform = np.full(len(prompts), 1 / len(prompts))
-        counts = np.random.default_rng(seed).multinomial(len(prompts), uniform, size=draws)
-        self.counts = counts.astype(np.float64)  # [draws, prompts]
+        self.draws, self.seed = draws, seed
         self.tails = ((1 - level) / 2, (1 + level) / 2)
 
-    def mean(self, values: Floats, prompts: Sequence[str]) -> Estimate:
-        """The mean of ``values``, those that are NaN left out and counted."""
-        defined = ~np.isnan(values)
-        n, undefined = int(defined.sum()), int((~defined).sum())
-        if n == 0:
-            return Estimate(math.nan, math.nan, math.nan, n, undefined)
-        at = np.array([self.index[prompt] for prompt in prompts])[defined]
-        sums = np.bincount(at, values[defined], minlength=len(self.index))
-        sizes = np.bincount(at, minlength=len(self.index)).astype(np.float64)
-        value = float(sums.sum() / n)
-        if (sizes > 0).sum() < 2:
-            return Estimate(value, math.nan, math.nan, n, undefined)
-        drawn = self.counts @ sizes
-        means = (self.counts @ sums)[drawn > 0] / drawn[drawn > 0]
-        low, high = np.quantile(means, self.tails)
-        return Estimate(value, float(low), float(high), n, undefined)
+    def means(self, values: Mapping[str, Floats], prompts: Sequence[str]) -> dict[str, MeanOverPrompts]:
+        """The mean of every column of values, those that are NaN left out and counted.
+
+        A draw recomputes each mean over the drawn prompts' slates where the metric is defined.
+        """
+        at = np.array([self.index[prompt] for prompt in prompts], dtype=np.int64)
+        count = len(self.index)
+        known = {name: ~np.isnan(column) for name, column in values.items()}
+        sums = [np.bincount(at[known[name]], column[known[name]], count) for name, column in values.items()]
+        sizes = [np.bincount(at[mine], minlength=count).astype(np.float64) for mine in known.values()]
+        if not values:
+            return {}
+        drawn = resampled_sums(np.stack([*sums, *sizes], axis=1), "bootstrap", self.draws, self.seed)
+        of_column = zip(values, sums, sizes, drawn[:, : len(sums)].T, drawn[:, len(sums) :].T, strict=True)
+        return {
+            name: self._mean(total, size, drawn_total, drawn_size, int((~known[name]).sum()))
+            for name, total, size, drawn_total, drawn_size in of_column
+        }
+
+    def _mean(
+        self, total: Floats, size: Floats, drawn_total: Floats, drawn_size: Floats, undefined: int
+    ) -> MeanOverPrompts:
+        n = int(size.sum())
+        value = float(total.sum() / n) if n else math.nan
+        if (size > 0).sum() < 2:  # fewer than two prompts to draw from
+            return MeanOverPrompts(value, math.nan, math.nan, n, undefined)
+        some = drawn_size > 0
+        low, high = np.quantile(drawn_total[some] / drawn_size[some], self.tails)
+        return MeanOverPrompts(value, float(low), float(high), n, undefined)
 
 
-def _compare(a: PromptMetrics, b: PromptMetrics, bootstrap: _Bootstrap) -> Comparison:
+def _compare(a: PromptMetrics, b: PromptMetrics, bootstrap: _PromptBootstrap) -> ModelDifference:
     place = {key: at for at, key in enumerate(a.keys)}
     pairs = [(place[key], at) for at, key in enumerate(b.keys) if key in place]
     left, right = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    differences, better = {}, {}
-    for name in a.values:
-        if name in b.values:
-            difference = b.values[name][right] - a.values[name][left]
-            differences[name] = bootstrap.mean(difference, [b.prompts[at] for at in right])
-            gain = difference if BY_NAME[name].better == "higher" else -difference
-            gain = gain[~np.isnan(gain)]
-            better[name] = float(((gain > 0) + 0.5 * (gain == 0)).mean()) if gain.size else math.nan
-    return Comparison(a.model, b.model, differences, better)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    gains = {name: b.values[name][right] - a.values[name][left] for name in a.values if name in b.values}
+    better = {}
+    for name, difference in gains.items():
+        gain = difference if BY_NAME[name].better == "higher" else -difference
+        gain = gain[~np.isnan(gain)]
+        better[name] = float(((gain > 0) + 0.5 * (gain == 0)).mean()) if gain.size else math.nan
+    return ModelDifference(a.model, b.model, bootstrap.means(gains, [b.prompts[at] for at in right]), better)
