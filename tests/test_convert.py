@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from pope_align.data import Slate, group_split, read_slates, slate_group, write_slates
 from pope_align.data.convert import ConvertOptions, ConvertReport, convert
 from pope_align.data.gather import gather
+from pope_align.data.markup import html_to_text
 from pope_align.data.merge import merge
 from pope_align.data.pairs import preference_pair
-from pope_align.data.pieces import Piece, Response, html_to_text
+from pope_align.data.pieces import Piece, Response
 
 quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -39,9 +40,8 @@ def rows_of(k: int, keys: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def converted(rows: list[dict[str, Any]], folder: Path, **options: Any) -> tuple[ConvertReport, list[Slate]]:
-    report = convert(
-        "table", [write_table(folder / "log.jsonl", rows)], folder / "out.jsonl", ConvertOptions(**options)
-    )
+    path = write_table(folder / "log.jsonl", rows)
+    report = convert("table", [path], folder / "out.jsonl", ConvertOptions(**options), overwrite=True)
     assert report.responses_read == report.responses_kept + sum(report.responses_dropped.values())
     return report, list(read_slates(folder / "out.jsonl"))
 
@@ -153,7 +153,7 @@ def test_votes_are_corrected_for_age_as_of_the_time_of_the_log(tmp_path: Path) -
     _, (slate,) = converted(rows, tmp_path, age_scale_days=10.0, as_of=1000 * day)
     assert slate.scores == pytest.approx([10, 10 / (1 - np.exp(-1))])
     assert slate.origin["age_scale_days"] == 10
-    with pytest.raises(ValueError, match="as_of: expected a time after every response"):
+    with pytest.raises(ValueError, match="expected a time before as_of"):
         converted(rows, tmp_path, age_scale_days=10.0, as_of=500 * day)
     with pytest.raises(ValueError, match="age_scale_days: expected together with as_of"):
         ConvertOptions(age_scale_days=10)
@@ -190,10 +190,10 @@ def test_bad_rows_stop_the_conversion_or_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"min_k": 0}, "min_k: expected a number > 0"),
+        ({"min_k": 0}, "min_k: expected an integer > 0"),
         ({"fraction": 1.5}, r"fraction: expected a number in \(0, 1\]"),
         ({"splits": (0.5, 0.1, 0.1)}, "splits: expected three shares that sum to 1"),
-        ({"split_by": "week"}, "split_by: expected one of slate, item, user, got 'week'"),
+        ({"split_by": "week"}, "split_by: expected one of slate, group, item, user, got 'week'"),
         ({"sample_k": 1}, "sample_k: expected at least min_k = 2, got 1"),
         ({"prompt_template": "Review"}, r"prompt_template: expected text with \{prompt\}"),
     ],
@@ -205,11 +205,11 @@ def test_bad_options_are_named(options: dict[str, Any], told: str) -> None:
 
 def test_bad_requests_are_named(tmp_path: Path) -> None:
     path = write_table(tmp_path / "log.jsonl", rows_of(2, 2))
-    with pytest.raises(ValueError, match=r"format: expected one of amazon-2014, .*, got 'csv'"):
+    with pytest.raises(ValueError, match=r"format: expected auto or one of amazon-2014, .*, got 'csv'"):
         convert("csv", [path], tmp_path / "out.jsonl")
     with pytest.raises(ValueError, match="feedback: expected one of score for table, got 'votes'"):
         convert("table", [path], tmp_path / "out.jsonl", ConvertOptions(feedback="votes"))
-    with pytest.raises(ValueError, match=r"path: expected a file ending in \.jsonl or \.parquet"):
+    with pytest.raises(ValueError, match=r"out: expected a file ending in \.jsonl or \.parquet"):
         convert("table", [path], tmp_path / "out.csv")
     with pytest.raises(ValueError, match="inputs: expected at least one file"):
         convert("table", [], tmp_path / "out.jsonl")
@@ -298,4 +298,4 @@ def test_html_becomes_the_text_that_a_reader_sees() -> None:
     markup = (
         '<p>a <b>bold</b> x &lt; y</p>\n\n<ul>\n<li>one</li>\n<li>two</li>\n</ul><p>z<br>w <img alt="x>y" src="q"></p>'
     )
-    assert html_to_text(markup) == "a bold x < y\n\n- one\n\n- two\n\nz\nw"
+    assert html_to_text(markup) == "a bold x < y\n\n- one\n- two\n\nz\nw"

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from ._extras import require
 from .data.feedback import UtilityTransform, is_constant, to_utility
-from .data.merge import content, text_of
-from .data.schema import Slate
+from .data.merge import content
+from .data.schema import Slate, text_of
 from .data.split import slate_group
 
 if TYPE_CHECKING:

@@ -77,6 +77,20 @@ def is_constant(scores: Sequence[float] | Utility) -> bool:
     return bool(values.min() == values.max())
 
 
+#: A utility by minmax below this counts as small.
+SMALL_UTILITY = 0.05
+
+
+def heavy_tail_hint(small: int, responses: int) -> list[str]:
+    """A hint where most utilities by minmax are small: a few responses have nearly all votes."""
+    if responses == 0 or small <= responses / 2:
+        return []
+    return [
+        f"{small / responses:.0%} of the utilities are below {SMALL_UTILITY} with minmax: the scores have a heavy "
+        "tail, and the transform log1p_minmax tells the other responses apart"
+    ]
+
+
 def shrunk_rate(
     up: npt.ArrayLike, total: npt.ArrayLike, *, prior_up: float = 1.0, prior_total: float = 2.0
 ) -> npt.NDArray[np.float64]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from .checks import Turn
 from .pieces import Piece, Response, spelled
-from .schema import Turn
+from .schema import text_of
 
 
 def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Piece, int]:
@@ -25,15 +27,8 @@ def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Pi
     responses = [_best(same) if repeats == "best" else _mean(same) for same in by_text.values()]
     copies = sum(map(len, by_text.values())) - len(responses)
     policy = next((piece.logging_policy for piece in pieces if piece.logging_policy is not None), None)
-    return replace(first, responses=responses, logging_policy=policy), copies
-
-
-def text_of(completion: str | list[Turn]) -> str:
-    """The text of a response, in whichever form it comes; empty where it has another form than either."""
-    if isinstance(completion, str):
-        return completion
-    texts = [turn.get("content") for turn in completion if isinstance(turn, dict)]
-    return "\n".join(text for text in texts if isinstance(text, str))
+    group = next((piece.group for piece in pieces if piece.group is not None), None)
+    return replace(first, responses=responses, logging_policy=policy, group=group), copies
 
 
 def content(value: str | list[Turn]) -> str:
@@ -50,6 +45,10 @@ def _mean(same: list[Response]) -> Response:
     for response in same:
         for group, score in (response.group_scores or {}).items():
             ratings.setdefault(group, []).append(score)
-    groups = {group: sum(scores) / len(scores) for group, scores in sorted(ratings.items())}
-    mean = sum(response.score for response in same) / len(same)
-    return replace(same[0], score=mean, group_scores=groups or None)
+    groups = {group: _average(scores) for group, scores in sorted(ratings.items())}
+    return replace(same[0], score=_average([response.score for response in same]), group_scores=groups or None)
+
+
+def _average(scores: Sequence[float]) -> float:
+    total = sum(scores)
+    return total / len(scores) if math.isfinite(total) else sum(score / len(scores) for score in scores)

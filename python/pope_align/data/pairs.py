@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from .._extras import require
-from .._files import replacing
 from .schema import Slate
-from .write import Writer
-
-_ROW_GROUP = 1000
+from .write import Writer, row_writer, turns_type
 
 
 def preference_pair(slate: Slate) -> dict[str, Any] | None:
@@ -48,43 +42,10 @@ def preference_pair(slate: Slate) -> dict[str, Any] | None:
 @contextmanager
 def pair_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
     """A file of `preference_pair` rows, ``.jsonl`` or ``.parquet``, that takes slates; whole or not there at all."""
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
-    with replacing(path) as partial:
-        writer = _Pairs(partial, parquet=path.suffix == ".parquet")
-        try:
-            yield writer
-            writer.flush()
-        finally:
-            writer.close()
+    with row_writer(path, preference_pair, _schema, turns=("prompt", "chosen", "rejected")) as writer:
+        yield writer
 
 
-class _Pairs:
-    def __init__(self, path: Path, *, parquet: bool) -> None:
-        self.path, self.parquet = path, parquet
-        self.rows: list[dict[str, Any]] = []
-        self.table: Any = None
-
-    def write(self, slate: Slate) -> None:
-        if (pair := preference_pair(slate)) is not None:
-            self.rows.append(pair)
-            if len(self.rows) == _ROW_GROUP:
-                self.flush()
-
-    def flush(self) -> None:
-        if not self.parquet:
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        elif self.rows:
-            pa = require("pyarrow", extra="train", purpose="to write Parquet files")
-            parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
-            schema = None if self.table is None else self.table.schema
-            table = pa.Table.from_pylist(self.rows, schema=schema)
-            self.table = self.table or parquet.ParquetWriter(self.path, table.schema)
-            self.table.write_table(table)
-        self.rows = []
-
-    def close(self) -> None:
-        if self.table is not None:
-            self.table.close()
+def _schema(pa: Any, turns: dict[str, bool]) -> dict[str, Any]:
+    sides = {name: turns_type(pa) if turns.get(name) else pa.string() for name in ("prompt", "chosen", "rejected")}
+    return {**sides, "score_chosen": pa.float64(), "score_rejected": pa.float64()}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import json
-import re
-from dataclasses import dataclass, field, fields
-from html.parser import HTMLParser
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .schema import Turn
+from .checks import Place, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +23,10 @@ class Response:
     logprob: float | None = None  # total under the logging policy, nats
     tokens: int | None = None
     rank: int | None = None
+    place: Place | None = field(default=None, compare=False)  # the row it was read from
 
 
-_RESPONSE = tuple(entry.name for entry in fields(Response))
+_RESPONSE = tuple(entry.name for entry in fields(Response) if entry.name != "place")
 
 
 def _present(response: Response) -> dict[str, Any]:
@@ -43,61 +42,67 @@ class Piece:
     responses: list[Response] = field(default_factory=list)
     user: str | None = None  # who asked
     logging_policy: dict[str, Any] | None = None
+    group: str | None = None  # of slates that a split keeps together, where a column was named for it
+    place: Place | None = field(default=None, compare=False)  # the row it was read from
 
     def to_json(self) -> str:
         content = [
             self.key,
             self.prompt,
             [_present(response) for response in self.responses],
-            {"user": self.user, "logging_policy": self.logging_policy},
+            {"user": self.user, "logging_policy": self.logging_policy, "group": self.group},
+            None if self.place is None else [self.place.source, self.place.row],
         ]
         return json.dumps(content)
 
     @classmethod
     def from_json(cls, text: str) -> Piece:
-        key, prompt, responses, rest = json.loads(text)
-        return cls(key, prompt, [Response(**response) for response in responses], **rest)
+        key, prompt, responses, rest, where = json.loads(text)
+        place = None if where is None else Place(*where)
+        return cls(key, prompt, [Response(**response, place=place) for response in responses], **rest, place=place)
+
+    def checked(self, place: Place) -> Piece:
+        """The piece as one of the row at ``place``, with every value checked there.
+
+        Raises:
+            SlateError: a value that no slate could hold.
+        """
+        k = len(self.responses)
+        one_kind = {isinstance(response.completion, str) for response in self.responses}
+        if len(one_kind) > 1:
+            raise place.error("completions", "all text or all turns", [r.completion for r in self.responses])
+        return replace(
+            self,
+            key=place.text("key", self.key),
+            prompt=None if self.prompt is None else place.prompt("prompt", self.prompt),
+            responses=[_checked(place, response, i if k > 1 else None) for i, response in enumerate(self.responses)],
+            user=_optional(place.text, "user", self.user),
+            logging_policy=_optional(place.provenance, "logging_policy", self.logging_policy),
+            group=_optional(place.text, "group", self.group),
+            place=place,
+        )
 
 
-def assistant(text: str, like: str | list[Turn]) -> str | list[Turn]:
-    """A response in the form of its prompt: text to text, one assistant turn to turns."""
-    return text if isinstance(like, str) else [{"role": "assistant", "content": text}]
+def _checked(place: Place, response: Response, index: int | None) -> Response:
+    def named(field: str) -> str:
+        return field if index is None else f"{field}[{index}]"
+
+    return Response(
+        completion=place.completion(named("completion"), response.completion),
+        score=place.finite(named("score"), response.score),
+        responder=_optional(place.text, named("responder"), response.responder),
+        user=_optional(place.text, named("user"), response.user),
+        timestamp=_optional(place.finite, named("timestamp"), response.timestamp),
+        group_scores=_optional(place.groups, named("group_scores"), response.group_scores),
+        logprob=_optional(place.logprob, named("logging_logprob"), response.logprob),
+        tokens=_optional(place.positive_integer, named("completion_tokens"), response.tokens),
+        rank=_optional(place.positive_integer, named("rank"), response.rank),
+        place=place,
+    )
 
 
-def unescaped(text: str) -> str:
-    """Text with HTML entities as the characters they stand for, and line ends as ``\\n``."""
-    return html.unescape(text).replace("\r\n", "\n").replace("\r", "\n")
-
-
-def html_to_text(markup: str) -> str:
-    """The text of a post written in HTML: blocks on lines of their own, ``- `` before list items, entities resolved."""
-    reader = _Text()
-    reader.feed(markup)
-    reader.close()
-    return _GAP.sub("\n\n", "".join(reader.parts).replace("\r\n", "\n")).strip()
-
-
-_GAP = re.compile(r"[ \t]*\n[ \t]*\n\s*")
-_BLOCKS = {"p", "div", "ul", "ol", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "table"}
-
-
-class _Text(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("br", "hr", "tr"):
-            self.parts.append("\n")
-        elif tag == "li":
-            self.parts.append("\n- ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in _BLOCKS:
-            self.parts.append("\n\n")
-
-    def handle_data(self, data: str) -> None:
-        self.parts.append(data)
+def _optional(check: Callable[[str, Any], Any], field: str, value: Any) -> Any:
+    return None if value is None else check(field, value)
 
 
 def spelled(value: Any) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
-from .._extras import require
+from .checks import Place, SlateError, Turn
+from .readers import read_records
 
-Turn = dict[str, str]  # {"role": ..., "content": ...}
+__all__ = ["FIELDS", "Slate", "SlateError", "SlateLog", "Turn", "parse_row", "read_slates", "text_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +34,12 @@ class Slate:
     origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
 
 
+def text_of(value: str | list[Turn]) -> str:
+    """What a prompt or a response says: its text, or the contents of its turns, a line each."""
+    return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
+
+
 FIELDS = tuple(field.name for field in fields(Slate))
-
-
-class SlateError(ValueError):
-    """A row that is no slate: which file, row and field, what was expected there, and what came.
-
-    ``row`` counts from 1 (the line number in a JSON-lines file); it is None when the log as a whole is at fault.
-    """
-
-    def __init__(self, source: str, row: int | None, field: str, expected: str, got: str) -> None:
-        self.source, self.row, self.field, self.expected, self.got = source, row, field, expected, got
-        where = source if row is None else f"{source}, row {row}"
-        super().__init__(f"{where}: {field}: expected {expected}, got {got}")
-
-    def __reduce__(self) -> tuple[type[SlateError], tuple[str, int | None, str, str, str]]:
-        return type(self), (self.source, self.row, self.field, self.expected, self.got)
 
 
 @dataclass(frozen=True)
@@ -96,8 +84,8 @@ def read_slates(
     counts as absent.
 
     Args:
-        source: a ``.jsonl`` or ``.json`` file (one JSON object a line), a ``.parquet`` file, or any iterable of
-            mappings, such as a ``datasets.Dataset`` or a list of dicts.
+        source: a ``.jsonl`` or ``.json`` file (one JSON object a line, or an array of them), a ``.parquet`` file, or
+            any iterable of mappings, such as a ``datasets.Dataset`` or a list of dicts.
         skip_bad_rows: leave bad rows out and keep their error messages in ``SlateLog.skip_reasons``, instead of raising
             at the first.
 
@@ -110,11 +98,13 @@ def read_slates(
     skip_reasons: list[str] = []
     ignored: set[str] = set()
     for number, row in rows:
-        place = _Row(name, number)
         try:
-            columns = place.columns(row)
-            slates.append(place.slate(columns))
-            ignored.update(str(column) for column in columns if column not in FIELDS)
+            if isinstance(row, SlateError):
+                raise row
+            if not isinstance(row, Mapping):
+                raise Place(name, number).error("row", "an object with the fields of a slate", row)
+            slates.append(parse_row(name, number, row))
+            ignored.update(str(column) for column in row if column not in FIELDS)
         except SlateError as error:
             if not skip_bad_rows:
                 raise
@@ -131,186 +121,61 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
     Raises:
         SlateError: the row is not a slate.
     """
-    return _Row(source, row).slate(columns)
+    place = Place(source, row)
+    for name in ("prompt", "completions", "scores"):
+        if columns.get(name) is None:
+            raise place.missing(name)
+    prompt = place.prompt("prompt", columns["prompt"])
+    if not prompt:
+        raise place.error("prompt", "non-empty text", prompt)
+    completions = _completions(place, columns["completions"])
+
+    def each(name: str, check: Any) -> list[Any] | None:
+        value = columns.get(name)
+        if name == "group_scores" and isinstance(value, str):  # as Parquet stores it
+            value = place.json(name, value)
+        return None if value is None else place.each(name, value, len(completions), check)
+
+    def optional(name: str, check: Any) -> Any:
+        return None if columns.get(name) is None else check(name, columns[name])
+
+    return Slate(
+        prompt=prompt,
+        completions=completions,
+        scores=place.each("scores", columns["scores"], len(completions), place.finite),
+        logging_logprobs=each("logging_logprobs", place.logprob),
+        completion_tokens=each("completion_tokens", place.positive_integer),
+        ranks=each("ranks", place.positive_integer),
+        slate_id=optional("slate_id", place.text),
+        responders=each("responders", place.text),
+        logging_policy=optional("logging_policy", place.provenance),
+        group_scores=each("group_scores", place.groups),
+        origin=optional("origin", place.provenance),
+    )
 
 
-# --- sources: numbered rows -----------------------------------------------------------------------------------------
+def _completions(place: Place, value: Any) -> list[Any]:
+    """All text or all turns, and none of them blank."""
+    if not isinstance(value, (list, tuple)):
+        raise place.error("completions", "a list of responses", value)
+    if not value:
+        raise place.error("completions", "at least one response", value)
+    if not isinstance(value[0], (list, tuple)):
+        return [place.written_text(f"completions[{i}]", completion) for i, completion in enumerate(value)]
+    turns = [place.assistant_turn(f"completions[{i}]", completion) for i, completion in enumerate(value)]
+    for i, (turn,) in enumerate(turns):
+        place.written_text(f"completions[{i}][0].content", turn["content"])
+    return turns
 
 
 def _open(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> tuple[str, Iterator[tuple[int, Any]]]:
-    """The source's name and its rows, numbered from 1."""
+    """The source's name and its rows, numbered from 1; an error in place of a row that cannot be read."""
     if isinstance(source, Mapping):
         raise TypeError(f"source: expected a file or rows, got a {type(source).__name__}; pass one of its splits")
     if not isinstance(source, (str, os.PathLike)):
         return type(source).__name__, iter(enumerate(source, start=1))
     path = Path(source)
-    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
-    if path.suffix not in readers:
+    if path.suffix not in (".jsonl", ".json", ".parquet"):
         raise ValueError(f"source: expected a file ending in .jsonl, .json or .parquet, got {str(path)!r}")
-    return str(path), readers[path.suffix](path)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:  # bytes: lines end at \n alone, and undecodable text is an error of its row
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
-    number = 0
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-
-
-# --- one row --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """The place of a row, and the checks that name it when they fail."""
-
-    source: str
-    number: int
-
-    def error(self, field: str, expected: str, got: Any) -> SlateError:
-        text = repr(got)
-        return SlateError(self.source, self.number, field, expected, text if len(text) <= 80 else text[:77] + "...")
-
-    def columns(self, row: Any) -> Mapping[Any, Any]:
-        if isinstance(row, bytes):  # a line of a JSON-lines file
-            row = self.json("row", row)
-        if not isinstance(row, Mapping):
-            raise self.error("row", "an object with the fields of a slate", row)
-        return row
-
-    def slate(self, row: Mapping[Any, Any]) -> Slate:
-        for name in ("prompt", "completions", "scores"):
-            if row.get(name) is None:
-                raise SlateError(self.source, self.number, name, "a value (it is required)", "nothing")
-        completions = self.completions(row["completions"])
-        k = len(completions)
-
-        def per_response(name: str, check: Callable[[str, Any], Any]) -> list[Any] | None:
-            value = row.get(name)
-            if name == "group_scores" and isinstance(value, str):  # as Parquet stores it
-                value = self.json(name, value)
-            return None if value is None else self.per_response(name, value, k, check)
-
-        def optional(name: str, check: Callable[[str, Any], Any]) -> Any:
-            return None if row.get(name) is None else check(name, row[name])
-
-        return Slate(
-            prompt=self.prompt(row["prompt"]),
-            completions=completions,
-            scores=self.per_response("scores", row["scores"], k, self.finite),
-            logging_logprobs=per_response("logging_logprobs", self.logprob),
-            completion_tokens=per_response("completion_tokens", self.positive_integer),
-            ranks=per_response("ranks", self.positive_integer),
-            slate_id=optional("slate_id", self.text),
-            responders=per_response("responders", self.text),
-            logging_policy=optional("logging_policy", self.provenance),
-            group_scores=per_response("group_scores", self.groups),
-            origin=optional("origin", self.provenance),
-        )
-
-    def prompt(self, value: Any) -> str | list[Turn]:
-        if isinstance(value, (list, tuple)):
-            if not value:
-                raise self.error("prompt", "at least one turn", value)
-            return [self.turn(f"prompt[{i}]", turn) for i, turn in enumerate(value)]
-        return self.text("prompt", value)
-
-    def completions(self, value: Any) -> list[Any]:
-        if not isinstance(value, (list, tuple)):
-            raise self.error("completions", "a list of responses", value)
-        if not value:
-            raise self.error("completions", "at least one response", value)
-        conversational = isinstance(value[0], (list, tuple))
-        check = self.assistant_turn if conversational else self.written_text
-        return [check(f"completions[{i}]", completion) for i, completion in enumerate(value)]
-
-    def per_response(self, field: str, value: Any, k: int, check: Callable[[str, Any], Any]) -> list[Any]:
-        if not isinstance(value, (list, tuple)):
-            raise self.error(field, f"a list of {k}, one per completion", value)
-        if len(value) != k:
-            raise SlateError(
-                self.source, self.number, field, f"{k} entries, one per completion", f"{len(value)} entries"
-            )
-        return [check(f"{field}[{i}]", entry) for i, entry in enumerate(value)]
-
-    def assistant_turn(self, field: str, value: Any) -> list[Turn]:
-        """More turns would hold tokens that the model did not choose, which must not count as its response."""
-        if not isinstance(value, (list, tuple)) or len(value) != 1:
-            raise self.error(field, "a list with one assistant turn", value)
-        turn = self.turn(f"{field}[0]", value[0])
-        if turn["role"] != "assistant":
-            raise self.error(f"{field}[0].role", "'assistant'", turn["role"])
-        self.written_text(f"{field}[0].content", turn["content"])
-        return [turn]
-
-    def turn(self, field: str, value: Any) -> Turn:
-        if not isinstance(value, Mapping) or set(value) != {"role", "content"}:
-            raise self.error(field, "a turn {'role': ..., 'content': ...}", value)
-        if not isinstance(value["content"], str):  # content may be empty: some templates take an empty system turn
-            raise self.error(f"{field}.content", "text", value["content"])
-        return {"role": self.text(f"{field}.role", value["role"]), "content": self.unicode(field, value["content"])}
-
-    def written_text(self, field: str, value: Any) -> str:
-        if not self.text(field, value).strip():
-            raise self.error(field, "a response that is not blank", value)
-        return value
-
-    def text(self, field: str, value: Any) -> str:
-        if not isinstance(value, str) or not value:
-            raise self.error(field, "non-empty text", value)
-        return self.unicode(field, value)
-
-    def unicode(self, field: str, value: str) -> str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer can read
-            raise self.error(field, "text that UTF-8 can encode", value) from None
-        return value
-
-    def finite(self, field: str, value: Any) -> float:
-        try:
-            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise self.error(field, "a finite number", value)
-        return number
-
-    def logprob(self, field: str, value: Any) -> float:
-        if (number := self.finite(field, value)) > 0:
-            raise self.error(field, "a log-probability <= 0 (nats, the total over the response)", value)
-        return number
-
-    def positive_integer(self, field: str, value: Any) -> int:
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise self.error(field, "an integer >= 1", value)
-        return int(value)
-
-    def groups(self, field: str, value: Any) -> dict[str, float]:
-        if not isinstance(value, Mapping):
-            raise self.error(field, "an object with a number for each group", value)
-        return {self.text(f"{field} (group)", name): self.finite(f"{field}.{name}", value[name]) for name in value}
-
-    def provenance(self, field: str, value: Any) -> dict[str, Any]:
-        if isinstance(value, str):  # as Parquet stores it
-            value = self.json(field, value)
-        if not isinstance(value, Mapping):
-            what = {"logging_policy": "the logging policy", "origin": "where the slate came from"}[field]
-            raise self.error(field, f"an object describing {what}", value)
-        return dict(value)
-
-    def json(self, field: str, text: str | bytes) -> Any:
-        try:
-            return json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise self.error(field, f"JSON ({error})", text) from None
+    records = read_records(path)
+    return str(path), ((r.row or 0, r if isinstance(r, SlateError) else r.values) for r in records)

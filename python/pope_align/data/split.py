@@ -4,16 +4,89 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from .schema import Slate
+from .schema import FIELDS, Slate
+
+#: What `grouping` takes, in the words of ``--help``.
+GROUP_HELP = (
+    "Slates that belong together: column:NAME (origin.user is a part of one), prefix:SEPARATOR (the slate_id up to its "
+    "last one) or regex:PATTERN (what the pattern, or its first bracket, finds in the slate_id)."
+)
 
 
 def slate_group(slate: Slate) -> str:
-    """The group of a slate where nothing else is said: its ``slate_id`` up to the first ``#``, or else its prompt."""
+    """The group of a slate where nothing else is said.
+
+    It is ``origin["group"]``, which `pope convert --group` writes; or else the ``slate_id`` up to the first ``#``; or
+    else the prompt.
+    """
+    group = (slate.origin or {}).get("group")
+    if isinstance(group, str):
+        return group
     if slate.slate_id is not None:
         return slate.slate_id.partition("#")[0]
     return slate.prompt if isinstance(slate.prompt, str) else json.dumps(slate.prompt, sort_keys=True)
+
+
+def grouping(by: str | None) -> Callable[[Slate], str]:
+    """The group of a slate by what ``--group`` says; None for `slate_group`.
+
+    ==================  ===============================================================================================
+    ``column:NAME``     the value of a field; ``origin.user`` is the ``user`` in ``origin``
+    ``prefix:SEP``      the ``slate_id`` up to its last ``SEP``: ``prefix:/`` joins ``post/1`` and ``post/2``
+    ``regex:PATTERN``   what the regular expression finds in the ``slate_id``: its first bracket, or all of it
+    ==================  ===============================================================================================
+
+    Raises:
+        ValueError: none of these; and, of the function that is returned, a slate that has no such value.
+    """
+    if by is None:
+        return slate_group
+    kind, _, rest = by.partition(":")
+    if kind == "column" and rest:
+        return lambda slate: _found(slate, by, column_text(_columns(slate), rest))
+    if kind == "prefix" and rest:
+        return lambda slate: _found(slate, by, (slate.slate_id or "").rpartition(rest)[0])
+    if kind == "regex" and rest:
+        try:
+            pattern = re.compile(rest)
+        except re.error as error:
+            raise ValueError(f"group: expected a regular expression after regex:, got {rest!r} ({error})") from None
+        return lambda slate: _found(slate, by, _match(pattern, slate.slate_id or ""))
+    raise ValueError(f"group: expected column:NAME, prefix:SEPARATOR or regex:PATTERN, got {by!r}")
+
+
+def group_column(by: str | None) -> str | None:
+    """The column that ``--group`` names, None where it names none."""
+    return by.partition(":")[2] if by is not None and by.startswith("column:") else None
+
+
+def column_text(values: Mapping[str, Any], column: str) -> str | None:
+    """The value of a column as text; ``origin.user`` is the user inside the column ``origin``."""
+    value: Any = values
+    for name in [column] if column in values else column.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _columns(slate: Slate) -> dict[str, Any]:
+    return {name: getattr(slate, name) for name in FIELDS}
+
+
+def _match(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.search(text)
+    return None if found is None else found.group(1 if pattern.groups else 0)
+
+
+def _found(slate: Slate, by: str, group: str | None) -> str:
+    if not group:
+        raise ValueError(f"group: expected a value of {by} for every slate, got none for slate_id {slate.slate_id!r}")
+    return group
 
 
 def group_split(

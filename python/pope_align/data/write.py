@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +13,13 @@ from .._extras import require
 from .._files import replacing
 from .schema import FIELDS, Slate
 
+#: What slates can be written to.
+ENDINGS = (".jsonl", ".parquet")
 #: Columns that Parquet holds as JSON text, because one type cannot describe them.
 _JSON_COLUMNS = ("logging_policy", "group_scores", "origin")
 _ROW_GROUP = 1000
+
+Row = dict[str, Any]
 
 
 class Writer(Protocol):
@@ -31,7 +35,8 @@ def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
     and ``origin`` are JSON text, and prompts (and completions) must be all text or all turns.
 
     Raises:
-        ValueError: the ending is neither of the two, or a Parquet file would have to mix text and turns.
+        ValueError: the ending is neither of the two, a Parquet file would have to mix text and turns, or another
+            process is writing the file.
     """
     with slate_writer(path) as writer:
         for slate in slates:
@@ -41,11 +46,30 @@ def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
 @contextmanager
 def slate_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
     """A file that is being written, in constant memory; it gets its name when the block ends without an error."""
+    with row_writer(path, _row, _schema, turns=("prompt", "completions")) as writer:
+        yield writer
+
+
+@contextmanager
+def row_writer(
+    path: str | os.PathLike[str],
+    row: Callable[[Slate], Row | None],
+    schema: Callable[[Any, dict[str, bool]], Row],
+    *,
+    turns: tuple[str, ...],
+) -> Iterator[Writer]:
+    """A file of rows made from slates.
+
+    Args:
+        row: of a slate, without absent values; None to write nothing for it.
+        schema: the columns of a Parquet file, from the module pyarrow and whether each field in ``turns`` holds turns.
+        turns: fields that hold text or turns, of which a Parquet file cannot mix.
+    """
     path = Path(path)
-    if path.suffix not in (".jsonl", ".parquet"):
+    if path.suffix not in ENDINGS:
         raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
     with replacing(path) as partial:
-        writer = _JsonLines(partial) if path.suffix == ".jsonl" else _Parquet(partial)
+        writer = _JsonLines(partial, row) if path.suffix == ".jsonl" else _Parquet(partial, row, schema, turns)
         try:
             yield writer
             writer.finish()
@@ -53,13 +77,37 @@ def slate_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
             writer.close()
 
 
+def _row(slate: Slate) -> Row:
+    return {name: value for name in FIELDS if (value := getattr(slate, name)) is not None}
+
+
+def turns_type(pa: Any) -> Any:
+    """A list of turns as Parquet has it."""
+    return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+
+
+def _schema(pa: Any, turns: dict[str, bool]) -> Row:
+    return {
+        "prompt": turns_type(pa) if turns.get("prompt") else pa.string(),
+        "completions": pa.list_(turns_type(pa) if turns.get("completions") else pa.string()),
+        "scores": pa.list_(pa.float64()),
+        "logging_logprobs": pa.list_(pa.float64()),
+        "completion_tokens": pa.list_(pa.int64()),
+        "ranks": pa.list_(pa.int64()),
+        "slate_id": pa.string(),
+        "responders": pa.list_(pa.string()),
+        **{name: pa.string() for name in _JSON_COLUMNS},
+    }
+
+
 class _JsonLines:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, row: Callable[[Slate], Row | None]) -> None:
+        self.row = row
         self.file = path.open("w", encoding="utf-8", newline="\n")
 
     def write(self, slate: Slate) -> None:
-        present = {name: value for name in FIELDS if (value := getattr(slate, name)) is not None}
-        self.file.write(json.dumps(present, ensure_ascii=False, allow_nan=False) + "\n")
+        if (row := self.row(slate)) is not None:
+            self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
     def finish(self) -> None:
         pass
@@ -69,55 +117,46 @@ class _JsonLines:
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        row: Callable[[Slate], Row | None],
+        schema: Callable[[Any, dict[str, bool]], Row],
+        turns: tuple[str, ...],
+    ) -> None:
+        self.path, self.row, self.schema, self.fields = path, row, schema, turns
         self.pa = require("pyarrow", extra="train", purpose="to write Parquet files")
         self.parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
         self.turns: dict[str, bool] = {}
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self.writer: Any = None
 
     def write(self, slate: Slate) -> None:
-        row = {name: getattr(slate, name) for name in FIELDS}  # as it is: dataclasses.asdict would copy every text
+        row = self.row(slate)
+        if row is None:
+            return
+        for name in self.fields:
+            self.one_kind(name, row[name])
         for name in _JSON_COLUMNS:
-            if row[name] is not None:
+            if name in row:
                 row[name] = json.dumps(row[name], ensure_ascii=False, allow_nan=False)
-        self.one_kind("prompt", [row["prompt"]])
-        self.one_kind("completions", row["completions"])
         self.rows.append(row)
         if len(self.rows) == _ROW_GROUP:
             self.flush()
 
-    def one_kind(self, field: str, values: list[Any]) -> None:
-        for value in values:
-            if self.turns.setdefault(field, isinstance(value, list)) != isinstance(value, list):
+    def one_kind(self, field: str, value: Any) -> None:
+        for entry in value if field == "completions" else [value]:
+            if self.turns.setdefault(field, isinstance(entry, list)) != isinstance(entry, list):
                 raise ValueError(
                     f"{field}: expected all text or all turns in a Parquet file, got both; write .jsonl instead"
                 )
 
     def flush(self) -> None:
         if self.writer is None:
-            self.schema = self.make_schema()
-            self.writer = self.parquet.ParquetWriter(self.path, self.schema)
-        self.writer.write_table(self.pa.Table.from_pylist(self.rows, schema=self.schema))
+            self.table_schema = self.pa.schema(self.schema(self.pa, self.turns))
+            self.writer = self.parquet.ParquetWriter(self.path, self.table_schema)
+        self.writer.write_table(self.pa.Table.from_pylist(self.rows, schema=self.table_schema))
         self.rows = []
-
-    def make_schema(self) -> Any:
-        pa = self.pa
-        turns = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-        return pa.schema(
-            {
-                "prompt": turns if self.turns.get("prompt") else pa.string(),
-                "completions": pa.list_(turns if self.turns.get("completions") else pa.string()),
-                "scores": pa.list_(pa.float64()),
-                "logging_logprobs": pa.list_(pa.float64()),
-                "completion_tokens": pa.list_(pa.int64()),
-                "ranks": pa.list_(pa.int64()),
-                "slate_id": pa.string(),
-                "responders": pa.list_(pa.string()),
-                **{name: pa.string() for name in _JSON_COLUMNS},
-            }
-        )
 
     def finish(self) -> None:
         if self.rows or self.writer is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .._extras import require
 from .._files import replacing, write_text
-from ..data.schema import Slate, Turn
+from ..data.schema import Slate, Turn, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,7 @@ def prompt_key(prompt: str | list[Turn]) -> str:
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prompt_text(prompt: str | list[Turn]) -> str:
-    """What a prompt says: its text, or the contents of its turns, a line each."""
-    return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
-
-
-def completion_text(completion: str | list[Turn]) -> str:
-    """What a logged response says."""
-    return completion if isinstance(completion, str) else "\n".join(turn["content"] for turn in completion)
+prompt_text = completion_text = text_of
 
 
 def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) -> None:

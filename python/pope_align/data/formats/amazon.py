@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterable
 
 from ..feedback import shrunk_rate
-from ..pieces import Piece, Response, unescaped
+from ..markup import unescaped
+from ..pieces import Piece, Response
 from ..records import Record
 from .base import Format, Nothing, per_record
 
 #: What the collection of 2023 left of the markup.
 _BREAK = re.compile(r"<br ?/?>")
+#: Script of the page, which the collection of 2018 took for titles and descriptions.
+_SCRIPT = re.compile(r"<script\b|\bgetTime\(\)|\bfunction ?\(|\bvar \w{1,60} ?=")
 
 
 def review_2014(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
@@ -70,7 +73,7 @@ def review(
 
 
 def item(record: Record, key: str) -> list[Piece] | Nothing:
-    """Title, description and features; an item that has none of them is no prompt."""
+    """Title, description and features, without those that hold script; an item that has none of them is no prompt."""
     lines = []
     for field in ("title", "description", "features", "feature"):
         value = record.get(field)
@@ -78,7 +81,7 @@ def item(record: Record, key: str) -> list[Piece] | Nothing:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise record.error(f"{field}[{index}]" if isinstance(value, list) else field, "text", text)
-            if text.strip():
+            if text.strip() and not _SCRIPT.search(text):
                 lines.append(unescaped(text).strip())
     if not lines:
         return Nothing("item without title, description and features")
@@ -91,6 +94,7 @@ AMAZON_2014 = Format(
     ("votes", "shrunk_rate", "stars"),
     per_record(review_2014),
     scattered=True,
+    marks=("reviewerID asin helpful", "asin title", "asin description", "asin imUrl"),
 )
 AMAZON_2018 = Format(
     "amazon-2018",
@@ -98,6 +102,14 @@ AMAZON_2018 = Format(
     ("votes", "stars"),
     per_record(review_2018),
     scattered=True,
+    marks=(
+        "reviewerID asin vote",
+        "reviewerID asin overall",
+        "reviewerID asin",
+        "asin title",
+        "asin description",
+        "asin feature",
+    ),
 )
 AMAZON_2023 = Format(
     "amazon-2023",
@@ -105,4 +117,5 @@ AMAZON_2023 = Format(
     ("votes", "stars"),
     per_record(review_2023),
     scattered=True,
+    marks=("user_id parent_asin", "parent_asin title", "parent_asin description", "parent_asin features"),
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ..checks import SlateError
 from ..pieces import Piece
-from ..records import Record, read_records
-from ..schema import SlateError
+from ..readers import query_records, read_records
+from ..records import Record
+from ..split import column_text
+
+#: Of so many bad rows the messages are kept; all are counted.
+MAX_MESSAGES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +27,40 @@ class Nothing:
 
 @dataclass(slots=True)
 class Source:
-    """The input files of one conversion, and the counts of what was read from them."""
+    """The input of one conversion, and the counts of what was read from it."""
 
     paths: Sequence[Path]
     skip_bad_rows: bool = False
     mapping: dict[str, str] = field(default_factory=dict)  # of the table format: slate field -> column
+    sql: str | None = None  # rows of this query instead of files
+    group_column: str | None = None  # whose value says which slates a split keeps together
+    check: Callable[[Record], None] = lambda record: None  # that the record is of the format
     records_read: int = 0
-    bad_rows: list[str] = field(default_factory=list)
+    bad_row_count: int = 0
+    bad_rows: list[str] = field(default_factory=list)  # the first messages
     nothing: Counter[str] = field(default_factory=Counter)
 
     def records(self, paths: Sequence[Path] | None = None) -> Iterator[Record]:
         """Records of all files in order; a bad one is raised or counted."""
-        for path in self.paths if paths is None else paths:
-            for record in read_records(path):
+        if self.sql is not None:
+            readers: Iterable[Iterator[Record | SlateError]] = [query_records(self.sql)]
+        else:
+            readers = map(read_records, self.paths if paths is None else paths)
+        for records in readers:
+            for record in records:
                 if isinstance(record, SlateError):
+                    self.records_read += 1
                     self.bad(record)
                 else:
                     yield record
 
     def bad(self, error: SlateError) -> None:
+        """Raise the error of a row, or count the row."""
         if not self.skip_bad_rows:
             raise error
-        self.records_read += 1
-        self.bad_rows.append(str(error))
+        self.bad_row_count += 1
+        if len(self.bad_rows) < MAX_MESSAGES:
+            self.bad_rows.append(str(error))
 
 
 #: Turns a record into pieces of slates, or says why it holds none. The text is the kind of feedback asked for.
@@ -64,6 +80,8 @@ class Format:
         scattered: whether parts of a slate stand apart in the files, so that they must be gathered.
         repeats: what a response that comes again in its slate means: a copy of which the "best" score is kept, or
             another rating, which goes into the "mean".
+        marks: sets of fields, in one text each, of which one is in every record of the format; none for any record.
+        looks: what else its records have, where another format has the same marks.
     """
 
     name: str
@@ -72,6 +90,13 @@ class Format:
     read: Read
     scattered: bool
     repeats: Literal["best", "mean"] = "best"
+    marks: tuple[str, ...] = ()
+    looks: Callable[[Mapping[str, Any]], bool] = lambda values: True
+
+    def mark(self, fields: frozenset[str]) -> frozenset[str]:
+        """The largest of the format's marks that these fields hold, empty where none does."""
+        held = [mark for mark in map(frozenset, map(str.split, self.marks)) if mark <= fields]
+        return max(held, key=len, default=frozenset())
 
 
 def per_record(of_record: OfRecord) -> Read:
@@ -79,13 +104,14 @@ def per_record(of_record: OfRecord) -> Read:
 
     def read(source: Source, feedback: str) -> Iterator[Piece]:
         for record in source.records():
+            source.records_read += 1
             try:
+                source.check(record)
                 result = of_record(record, feedback)
-                pieces = [result] if isinstance(result, Nothing) else list(result)
+                pieces = [result] if isinstance(result, Nothing) else _grouped(record, result, source.group_column)
             except SlateError as error:
                 source.bad(error)
                 continue
-            source.records_read += 1
             for piece in pieces:
                 if isinstance(piece, Nothing):
                     source.nothing[piece.reason] += 1
@@ -93,3 +119,9 @@ def per_record(of_record: OfRecord) -> Read:
                     yield piece
 
     return read
+
+
+def _grouped(record: Record, pieces: Iterable[Piece], column: str | None) -> list[Piece]:
+    """The pieces of a record, checked at its place, with the group that its column names."""
+    group = None if column is None else column_text(record.values, column)
+    return [(piece if group is None else replace(piece, group=group)).checked(record.place) for piece in pieces]

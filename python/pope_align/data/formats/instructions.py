@@ -12,7 +12,7 @@ from .base import Format, Nothing, per_record
 
 def text_key(text: str) -> str:
     """A key for records that have none: the same for the same prompt."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def alpaca(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
@@ -94,6 +94,7 @@ ALPACA = Format(
     ("reference",),
     per_record(alpaca),
     scattered=True,
+    marks=("instruction output", "user_input responses_and_scores"),
 )
 ALPACA_EVAL = Format(
     "alpaca-eval",
@@ -102,6 +103,7 @@ ALPACA_EVAL = Format(
     per_record(alpaca_eval),
     scattered=True,
     repeats="mean",
+    marks=("instruction output_1 output_2", "instruction output generator"),
 )
 ULTRAFEEDBACK = Format(
     "ultrafeedback",
@@ -109,4 +111,5 @@ ULTRAFEEDBACK = Format(
     ("overall_score", "fine_grained", "mean_aspect"),
     per_record(ultrafeedback),
     scattered=False,
+    marks=("instruction completions",),
 )

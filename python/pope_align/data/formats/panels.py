@@ -7,10 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..checks import Place, SlateError, Turn
 from ..feedback import group_utility, shrunk_rate
 from ..pieces import Piece, Response
-from ..records import Record, read_records
-from ..schema import SlateError, Turn
+from ..readers import read_records
+from ..records import Record
 from .base import Format, Nothing, Source, per_record
 from .instructions import text_key
 
@@ -20,7 +21,7 @@ def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     conversation, user = record.name("conversation_id"), record.optional_name("user_id")
     turns: dict[int, list[Record]] = defaultdict(list)
     for entry in record.records("conversation_history"):
-        turns[int(entry.number("turn"))].append(entry)
+        turns[entry.integer("turn")].append(entry)
     history: list[Turn] = []
     pieces = []
     for number, entries in sorted(turns.items()):
@@ -71,17 +72,16 @@ def polis(source: Source, feedback: str) -> Iterator[Piece]:
         votes = _group_votes(source, folder)
         responses = []
         for record in source.records([folder / "comments.csv"]):
+            source.records_read += 1
             try:
                 response = _statement(record, feedback, votes)
+                if isinstance(response, Nothing):
+                    source.nothing[response.reason] += 1
+                    continue
+                responses += Piece(folder.name, responses=[response]).checked(record.place).responses
             except SlateError as error:
                 source.bad(error)
-                continue
-            source.records_read += 1
-            if isinstance(response, Nothing):
-                source.nothing[response.reason] += 1
-            else:
-                responses.append(response)
-        yield Piece(folder.name, prompt=topic, responses=responses)
+        yield Piece(folder.name, prompt=topic, responses=responses, place=Place(str(folder), 1))
 
 
 def _topic(folder: Path) -> str:
@@ -104,6 +104,7 @@ def _group_votes(source: Source, folder: Path) -> GroupVotes:
         return votes
     for record in read_records(path):
         if isinstance(record, SlateError):
+            source.records_read += 1
             source.bad(record)
         elif "group-id" in record:
             for statement, vote in record.values.items():
@@ -148,6 +149,7 @@ PRISM = Format(
     ("score",),
     per_record(prism),
     scattered=False,
+    marks=("conversation_id conversation_history",),
 )
 OVERTON = Format(
     "overton",
@@ -156,6 +158,7 @@ OVERTON = Format(
     per_record(overton),
     scattered=True,
     repeats="mean",
+    marks=("question response rating",),
 )
 POLIS = Format(
     "polis",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..pieces import Piece, Response, spelled, unescaped
+from ..markup import unescaped
+from ..pieces import Piece, Response, spelled
 from ..records import Record
 from .base import Format, Nothing, per_record
 from .instructions import text_key
@@ -15,17 +16,20 @@ from .instructions import text_key
 def preference(record: Record, feedback: str) -> Iterable[Piece]:
     """``prompt``, ``chosen`` and ``rejected``, as text or as turns; without ``prompt`` it is what both begin with.
 
+    It is that, too, where whole conversations stand beside a prompt that is text, as TRL reads them.
+
     The score is ``score_chosen`` or ``score_rejected``, or else 1 or 0: over several pairs, the share that was won.
     """
-    chosen, rejected = record.required("chosen"), record.required("rejected")
+    chosen, rejected = record.content("chosen"), record.content("rejected")
     prompt: str | list[dict[str, str]]
-    if record.get("prompt") is None:
+    whole = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
+    if "prompt" not in record or (whole and isinstance(record.get("prompt"), str)):
         prompt, chosen, rejected = _split(record, chosen, rejected)
     else:
-        prompt = _prompt(record, record.get("prompt"))
+        prompt = _prompt(record)
     scored = "score_chosen" in record or "score_rejected" in record
     responses = [
-        Response(_answer(record, side, answer), record.number(f"score_{side}") if scored else won)
+        Response(answer, record.number(f"score_{side}") if scored else won)
         for side, answer, won in (("chosen", chosen, 1.0), ("rejected", rejected, 0.0))
     ]
     return [Piece(text_key(spelled(prompt)), prompt=prompt, responses=responses)]
@@ -33,21 +37,18 @@ def preference(record: Record, feedback: str) -> Iterable[Piece]:
 
 def unpaired(record: Record, feedback: str) -> Iterable[Piece]:
     """``prompt``, ``completion`` and ``label``; the score of a response is the share of its labels that are true."""
-    prompt = _prompt(record, record.required("prompt"))
-    label = record.required("label")
-    if not isinstance(label, bool) and label not in (0, 1, "0", "1"):
-        raise record.error("label", "true or false", label)
-    response = Response(_answer(record, "completion", record.required("completion")), float(label))
+    prompt = _prompt(record)
+    response = Response(record.content("completion"), float(record.truth("label")))
     return [Piece(text_key(spelled(prompt)), prompt=prompt, responses=[response])]
 
 
 _REWARDS = (("all_generated_responses", ("all_rm_scores", "all_reward_scores")), ("responses", ("rewards", "scores")))
-_NUMBERED = re.compile(r"response_\d+")
+_NUMBERED = re.compile(r"response_[0-9]{1,6}")
 
 
 def rewards(record: Record, feedback: str) -> Iterable[Piece]:
     """Lists of responses and rewards, or numbered columns ``response_k`` and ``response_k_reward``."""
-    prompt = _prompt(record, record.required("prompt"))
+    prompt = _prompt(record)
     answers: list[tuple[str, Any, str, Any]] = []
     for texts, names in _REWARDS:
         if texts in record:
@@ -62,14 +63,12 @@ def rewards(record: Record, feedback: str) -> Iterable[Piece]:
     else:
         columns = [name for name in record.values if _NUMBERED.fullmatch(name)]
         for name in sorted(columns, key=lambda name: int(name.removeprefix("response_"))):
-            answers.append((name, record.required(name), f"{name}_reward", record.required(f"{name}_reward")))
+            answers.append((name, record.content(name), f"{name}_reward", record.required(f"{name}_reward")))
     if not answers:
         raise record.error(
             "row", "all_generated_responses, responses, or response_1, response_2, ...", [*record.values]
         )
-    responses = [
-        Response(_answer(record, name, text), record.as_number(reward, score)) for name, text, reward, score in answers
-    ]
+    responses = [Response(text, record.as_number(reward, score)) for _, text, reward, score in answers]
     return [Piece(text_key(spelled(prompt)), prompt=prompt, responses=responses)]
 
 
@@ -98,6 +97,10 @@ def hh_rlhf(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     return [Piece(text_key(spelled(chosen[:-1])), prompt=chosen[:-1], responses=responses)]
 
 
+def _is_dialogue(values: Mapping[str, Any]) -> bool:
+    return str(values.get("chosen")).lstrip("\n").startswith("Human:")
+
+
 def _turns(record: Record, side: str) -> list[dict[str, str]]:
     opening, *parts = _TURN.split("\n\n" + record.text(side).lstrip("\n"))
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -107,22 +110,19 @@ def _turns(record: Record, side: str) -> list[dict[str, str]]:
     return turns
 
 
-def _prompt(record: Record, prompt: Any) -> str | list[dict[str, str]]:
-    if not isinstance(prompt, str | list) or not prompt:
+def _prompt(record: Record) -> str | list[dict[str, str]]:
+    prompt = record.place.prompt("prompt", record.content("prompt"))
+    if not prompt:
         raise record.error("prompt", "text or turns", prompt)
     return prompt
-
-
-def _answer(record: Record, field: str, answer: Any) -> str | list[dict[str, str]]:
-    if not isinstance(answer, str | list):
-        raise record.error(field, "text or one assistant turn", answer)
-    return answer
 
 
 def _split(record: Record, chosen: Any, rejected: Any) -> tuple[list[dict[str, str]], Any, Any]:
     """The turns that both conversations begin with, and their last turns."""
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
         raise record.error("prompt", "a prompt, which chosen and rejected as text need", None)
+    chosen = [record.place.turn(f"chosen[{i}]", turn) for i, turn in enumerate(chosen)]
+    rejected = [record.place.turn(f"rejected[{i}]", turn) for i, turn in enumerate(rejected)]
     if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
         raise record.error("rejected", "the turns of chosen but for the last", rejected)
     return chosen[:-1], chosen[-1:], rejected[-1:]
@@ -135,6 +135,8 @@ PREFERENCE = Format(
     per_record(preference),
     scattered=True,
     repeats="mean",
+    marks=("chosen rejected",),
+    looks=lambda values: not _is_dialogue(values),
 )
 UNPAIRED = Format(
     "unpaired",
@@ -143,6 +145,7 @@ UNPAIRED = Format(
     per_record(unpaired),
     scattered=True,
     repeats="mean",
+    marks=("prompt completion label",),
 )
 REWARDS = Format(
     "rewards",
@@ -150,6 +153,13 @@ REWARDS = Format(
     ("reward",),
     per_record(rewards),
     scattered=False,
+    marks=(
+        "prompt all_generated_responses",
+        "prompt responses rewards",
+        "prompt responses scores",
+        "prompt response_0 response_0_reward",
+        "prompt response_1 response_1_reward",
+    ),
 )
 SHP = Format(
     "shp",
@@ -157,6 +167,7 @@ SHP = Format(
     ("votes",),
     per_record(shp),
     scattered=True,
+    marks=("history human_ref_A human_ref_B",),
 )
 HH_RLHF = Format(
     "hh-rlhf",
@@ -165,4 +176,6 @@ HH_RLHF = Format(
     per_record(hh_rlhf),
     scattered=True,
     repeats="mean",
+    marks=("chosen rejected",),
+    looks=_is_dialogue,
 )

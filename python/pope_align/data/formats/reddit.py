@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 
-from ..pieces import Piece, Response, unescaped
+from ..markup import unescaped
+from ..pieces import Piece, Response
 from ..records import Record
 from .base import Format, Nothing, per_record
 
-_GONE = ("", "[deleted]", "[removed]")
+#: What stands in place of a text that its author, a moderator or the site took away.
+_GONE = re.compile(r"\[ ?(deleted|removed)\b[^\]\n]{0,80}\]", re.IGNORECASE)
 
 
 def thread(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
@@ -18,27 +21,43 @@ def thread(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     if "body" not in record:
         return submission(record)
     body = unescaped(record.text("body")).strip()
-    if body in _GONE:
+    if not body or _GONE.fullmatch(body):
         return Nothing("deleted or removed comment")
-    parent = record.name("parent_id")
-    if parent.startswith("t1_"):
+    post = _post(record)
+    if post is None:
         return Nothing("reply to a comment")
     if "score" not in record:
         return Nothing("comment without a score")
     response = Response(
         completion=body,
         score=record.number("score"),
-        responder=f"reddit.com/comments/{parent.removeprefix('t3_')}/_/{record.name('id')}",
+        responder=f"reddit.com/comments/{post}/_/{record.name('id')}",
         user=record.optional_name("author"),
         timestamp=record.optional_number("created_utc"),
     )
-    return [Piece(parent.removeprefix("t3_"), responses=[response])]
+    return [Piece(post, responses=[response])]
+
+
+def _post(record: Record) -> str | None:
+    """The post that a comment answers directly; None for a comment that answers another.
+
+    In the dumps of 2023 and later a comment on the post has no ``parent_id``, and one on a comment has its number.
+    """
+    parent = record.get("parent_id")
+    if parent is None:
+        return record.name("link_id").removeprefix("t3_")
+    if not isinstance(parent, str):
+        record.name("parent_id")
+        return None
+    if record.name("parent_id").startswith("t1_") or ("link_id" in record and parent.isdecimal()):
+        return None
+    return parent.removeprefix("t3_")
 
 
 def submission(record: Record) -> Iterable[Piece] | Nothing:
     title = unescaped(record.text("title")).strip()
     text = unescaped(record.optional_text("selftext") or "").strip()
-    if text in ("[deleted]", "[removed]"):
+    if _GONE.fullmatch(text) or _GONE.fullmatch(title):
         return Nothing("deleted or removed submission")
     return [Piece(record.name("id"), prompt=f"{title}\n{text}" if text else title, user=record.optional_name("author"))]
 
@@ -77,6 +96,7 @@ REDDIT = Format(
     ("votes",),
     per_record(thread),
     scattered=True,
+    marks=("body link_id", "body parent_id", "id title selftext", "id title subreddit", "id title author"),
 )
 REDDIT_MOVIE = Format(
     "reddit-movie",
@@ -84,4 +104,5 @@ REDDIT_MOVIE = Format(
     ("votes",),
     per_record(movie_turn),
     scattered=True,
+    marks=("context resp",),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..pieces import Piece, Response, html_to_text
+from ..pieces import Piece, Response
 from ..records import Record
 from .base import Format, Nothing, per_record
 
@@ -18,16 +18,16 @@ def post(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     site = Path(record.source).parent.name
     kind = record.name("PostTypeId")
     if kind == "1":
-        prompt = f"{record.text('Title')}\n{html_to_text(record.text('Body'))}"
+        prompt = f"{record.text('Title')}\n{record.html('Body')}"
         return [Piece(f"{site}/q/{record.name('Id')}", prompt=prompt.strip(), user=record.optional_name("OwnerUserId"))]
     if kind != "2":
         return Nothing("post that is neither question nor answer")
     response = Response(
-        completion=html_to_text(record.text("Body")),
+        completion=record.html("Body"),
         score=record.number("Score"),
         responder=f"{site}/a/{record.name('Id')}",
         user=record.optional_name("OwnerUserId"),
-        timestamp=record.date("CreationDate") if "CreationDate" in record else None,
+        timestamp=record.optional_time("CreationDate"),
     )
     return [Piece(f"{site}/q/{record.name('ParentId')}", responses=[response])]
 
@@ -38,14 +38,14 @@ def question(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     key = links[0] if isinstance(links, list) and links and isinstance(links[0], str) else record.name("qid")
     responses = [
         Response(
-            completion=html_to_text(answer.text("text")),
+            completion=answer.html("text"),
             score=answer.number("pm_score"),
             responder=f"a/{answer.name('answer_id')}" if "answer_id" in answer else None,
             user=answer.optional_name("author"),
         )
         for answer in record.records("answers")
     ]
-    return [Piece(key, prompt=html_to_text(record.text("question")), responses=responses)]
+    return [Piece(key, prompt=record.html("question"), responses=responses)]
 
 
 STACKEXCHANGE = Format(
@@ -54,6 +54,7 @@ STACKEXCHANGE = Format(
     ("votes",),
     per_record(post),
     scattered=True,
+    marks=("Id PostTypeId",),
 )
 STACKEXCHANGE_PAIRED = Format(
     "stackexchange-pm",
@@ -61,4 +62,5 @@ STACKEXCHANGE_PAIRED = Format(
     ("pm_score",),
     per_record(question),
     scattered=False,
+    marks=("qid question answers", "question answers metadata"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..checks import SlateError
 from ..pieces import Piece, Response, spelled
 from ..records import Record
 from ..schema import parse_row
@@ -37,18 +38,19 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
     columns = {**COLUMNS, **source.mapping}
 
     def of_record(record: Record, feedback: str) -> list[Piece]:
-        prompt, completion = record.required(columns["prompt"]), record.required(columns["completion"])
-        for name, value in (("prompt", prompt), ("completion", completion)):
-            if not isinstance(value, str | list):
-                raise record.error(columns[name], "text or turns", value)
-        score, group = record.number(columns["score"]), record.optional_name(columns["group"])
+        for name in ("prompt", "completion", "score"):
+            if columns[name] not in record.values:
+                raise _no_column(record, name, columns[name])
+        prompt = record.place.prompt(columns["prompt"], record.content(columns["prompt"]))
+        completion = record.content(columns["completion"])
+        score, group = record.feedback(columns["score"]), record.optional_name(columns["group"])
         logprob, tokens = _recorded(record, columns)
         response = Response(
             completion,
             score,
             responder=record.optional_name(columns["responder"]),
             user=record.optional_name(columns["user"]),
-            timestamp=record.optional_number(columns["timestamp"]),
+            timestamp=record.optional_time(columns["timestamp"]),
             group_scores=None if group is None else {group: score},
             logprob=logprob,
             tokens=tokens,
@@ -63,7 +65,7 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
 def _recorded(record: Record, columns: dict[str, str]) -> tuple[float | None, int | None]:
     """The response's recorded total and number of tokens, where the log has them."""
     logprob = record.optional_number(columns["logging_logprob"])
-    tokens = record.optional_number(columns["completion_tokens"])
+    tokens = record.optional_integer(columns["completion_tokens"])
     if columns["token_logprobs"] in record:
         values = record.array(columns["token_logprobs"])
         numbers = [record.as_number(f"{columns['token_logprobs']}[{i}]", value) for i, value in enumerate(values)]
@@ -72,7 +74,13 @@ def _recorded(record: Record, columns: dict[str, str]) -> tuple[float | None, in
         logprob, tokens = sum(numbers), len(numbers)
     if logprob is not None and logprob > 0:
         raise record.error(columns["logging_logprob"], "a log-probability <= 0 (nats)", logprob)
-    return logprob, None if tokens is None else int(tokens)
+    return logprob, tokens
+
+
+def _no_column(record: Record, name: str, column: str) -> SlateError:
+    there = ", ".join(map(str, record.values)) or "none"
+    expected = f"a column of this name (columns here: {there:.300}; --map {name}=COLUMN names another)"
+    return SlateError(record.source, record.row, column, expected, "none")
 
 
 def slates(record: Record, feedback: str) -> list[Piece]:
@@ -106,6 +114,7 @@ TABLE = Format(
     ("score",),
     table,
     scattered=True,
+    marks=("prompt completion score",),
 )
 SLATES = Format(
     "slates",
@@ -113,4 +122,5 @@ SLATES = Format(
     ("score",),
     per_record(slates),
     scattered=False,
+    marks=("prompt completions scores",),
 )

@@ -1,0 +1,181 @@
+"""The checks that every row passes, whatever it was read from, and the error that names file, row and field."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+Turn = dict[str, str]  # {"role": ..., "content": ...}
+
+#: Numbers as text spells them: ASCII digits, no ``1_000``, no ``1,000``, no ``inf``.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")  # pandas writes a column of integers with gaps as 3.0
+
+
+class SlateError(ValueError):
+    """A row that is no slate: which file, row and field, what was expected there, and what came.
+
+    ``row`` counts from 1 (the line number in a JSON-lines file); it is None when the log as a whole is at fault.
+    """
+
+    def __init__(self, source: str, row: int | None, field: str, expected: str, got: str) -> None:
+        self.source, self.row, self.field, self.expected, self.got = source, row, field, expected, got
+        where = source if row is None else f"{source}, row {row}"
+        super().__init__(f"{where}: {field}: expected {expected}, got {got}")
+
+    def __reduce__(self) -> tuple[type[SlateError], tuple[str, int | None, str, str, str]]:
+        return type(self), (self.source, self.row, self.field, self.expected, self.got)
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number of any type, or as text spells it; None for everything else, truth values among them."""
+    try:
+        spelled = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+        if not spelled and (isinstance(value, bool) or not isinstance(value, Real)):
+            return None
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_integer(value: Any) -> int | None:
+    """An integer of any type, or as text spells it; 3.0 is one and 2.9 is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands, and checks of values that name it when they fail. Every check returns the value."""
+
+    source: str
+    row: int  # from 1; the line of a line-based file
+
+    def error(self, field: str, expected: str, got: Any) -> SlateError:
+        text = repr(got)
+        return SlateError(self.source, self.row, field, expected, text if len(text) <= 80 else text[:77] + "...")
+
+    def missing(self, field: str) -> SlateError:
+        return SlateError(self.source, self.row, field, "a value (it is required)", "nothing")
+
+    def unicode(self, field: str, value: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer can read
+            raise self.error(field, "text that UTF-8 can encode", value) from None
+        return value
+
+    def any_text(self, field: str, value: Any) -> str:
+        """Text, which may be empty."""
+        if not isinstance(value, str):
+            raise self.error(field, "text", value)
+        return self.unicode(field, value)
+
+    def text(self, field: str, value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise self.error(field, "non-empty text", value)
+        return self.unicode(field, value)
+
+    def written_text(self, field: str, value: Any) -> str:
+        if not self.text(field, value).strip():
+            raise self.error(field, "a response that is not blank", value)
+        return str(value)
+
+    def turn(self, field: str, value: Any) -> Turn:
+        """A turn; keys without a value, as typed columns fill them in, count as absent."""
+        present = {key for key, entry in value.items() if entry is not None} if isinstance(value, Mapping) else set()
+        if present != {"role", "content"}:
+            raise self.error(field, "a turn {'role': ..., 'content': ...}", value)
+        content = self.any_text(f"{field}.content", value["content"])  # some templates take an empty system turn
+        return {"role": self.text(f"{field}.role", value["role"]), "content": content}
+
+    def prompt(self, field: str, value: Any) -> str | list[Turn]:
+        """Text, which may be empty, or at least one turn."""
+        if isinstance(value, (list, tuple)):
+            if not value:
+                raise self.error(field, "at least one turn", value)
+            return [self.turn(f"{field}[{i}]", turn) for i, turn in enumerate(value)]
+        if not isinstance(value, str):
+            raise self.error(field, "text or turns", value)
+        return self.unicode(field, value)
+
+    def completion(self, field: str, value: Any) -> str | list[Turn]:
+        """Text or a list of one assistant turn; either may be blank."""
+        if isinstance(value, (list, tuple)):
+            return self.assistant_turn(field, value)
+        if not isinstance(value, str):
+            raise self.error(field, "text or one assistant turn", value)
+        return self.unicode(field, value)
+
+    def assistant_turn(self, field: str, value: Any) -> list[Turn]:
+        """More turns would hold tokens that the model did not choose, which must not count as its response."""
+        if not isinstance(value, (list, tuple)) or len(value) != 1:
+            raise self.error(field, "a list with one assistant turn", value)
+        turn = self.turn(f"{field}[0]", value[0])
+        if turn["role"] != "assistant":
+            raise self.error(f"{field}[0].role", "'assistant'", turn["role"])
+        return [turn]
+
+    def finite(self, field: str, value: Any) -> float:
+        number = None if isinstance(value, str) else as_number(value)
+        if number is None:
+            raise self.error(field, "a finite number", value)
+        return number
+
+    def logprob(self, field: str, value: Any) -> float:
+        if (number := self.finite(field, value)) > 0:
+            raise self.error(field, "a log-probability <= 0 (nats, the total over the response)", value)
+        return number
+
+    def positive_integer(self, field: str, value: Any) -> int:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**63:
+            raise self.error(field, "an integer >= 1", value)
+        return int(value)
+
+    def groups(self, field: str, value: Any) -> dict[str, float]:
+        """Feedback by group; a group without a number, as typed columns fill them in, is absent."""
+        if not isinstance(value, Mapping):
+            raise self.error(field, "an object with a number for each group", value)
+        numbers = {name: number for name, number in value.items() if number is not None}
+        return {self.text(f"{field} (group)", name): self.finite(f"{field}.{name}", numbers[name]) for name in numbers}
+
+    def provenance(self, field: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, str):  # as Parquet stores it
+            value = self.json(field, value)
+        if not isinstance(value, Mapping):
+            what = {"logging_policy": "the logging policy", "origin": "where the slate came from"}[field]
+            raise self.error(field, f"an object describing {what}", value)
+        try:
+            self.unicode(field, json.dumps(value, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, SlateError):
+                raise
+            raise self.error(field, f"an object that JSON can hold ({error})", value) from None
+        return dict(value)
+
+    def json(self, field: str, text: str | bytes) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self.error(field, f"JSON ({error})", text) from None
+
+    def each(self, field: str, value: Any, k: int, check: Callable[[str, Any], Any]) -> list[Any]:
+        """``k`` values, one per response."""
+        if not isinstance(value, (list, tuple)):
+            raise self.error(field, f"a list of {k}, one per completion", value)
+        if len(value) != k:
+            raise SlateError(self.source, self.row, field, f"{k} entries, one per completion", f"{len(value)} entries")
+        return [check(f"{field}[{i}]", entry) for i, entry in enumerate(value)]

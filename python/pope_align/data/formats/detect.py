@@ -1,0 +1,74 @@
+"""Which format a record is of, told by its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..checks import SlateError
+from ..readers import first_records
+from ..records import Record
+from .base import Format
+
+#: Records of each file that are looked at.
+_LOOK = 100
+
+
+def foreign(kind: Format, formats: Sequence[Format]) -> Callable[[Record], None]:
+    """A check that refuses records of another format than ``kind``, which would be misread, and names the right one.
+
+    A record is another format's where that one's mark is among its fields and holds all of this one's, and more.
+    """
+    known: dict[frozenset[str], list[Format]] = {}
+
+    def check(record: Record) -> None:
+        fields = _fields(record)
+        if fields not in known:
+            if len(known) > 10_000:  # files in which every record has fields of its own
+                known.clear()
+            own = kind.mark(fields)
+            known[fields] = [other for other in formats if kind.marks and other.mark(fields) > own]
+        others = [other for other in known[fields] if other.looks(record.values)]
+        if others:
+            names = " or ".join(f"--from {other.name}" for other in others)
+            got = f"one with {', '.join(sorted(others[0].mark(fields)))}; read it with {names}"
+            raise SlateError(record.source, record.row, "row", f"a record of {kind.name}", got)
+
+    return check
+
+
+def detect(paths: Sequence[Path], formats: Sequence[Format]) -> Format:
+    """The format of files, from the first records of each.
+
+    Raises:
+        ValueError: no format fits all of them, or several do equally well.
+    """
+    if paths and all(path.is_dir() for path in paths):
+        return next(entry for entry in formats if entry.name == "polis")
+    fitting = {entry.name: 0 for entry in formats if entry.marks}
+    seen = 0
+    for record in first_records(paths, _LOOK):
+        seen += 1
+        fields = _fields(record)
+        for entry in formats:
+            if entry.name in fitting:
+                mark = entry.mark(fields) if entry.looks(record.values) else frozenset()
+                if mark:
+                    fitting[entry.name] += len(mark)
+                else:
+                    del fitting[entry.name]
+    best = [name for name, count in fitting.items() if count and count == max(fitting.values())]
+    if len(best) == 1:
+        return next(entry for entry in formats if entry.name == best[0])
+    if not seen:
+        raise ValueError(f"from: expected records to tell the format by, got none in {', '.join(map(str, paths))}")
+    if best:
+        raise ValueError(f"from: expected one format that fits, got {', '.join(best)}; name one of them")
+    raise ValueError(
+        "from: expected records of a known format (pope convert --list), got others; name the format, or use "
+        "--from table with --map prompt=COLUMN,completion=COLUMN,score=COLUMN"
+    )
+
+
+def _fields(record: Record) -> frozenset[str]:
+    return frozenset(name for name, value in record.values.items() if value is not None)
