@@ -42,7 +42,8 @@ def metrics(
     threshold: Annotated[float, typer.Option(help="Cosine at which an answer covers a reference.")] = 0.8,
     coverage_k: Annotated[int | None, typer.Option(help="Answers that count for coverage; default: all.")] = None,
     vote_weights: Annotated[
-        Literal["log1p", "votes", "softmax"], typer.Option(help="How votes weigh references in the PL-Score.")
+        Literal["log1p", "votes", "softmax", "uniform"],
+        typer.Option(help="How votes weigh references in the energy distance and the PL-Score."),
     ] = "log1p",
     temperature: Annotated[float, typer.Option(help="Of the distributional alignment.")] = 0.5,
     draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,

@@ -66,8 +66,8 @@ def evaluate_generations(
     """Every metric of `registry.BY_NAME` that the inputs allow, for every prompt with answers and references.
 
     Generations are joined to slates by key, or by prompt where they come from elsewhere. An answer without a word has
-    similarity 0 to every reference and to the prompt, and no sentence that could be supported; in diversity it is a
-    text like any other.
+    similarity 0 to every reference and to the prompt, and no sentence that could be supported; in diversity and in the
+    energy distance it is a text like any other.
 
     Args:
         references: slates; their completions are the references, their scores the votes, their ``group_scores`` (where

@@ -18,7 +18,7 @@ from .similarity import Floats, VoteWeights
 class MetricOptions:
     """The readings of the paper's metrics; see the functions that they name."""
 
-    vote_weights: VoteWeights = "log1p"  # pl_score
+    vote_weights: VoteWeights = "log1p"  # pl_score, energy_distance
     threshold: float = 0.8  # pluralistic_coverage, group_coverage
     coverage_k: int | None = None  # pluralistic_coverage: only the first k answers
     temperature: float = 0.5  # distributional_alignment

@@ -13,6 +13,7 @@ from typing import Literal
 
 from . import distribution, groups, lexical, similarity
 from . import diversity as spread
+from .energy import energy_distance
 from .prompt import AnsweredPrompt
 
 #: What a prompt must have for a metric to be computed.
@@ -78,6 +79,13 @@ def check_names(names: list[str]) -> None:
             f"values: expected metrics of pope_align/metrics/registry.py ({', '.join(BY_NAME)}), "
             f"got {', '.join(unknown)}"
         )
+
+
+@metric("Energy distance", better="lower", low=-2, high=4)
+def energy(of: AnsweredPrompt) -> float:
+    """from people's answers, in content and spread; 0: like people"""
+    weights = similarity.vote_weights(of.slate.scores, of.options.vote_weights)
+    return energy_distance(of.answers, of.references, weights)
 
 
 @metric("PL-Score", low=-1, high=1)

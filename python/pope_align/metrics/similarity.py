@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-VoteWeights = Literal["log1p", "votes", "softmax"]
+VoteWeights = Literal["log1p", "votes", "softmax", "uniform"]
 
 
 def vote_weights(votes: Sequence[float] | Floats, weights: VoteWeights = "log1p") -> Floats:
@@ -23,6 +23,7 @@ def vote_weights(votes: Sequence[float] | Floats, weights: VoteWeights = "log1p"
     ``log1p``      ``softmax(sign(v) log(1 + |v|))``: (1 + v) / sum for votes >= 0; the default
     ``votes``      ``max(v, 0) / sum``; uniform when no reference has a positive vote
     ``softmax``    ``softmax(v)``
+    ``uniform``    ``1 / M``, whatever the votes
     =============  ========================================================================================
 
     Args:
@@ -39,6 +40,8 @@ def vote_weights(votes: Sequence[float] | Floats, weights: VoteWeights = "log1p"
     v = finite_numbers(votes, "votes")
     if v.size == 0:
         return v
+    if weights == "uniform":
+        return np.full(v.size, 1 / v.size)
     if weights == "votes":
         positive = np.maximum(v, 0)
         peak = positive.max()
