@@ -106,7 +106,7 @@ def make_case(source: str, workload: Workload, trainable: bool, device: str, see
         leaves=leaves,
         labels=torch.randint(0, shape.vocab, (shape.tokens,), generator=generator, device=device),
         response_offsets=offsets_from_lengths(lengths).to(device),
-        logging_logprobs=torch.full((responses,), -13.0, device=device),
+        logging_logprobs=-13.0 * torch.as_tensor(lengths, dtype=torch.float32, device=device),
         utility=torch.rand(responses, generator=generator, device=device),
         slate_offsets=offsets_from_lengths(sizes).to(device),
     )
@@ -302,5 +302,5 @@ def bench_real_states_are_what_they_say() -> None:
     offsets = states["response_offsets"][:5]
     rows = slice(int(offsets[-1]))
     logits = states["hidden"][rows].float() @ states["head"].float().t()
-    logprobs = response_logprobs(logits, states["labels"][rows], response_offsets=offsets, length_normalize=True)
+    logprobs = response_logprobs(logits, states["labels"][rows], response_offsets=offsets, reduction="sum")
     torch.testing.assert_close(logprobs, states["logging_logprobs"][:4], rtol=1e-4, atol=1e-4)

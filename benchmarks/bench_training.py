@@ -145,7 +145,7 @@ def eager_loss_of_responses(model: torch.nn.Module, batch: dict[str, torch.Tenso
 
 
 def eager_objective(logprobs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    weights = (logprobs - batch["logging_logprobs"]).exp().clamp(max=10.0)
+    weights = (logprobs - batch["logging_logprobs"] / RESPONSE).exp().clamp(max=10.0)
     return -(weights * (batch["utility"] - 0.1 * logprobs)).mean()
 
 

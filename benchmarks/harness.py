@@ -86,7 +86,7 @@ def make_problem(source: str, shape: Shape, dtype: torch.dtype, device: str = "c
         leaves=leaves,
         labels=labels,
         response_offsets=torch.arange(0, shape.tokens + 1, TOKENS_PER_RESPONSE, device=device),
-        logging_logprobs=torch.full((responses,), -11.0, device=device),
+        logging_logprobs=torch.full((responses,), -11.0 * TOKENS_PER_RESPONSE, device=device),
         utility=torch.rand(responses, generator=generator, device=device),
         slate_offsets=torch.arange(0, responses + 1, RESPONSES_PER_SLATE, device=device),
     )
@@ -95,7 +95,7 @@ def make_problem(source: str, shape: Shape, dtype: torch.dtype, device: str = "c
 def loss_of(p: Problem, token_logprobs: torch.Tensor) -> torch.Tensor:
     """The rest of the loss in plain PyTorch; its cost is nothing beside that of the log-probabilities."""
     logprobs = token_logprobs.float().view(-1, TOKENS_PER_RESPONSE).mean(1)
-    weights = (logprobs - p.logging_logprobs).exp()
+    weights = (logprobs - p.logging_logprobs / TOKENS_PER_RESPONSE).exp()
     return -(weights * (p.utility - 0.1 * logprobs)).view(-1, RESPONSES_PER_SLATE).mean(1).mean()
 
 
@@ -114,12 +114,18 @@ def linear_cross_entropy(p: Problem) -> torch.Tensor:
     return loss_of(p, -F.linear_cross_entropy(*p.leaves, p.labels, reduction="none"))
 
 
+#: The plainest objective, which a rival's user would write in a few lines: unnormalised weights without a maximum.
+OBJECTIVE = pope_core.Objective(normalization="none", clip=None, diversity_form="neg_log_prob")
+
+
 def pope_from_logits(p: Problem) -> torch.Tensor:
-    return pope_core.pope_loss(*p.leaves, p.labels, *p.log_data, response_offsets=p.response_offsets).loss
+    options = {"response_offsets": p.response_offsets, "objective": OBJECTIVE}
+    return pope_core.pope_loss(*p.leaves, p.labels, *p.log_data, **options).loss
 
 
 def pope_from_hidden(p: Problem) -> torch.Tensor:
-    return pope_core.linear_pope_loss(*p.leaves, p.labels, *p.log_data, response_offsets=p.response_offsets).loss
+    options = {"response_offsets": p.response_offsets, "objective": OBJECTIVE}
+    return pope_core.linear_pope_loss(*p.leaves, p.labels, *p.log_data, **options).loss
 
 
 RIVALS: dict[str, dict[str, Rival]] = {

@@ -86,7 +86,7 @@ def prepare(model_name: str | None, log: Path | None, tokens: int) -> States:
     weight = head.weight.detach().cpu().bfloat16()
     packed, answers = torch.cat(hidden), torch.cat(labels)
     logprobs = pope_core.linear_response_logprobs(
-        packed.float(), weight.float(), answers, response_offsets=response_offsets, length_normalize=True
+        packed.float(), weight.float(), answers, response_offsets=response_offsets
     )
     file = next(source.glob("*.gguf"), source) if source.is_dir() else source
     return States(

@@ -30,6 +30,11 @@ def mean_logprobs(case: Case) -> torch.Tensor:
     return gathered_from_hidden(*case.problem.leaves, case.problem.labels).float().view_as(labels).mean(1)
 
 
+def logged_means(case: Case) -> torch.Tensor:
+    """``[R]`` the same under the logging policy."""
+    return case.problem.logging_logprobs / case.problem.response_offsets.diff()
+
+
 def plain_dpo(case: Case) -> torch.Tensor:
     """The first half of the responses is preferred to the second; no reference, as that would be a second forward."""
     chosen, rejected = mean_logprobs(case).chunk(2)
@@ -51,7 +56,7 @@ def liger_dpo(pairs: int) -> Loss:
 
 def plain_grpo(case: Case) -> torch.Tensor:
     """One importance weight to a response, times its utility: the POPE value without its diversity and its slates."""
-    weights = (mean_logprobs(case) - case.problem.logging_logprobs).exp()
+    weights = (mean_logprobs(case) - logged_means(case)).exp()
     return -(weights * case.problem.utility).mean()
 
 
@@ -72,7 +77,7 @@ def liger_grpo(chunk: int) -> Loss:
             chunk_size=chunk,
         )
         kept = torch.ones_like(labels, dtype=torch.float32)
-        logged = case.problem.logging_logprobs.unsqueeze(1).expand_as(kept)
+        logged = logged_means(case).unsqueeze(1).expand_as(kept)
         return fused(hidden, case.problem.leaves[1], labels, kept, case.problem.utility, old_per_token_logps=logged)[0]
 
     return loss

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from harness import Problem
+from harness import OBJECTIVE, Problem
 
 import pope_core
 from pope_core.slates import segment_ids
@@ -44,7 +44,7 @@ class Case:
         lengths, sizes = p.response_offsets.diff(), p.slate_offsets.diff()
         sums = token_logprobs.new_zeros(lengths.numel(), dtype=torch.float32)
         logprobs = sums.index_add(0, self.response, token_logprobs.float()) / lengths
-        weights = (logprobs - p.logging_logprobs).exp()
+        weights = (logprobs - p.logging_logprobs / lengths).exp()
         each = weights * (p.utility - 0.1 * logprobs) / sizes[self.slate]
         return -each.sum() / sizes.numel()
 
@@ -148,7 +148,8 @@ def pope_from_logits(backend: str) -> Loss:
     def loss(case: Case) -> torch.Tensor:
         p = case.problem
         arguments = (*p.leaves, p.labels, *p.log_data)
-        return pope_core.pope_loss(*arguments, response_offsets=p.response_offsets, backend=backend).loss
+        options = {"response_offsets": p.response_offsets, "objective": OBJECTIVE, "backend": backend}
+        return pope_core.pope_loss(*arguments, **options).loss
 
     return loss
 
@@ -157,7 +158,8 @@ def pope_from_hidden(backend: str) -> Loss:
     def loss(case: Case) -> torch.Tensor:
         p = case.problem
         arguments = (*p.leaves, p.labels, *p.log_data)
-        return pope_core.linear_pope_loss(*arguments, response_offsets=p.response_offsets, backend=backend).loss
+        options = {"response_offsets": p.response_offsets, "objective": OBJECTIVE, "backend": backend}
+        return pope_core.linear_pope_loss(*arguments, **options).loss
 
     return loss
 

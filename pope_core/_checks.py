@@ -138,6 +138,14 @@ def objective_data(
     finite("utility", utility, slate_offsets)
 
 
+def positive_tokens(tokens: torch.Tensor | None) -> None:
+    """Values of the numbers of tokens that totals are divided by."""
+    assert tokens is not None, "the public function asked for them"
+    bad = (tokens < 1).nonzero()
+    if bad.numel():
+        _fail("tokens", "numbers of tokens >= 1", f"{int(tokens[bad[0]])} at response {int(bad[0])}")
+
+
 def finite(name: str, value: torch.Tensor, slate_offsets: torch.Tensor) -> None:
     bad = (~value.detach().isfinite()).nonzero()
     if bad.numel():
@@ -158,8 +166,8 @@ def log_weight_bound(largest: float, slate: int, clip: float | None) -> None:
     if clip is None and largest > MAX_LOG_WEIGHT:
         raise ValueError(
             f"clip: slate {slate} has log-weight {largest:.1f}, above {MAX_LOG_WEIGHT:.0f} nats, "
-            "and clip=None; pass clip=<largest weight>, use length_normalize=True, or check that logging_logprobs "
-            "were computed with the same normalisation and tokens"
+            "and clip=None; set a maximum weight (clip) or length_normalize=True, or check that logging_logprobs are "
+            "totals over the same tokens"
         )
 
 

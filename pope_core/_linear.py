@@ -25,10 +25,10 @@ from ._objective import GroupCoefficients, evaluate_checked
 from ._offsets import Offsets, both, capturing
 from ._plan import Batch, Chunk, front_order, plan_groups, plan_rows
 from .backends import Kernels
-from .types import IGNORE_INDEX, Objective
+from .types import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from pope_kernels.values import SlateValues
+    from pope_kernels.values import ObjectiveOptions, SlateValues
 
 
 class Needs(NamedTuple):
@@ -339,21 +339,21 @@ class LossPass:
         logging_logprobs: torch.Tensor,  # [R] float64
         utility: torch.Tensor,  # [R] float64
         slate_offsets: Offsets,  # [S + 1] int64
-        objective: Objective,
-        length_normalize: bool,
+        options: ObjectiveOptions,
+        mean: bool,  # log-probabilities per token, not totals
         needs: Needs,
     ) -> None:
-        self.head, self.objective, self.mean, self.needs = head, objective, length_normalize, needs
+        self.head, self.options, self.mean, self.needs = head, options, mean, needs
         self.logging_logprobs, self.utility, self.slate_offsets = logging_logprobs, utility, slate_offsets
         self.response_logprobs = torch.empty_like(logging_logprobs)
 
     def run(self) -> tuple[SlateValues, LossGradients]:
         head, num_responses = self.head, self.utility.numel()
         groups = GroupCoefficients(
-            head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.objective, together=head.whole
+            head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.options, together=head.whole
         )
         # Without a reward for diversity, clipped and unrewarded responses have no gradient.
-        may_vanish = self.objective.diversity_weight == 0
+        may_vanish = self.options.diversity_weight == 0
         if self.needs.head or (self.needs.hidden and may_vanish):
             products = Products(head, self.needs, len(groups.terms), may_vanish)
             self._grouped(groups, products)
@@ -367,7 +367,7 @@ class LossPass:
             self.logging_logprobs,
             self.utility,
             self.slate_offsets.device,
-            self.objective,
+            self.options,
             head.logprobs.dtype,
         )
         coefficients = head.logprobs.new_empty(0)

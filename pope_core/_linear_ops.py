@@ -16,14 +16,15 @@ from pope_kernels.values import accumulation_dtype
 
 from . import _checks
 from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, head_gradient_dtype, multiply, recompute_gradients
+from ._objective import kernel_options
 from ._offsets import both
-from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, empty, fake_values, register
+from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, empty, fake_values, num_logprobs, register, restored
 from ._plan import rows_at_once
 from .backends import kernels
-from .types import Objective
+from .slates import token_counts
 
 _HEAD_INPUTS = (
-    "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, bool length_normalize, "
+    "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor response_offsets, "
     "float logit_scale, float? logit_softcap, int? chunk_bytes, str backend, bool compact, ScalarType compute_dtype"
 )
 _NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
@@ -37,7 +38,6 @@ class HeadInputs(NamedTuple):
     bias: Tensor | None  # [V]
     labels: Tensor  # [N]
     response_offsets: Tensor  # [R + 1]
-    length_normalize: bool
     logit_scale: float
     logit_softcap: float | None
     chunk_bytes: int | None
@@ -99,22 +99,26 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 # --- linear_response_logprobs ---
 
 LIBRARY.define(
-    f"linear_response_logprobs({_HEAD_INPUTS}, {_NEEDS}) -> (Tensor response_logprobs, Tensor lse, Tensor unit)"
+    f"linear_response_logprobs({_HEAD_INPUTS}, {_NEEDS}, str reduction) -> (Tensor logprobs, Tensor lse, Tensor unit)"
 )
 LIBRARY.define(
-    f"linear_response_logprobs_backward({_HEAD_INPUTS}, Tensor lse, Tensor grad, {_NEEDS}) "
+    f"linear_response_logprobs_backward({_HEAD_INPUTS}, {_NEEDS}, str reduction, Tensor lse, Tensor grad) "
     "-> (Tensor d_hidden, Tensor d_weight, Tensor d_bias)"
 )
 
 
 def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, needed = HeadInputs.split(arguments)
+    inputs, (*needed, reduction) = HeadInputs.split(arguments)
     inputs.check_tokens()
     needs = Needs(*needed)
     head = inputs.chunked(needs)
     unit = forward(head, needs)
-    num_responses = inputs.response_offsets.numel() - 1
-    logprobs = head.response_logprobs(0, num_responses, inputs.length_normalize).to(head.logprobs.dtype)
+    logprobs = head.logprobs
+    if reduction == "none":
+        logprobs = head.tokens.scatter(logprobs)
+    else:
+        num_responses = inputs.response_offsets.numel() - 1
+        logprobs = head.response_logprobs(0, num_responses, reduction == "mean").to(logprobs.dtype)
     if _checks.deferred(logprobs.device):
         _checks.finite_later("labels, response_offsets, hidden or the head", logprobs)
     lse = head.tokens.scatter(head.lse)
@@ -122,11 +126,15 @@ def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, (lse, grad, *needed) = HeadInputs.split(arguments)
+    inputs, (*needed, reduction, lse, grad) = HeadInputs.split(arguments)
     needs = Needs(*needed)
     head = inputs.chunked(needs)
-    head.lse.copy_(lse if head.tokens.index is None else lse[head.tokens.index])
-    coefficients = head.token_coefficients(grad, 0, grad.numel(), inputs.length_normalize)
+    index = head.tokens.index
+    head.lse.copy_(lse if index is None else lse[index])
+    if reduction == "none":
+        coefficients = grad.contiguous() if index is None else grad[index]
+    else:
+        coefficients = head.token_coefficients(grad, 0, grad.numel(), reduction == "mean")
     d_hidden, d_weight, d_bias = recompute_gradients(head, coefficients, needs)
     if needs.hidden:
         d_hidden = head.tokens.scatter(d_hidden)
@@ -136,10 +144,11 @@ def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor,
 
 @torch.library.register_fake("pope::linear_response_logprobs", lib=LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, needed = HeadInputs.split(arguments)
+    inputs, (*needed, reduction) = HeadInputs.split(arguments)
     (num_tokens, width), dtype = inputs.hidden.shape, inputs.compute_dtype
+    count = num_logprobs(inputs.labels, inputs.response_offsets, reduction)
     return (
-        empty(inputs.hidden, inputs.response_offsets.shape[0] - 1, dtype=accumulation_dtype(dtype)),
+        empty(inputs.hidden, count, dtype=accumulation_dtype(dtype)),
         empty(inputs.hidden, num_tokens, dtype=torch.float64),
         empty(inputs.hidden, num_tokens if Needs(*needed).unit else 0, width, dtype=dtype),
     )
@@ -147,8 +156,8 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("pope::linear_response_logprobs_backward", lib=LIBRARY)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, (_, _, *needed) = HeadInputs.split(arguments)
-    needs, (vocab, width) = Needs(*needed), inputs.weight.shape
+    inputs, own = HeadInputs.split(arguments)
+    needs, (vocab, width) = Needs(*own[:3]), inputs.weight.shape
     return (
         empty(inputs.hidden, inputs.hidden.shape[0] if needs.hidden else 0, width),
         empty(inputs.weight, vocab if needs.weight else 0, width),
@@ -158,7 +167,7 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # or backward would be handed zeros of the size of every output
-    named, needed = HeadInputs.split(inputs)
+    named, (*needed, ctx.reduction) = HeadInputs.split(inputs)
     ctx.unit = Needs(*needed).unit
     _, lse, unit = output
     ctx.options = named[5:]
@@ -180,20 +189,22 @@ def _linear_response_logprobs_autograd(
         return _scaled_unit(ctx, grad), *nothing[1:]
     *tensors, lse = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
-    gradients = torch.ops.pope.linear_response_logprobs_backward(*tensors, *ctx.options, lse, grad, *needs)
+    gradients = torch.ops.pope.linear_response_logprobs_backward(
+        *tensors, *ctx.options, *needs, ctx.reduction, lse, grad
+    )
     return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *nothing[3:]
 
 
 def _scaled_unit(ctx: Any, grad: Tensor) -> Tensor:
     """With a frozen head the coefficients scale what the forward already has."""
     unit, labels, response_offsets = ctx.saved_tensors
-    kept, response_offsets = labels >= 0, response_offsets.to(labels.device, non_blocking=True)
     each = grad
-    if ctx.options[0]:  # length_normalize
-        before = torch.nn.functional.pad(kept.to(torch.int64).cumsum(0), (1, 0))
-        each = grad / before[response_offsets].diff()
-    rows = torch.repeat_interleave(each, response_offsets.diff(), output_size=labels.shape[0]) * kept
-    return scaled(unit, rows.unsqueeze(1), ctx.dtype)
+    if ctx.reduction != "none":
+        response_offsets = response_offsets.to(labels.device, non_blocking=True)
+        if ctx.reduction == "mean":
+            each = grad / token_counts(labels, response_offsets)
+        each = torch.repeat_interleave(each, response_offsets.diff(), output_size=labels.shape[0])
+    return scaled(unit, (each * (labels >= 0)).unsqueeze(1), ctx.dtype)
 
 
 register("linear_response_logprobs", _linear_response_logprobs)
@@ -216,7 +227,8 @@ LIBRARY.define(
 
 def _linear_pope_loss(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, own = HeadInputs.split(arguments)
-    needs, (logging_logprobs, utility, slate_offsets, *objective) = Needs(*own[:3]), own[3:]
+    needs, (logging_logprobs, utility, slate_offsets) = Needs(*own[:3]), own[3:6]
+    objective, num_slates = restored(own[6:])
     num_responses = inputs.response_offsets.numel() - 1
     slates = both(slate_offsets, inputs.hidden.device)
     inputs.check_tokens()
@@ -224,21 +236,25 @@ def _linear_pope_loss(*arguments: Any) -> tuple[Tensor, ...]:
     if not _checks.deferred(inputs.hidden.device):
         _checks.objective_data(logging_logprobs, utility, slate_offsets, num_responses)
     head = inputs.chunked(needs)
+    logging_logprobs = logging_logprobs.double().contiguous()
+    if objective.length_normalize:
+        tokens = token_counts(head.tokens.labels, head.tokens.offsets.device).double()
+        logging_logprobs = logging_logprobs / tokens
     work = LossPass(
         head,
-        logging_logprobs.double().contiguous(),
+        logging_logprobs,
         utility.double().contiguous(),
         slates,
-        Objective(*objective),
-        inputs.length_normalize,
+        kernel_options(objective, num_slates or slate_offsets.numel() - 1),
+        objective.length_normalize,
         needs,
     )
     values, gradients = work.run()
     unit, coefficients = gradients.unit, gradients.coefficients
     if needs.hidden:
         unit, coefficients = head.tokens.scatter(unit), head.tokens.scatter(coefficients)
-    logprobs = work.response_logprobs.to(head.logprobs.dtype)
-    return *values.reported, logprobs, unit, coefficients, gradients.weight, gradients.bias
+    logprobs = work.response_logprobs * tokens if objective.length_normalize else work.response_logprobs
+    return *values.reported, logprobs.to(head.logprobs.dtype), unit, coefficients, gradients.weight, gradients.bias
 
 
 @torch.library.register_fake("pope::linear_pope_loss", lib=LIBRARY)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pope_kernels.values import ObjectiveOptions
+
 from . import _checks
 from ._offsets import Offsets
 from .backends import Kernels
-from .types import MAX_LOG_WEIGHT, Objective
+from .objective import Objective
+from .types import MAX_LOG_WEIGHT
 
 if TYPE_CHECKING:
     from pope_kernels.values import SlateValues
@@ -23,13 +26,19 @@ _CHECKED = (
 )
 
 
+def kernel_options(objective: Objective, num_slates: int) -> ObjectiveOptions:
+    """The objective as kernels take it: log-probabilities reach them already divided by their tokens."""
+    names = (name for name in ObjectiveOptions._fields if name != "num_slates")
+    return ObjectiveOptions(**{name: getattr(objective, name) for name in names}, num_slates=num_slates)
+
+
 def evaluate_checked(
     kernels: Kernels,
     response_logprobs: torch.Tensor,
     logging_logprobs: torch.Tensor,
     utility: torch.Tensor,
     slate_offsets: torch.Tensor,
-    objective: Objective,
+    options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
     """The value, its parts, weights and diagnostics in ``dtype``, and ``dV / d response_logprobs``, of a whole call.
@@ -39,13 +48,12 @@ def evaluate_checked(
     deferred = _checks.deferred(response_logprobs.device)
     if not deferred:
         _checks.finite("response_logprobs", response_logprobs, slate_offsets)
-    options = objective.options(slate_offsets.numel() - 1)
     values = kernels.slate_objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, dtype)
     if deferred:
         assert values.sound is not None, "a GPU backend checks its inputs"
         _checks.later(values.sound, _CHECKED)
     else:
-        _checks.log_weight_bound(float(values.largest_log_weight), int(values.largest_slate), objective.clip)
+        _checks.log_weight_bound(float(values.largest_log_weight), int(values.largest_slate), options.clip)
     return values
 
 
@@ -63,13 +71,13 @@ class GroupCoefficients:
         logging_logprobs: torch.Tensor,  # [R] float64
         utility: torch.Tensor,  # [R] float64
         slate_offsets: Offsets,  # [S + 1] int64
-        objective: Objective,
+        options: ObjectiveOptions,
         *,
         together: bool,
     ) -> None:
         self.kernels, self.logging_logprobs = kernels, logging_logprobs
         sizes, num_responses = slate_offsets.device.diff(), utility.numel()
-        by_response = not together and objective.weighting == "response" and objective.normalization != "slate"
+        by_response = not together and options.weighting == "response" and options.normalization != "slate"
         # A response's share in the mean of its slate. A lone response is a slate of one and gets its share afterwards.
         self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)
         self.by_response = by_response
@@ -77,9 +85,8 @@ class GroupCoefficients:
         if by_response:
             host = torch.arange(num_responses + 1)
             self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
-        options = objective.options(sizes.numel())
         self.terms = [(options, utility)]
-        if objective.normalization == "batch" and not together:
+        if options.normalization == "batch" and not together:
             numerator = options._replace(normalization="none", num_slates=1)
             mass = numerator._replace(diversity_weight=0.0, utility_form="feedback")
             self.terms = [(numerator, utility), (mass, torch.ones_like(utility))]

@@ -10,7 +10,8 @@ backward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,16 +20,30 @@ from torch.autograd.function import once_differentiable
 from pope_kernels.values import accumulation_dtype
 
 from . import _checks
-from ._objective import evaluate_checked
+from ._objective import evaluate_checked, kernel_options
 from .backends import kernels
-from .types import Objective
+from .objective import Objective
 
 LIBRARY = torch.library.Library("pope", "DEF")
 
-OBJECTIVE_ARGUMENTS = (
-    "float diversity_weight, str weighting, str normalization, float? clip, str utility_form, str diversity_form, "
-    "int? num_slates"
+_OBJECTIVE_FIELDS = tuple(each.name for each in fields(Objective))
+_SCHEMA_TYPES = {"float": "float", "float | None": "float?", "bool": "bool"}  # any other option is one of a few names
+
+#: The objective in an operator's schema. An operator takes numbers, not objects: here and nowhere else it is flattened.
+OBJECTIVE_ARGUMENTS = ", ".join(
+    [*(f"{_SCHEMA_TYPES.get(str(each.type), 'str')} {each.name}" for each in fields(Objective)), "int? num_slates"]
 )
+
+
+def flattened(objective: Objective, num_slates: int | None) -> tuple[Any, ...]:
+    """The arguments of `OBJECTIVE_ARGUMENTS`."""
+    return *(getattr(objective, name) for name in _OBJECTIVE_FIELDS), num_slates
+
+
+def restored(arguments: tuple[Any, ...]) -> tuple[Objective, int | None]:
+    """The inverse of `flattened`."""
+    *options, num_slates = arguments
+    return Objective(*options), num_slates
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -44,17 +59,17 @@ def register(name: str, implementation: Callable[..., Any]) -> None:
 # --- response_logprobs ---
 
 LIBRARY.define(
-    "response_logprobs(Tensor logits, Tensor labels, Tensor response_offsets, bool length_normalize, str backend) "
-    "-> (Tensor response_logprobs, Tensor lse)"
+    "response_logprobs(Tensor logits, Tensor labels, Tensor response_offsets, str reduction, str backend) "
+    "-> (Tensor logprobs, Tensor lse)"
 )
 LIBRARY.define(
     "response_logprobs_backward(Tensor grad, Tensor logits, Tensor labels, Tensor response_offsets, Tensor lse, "
-    "bool length_normalize, str backend) -> Tensor"
+    "str reduction, str backend) -> Tensor"
 )
 
 
 def _response_logprobs(
-    logits: Tensor, labels: Tensor, response_offsets: Tensor, length_normalize: bool, backend: str
+    logits: Tensor, labels: Tensor, response_offsets: Tensor, reduction: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     deferred = _checks.deferred(logits.device)
     if not deferred:
@@ -63,10 +78,11 @@ def _response_logprobs(
     logprobs, lse = native.token_logprobs(logits, labels)
     if not deferred:
         _checks.finite_rows("logits", lse)
-    sums = native.response_sums(logprobs, labels, response_offsets, length_normalize)
+    if reduction != "none":
+        logprobs = native.response_sums(logprobs, labels, response_offsets, reduction == "mean")
     if deferred:
-        _checks.finite_later("labels, response_offsets or logits", sums)
-    return sums, lse
+        _checks.finite_later("labels, response_offsets or logits", logprobs)
+    return logprobs, lse
 
 
 def _response_logprobs_backward(
@@ -75,21 +91,27 @@ def _response_logprobs_backward(
     labels: Tensor,
     response_offsets: Tensor,
     lse: Tensor,
-    length_normalize: bool,
+    reduction: str,
     backend: str,
 ) -> Tensor:
     native = kernels(backend)
-    coefficients = native.token_coefficients(grad.contiguous(), labels, response_offsets, length_normalize)
+    coefficients = grad.contiguous()
+    if reduction != "none":
+        coefficients = native.token_coefficients(coefficients, labels, response_offsets, reduction == "mean")
     out = native.empty_large(*logits.shape, dtype=logits.dtype, device=logits.device)
     return native.logit_gradient(logits, labels, lse, coefficients, out)
 
 
+def num_logprobs(labels: Tensor, response_offsets: Tensor, reduction: str) -> Any:
+    """Numbers that an operator gives for a reduction: one per token, or one per response."""
+    return labels.shape[0] if reduction == "none" else response_offsets.shape[0] - 1
+
+
 @torch.library.register_fake("pope::response_logprobs", lib=LIBRARY)
-def _(
-    logits: Tensor, labels: Tensor, response_offsets: Tensor, length_normalize: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+def _(logits: Tensor, labels: Tensor, response_offsets: Tensor, reduction: str, backend: str) -> tuple[Tensor, Tensor]:
+    count = num_logprobs(labels, response_offsets, reduction)
     acc = accumulation_dtype(logits.dtype)
-    return empty(logits, response_offsets.shape[0] - 1, dtype=acc), empty(logits, logits.shape[0], dtype=torch.float64)
+    return empty(logits, count, dtype=acc), empty(logits, logits.shape[0], dtype=torch.float64)
 
 
 @torch.library.register_fake("pope::response_logprobs_backward", lib=LIBRARY)
@@ -99,7 +121,7 @@ def _(
     labels: Tensor,
     response_offsets: Tensor,
     lse: Tensor,
-    length_normalize: bool,
+    reduction: str,
     backend: str,
 ) -> Tensor:
     return empty(logits, *logits.shape)
@@ -107,7 +129,7 @@ def _(
 
 def _response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    logits, labels, response_offsets, ctx.length_normalize, ctx.backend = inputs
+    logits, labels, response_offsets, ctx.reduction, ctx.backend = inputs
     ctx.save_for_backward(logits, labels, response_offsets, output[1])
 
 
@@ -117,7 +139,7 @@ def _response_logprobs_autograd(ctx: Any, grad: Tensor | None, grad_lse: Tensor 
         return (None,) * len(ctx.needs_input_grad)
     logits, labels, response_offsets, lse = ctx.saved_tensors
     d_logits = torch.ops.pope.response_logprobs_backward(
-        grad, logits, labels, response_offsets, lse, ctx.length_normalize, ctx.backend
+        grad, logits, labels, response_offsets, lse, ctx.reduction, ctx.backend
     )
     return d_logits, None, None, None, None
 
@@ -136,8 +158,19 @@ VALUES = (
 )
 LIBRARY.define(
     f"slate_objective(Tensor response_logprobs, Tensor logging_logprobs, Tensor utility, Tensor slate_offsets, "
-    f"{OBJECTIVE_ARGUMENTS}, str backend) -> ({VALUES}, Tensor coefficients)"
+    f"Tensor? tokens, str backend, {OBJECTIVE_ARGUMENTS}) -> ({VALUES}, Tensor coefficients)"
 )
+
+
+class SlateInputs(NamedTuple):
+    """The tensors of ``slate_objective``, and the backend; the options of the objective follow them."""
+
+    response_logprobs: Tensor  # [R] totals
+    logging_logprobs: Tensor  # [R] totals
+    utility: Tensor  # [R]
+    slate_offsets: Tensor  # [S + 1]
+    tokens: Tensor | None  # [R]
+    backend: str
 
 
 def fake_values(like: Tensor, num_responses: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -145,53 +178,35 @@ def fake_values(like: Tensor, num_responses: int, dtype: torch.dtype) -> tuple[T
     return tuple(empty(like, *shape, dtype=dtype) for shape in shapes)
 
 
-def _slate_objective(
-    response_logprobs: Tensor,
-    logging_logprobs: Tensor,
-    utility: Tensor,
-    slate_offsets: Tensor,
-    diversity_weight: float,
-    weighting: Any,
-    normalization: Any,
-    clip: float | None,
-    utility_form: Any,
-    diversity_form: Any,
-    num_slates: int | None,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    acc = accumulation_dtype(response_logprobs.dtype)
-    if not _checks.deferred(response_logprobs.device):
-        _checks.objective_data(logging_logprobs, utility, slate_offsets, response_logprobs.numel())
+def _slate_objective(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = SlateInputs(*arguments[: len(SlateInputs._fields)])
+    objective, num_slates = restored(arguments[len(SlateInputs._fields) :])
+    policy, num_responses = inputs.response_logprobs, inputs.response_logprobs.numel()
+    if not _checks.deferred(policy.device):
+        _checks.objective_data(inputs.logging_logprobs, inputs.utility, inputs.slate_offsets, num_responses)
+        if objective.length_normalize:
+            _checks.positive_tokens(inputs.tokens)
+    share = inputs.tokens.double().reciprocal() if objective.length_normalize and inputs.tokens is not None else None
     values = evaluate_checked(
-        kernels(backend),
-        response_logprobs.double().contiguous(),
-        logging_logprobs.double().contiguous(),
-        utility.double().contiguous(),
-        slate_offsets,
-        Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates),
-        acc,
+        kernels(inputs.backend),
+        *(
+            (total.double() if share is None else total.double() / inputs.tokens).contiguous()
+            for total in (policy, inputs.logging_logprobs)
+        ),
+        inputs.utility.double().contiguous(),
+        inputs.slate_offsets,
+        kernel_options(objective, num_slates or inputs.slate_offsets.numel() - 1),
+        accumulation_dtype(policy.dtype),
     )
-    return *values.reported, values.coefficients.to(acc)
+    coefficients = values.coefficients if share is None else values.coefficients * share
+    return *values.reported, coefficients.to(accumulation_dtype(policy.dtype))
 
 
 @torch.library.register_fake("pope::slate_objective", lib=LIBRARY)
-def _(
-    response_logprobs: Tensor,
-    logging_logprobs: Tensor,
-    utility: Tensor,
-    slate_offsets: Tensor,
-    diversity_weight: float,
-    weighting: str,
-    normalization: str,
-    clip: float | None,
-    utility_form: str,
-    diversity_form: str,
-    num_slates: int | None,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    num_responses, acc = response_logprobs.shape[0], accumulation_dtype(response_logprobs.dtype)
-    values = fake_values(response_logprobs, num_responses, acc)
-    return *values, empty(response_logprobs, num_responses, dtype=acc)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    like = arguments[0]
+    num_responses, acc = like.shape[0], accumulation_dtype(like.dtype)
+    return *fake_values(like, num_responses, acc), empty(like, num_responses, dtype=acc)
 
 
 def _slate_objective_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -205,7 +220,7 @@ def _slate_objective_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor
     if upstream is None:  # nothing depends on the value
         return (None,) * len(ctx.needs_input_grad)
     (coefficients,) = ctx.saved_tensors
-    return (upstream * coefficients).to(ctx.dtype), *([None] * 11)
+    return (upstream * coefficients).to(ctx.dtype), *([None] * (len(ctx.needs_input_grad) - 1))
 
 
 register("slate_objective", _slate_objective)

@@ -1,15 +1,18 @@
-"""Length-normalised log-probabilities of responses, from logits or straight from hidden states."""
+"""Log-probabilities of responses, from logits or straight from hidden states."""
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
+import torch.nn.functional as F
 
 from pope_kernels.values import accumulation_dtype
 
-from . import _checks, reference
+from . import _checks, _linear_ops, reference  # noqa: F401  (registers torch.ops.pope.*)
 from .backends import select
 from .slates import flatten_padded
-from .types import Backend
+from .types import Backend, Reduction
 
 
 def packed(
@@ -51,6 +54,18 @@ def check_head_options(logit_scale: float, logit_softcap: float | None, chunk_by
         raise ValueError(f"chunk_bytes: expected None or a number of bytes >= 1, got {chunk_bytes!r}")
 
 
+def check_reduction(reduction: str) -> None:
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+
+
+def in_layout_of(labels: torch.Tensor, logprobs: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Log-probabilities of single tokens where their labels stand: undoes the causal shift of padded labels."""
+    if reduction != "none" or labels.ndim == 1:
+        return logprobs
+    return F.pad(logprobs.reshape(labels.shape)[:, :-1], (1, 0))
+
+
 def wanted(tensor: torch.Tensor | None) -> bool:
     """Whether autograd is going to ask for the gradient of an argument."""
     return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
@@ -61,15 +76,15 @@ def response_logprobs(
     labels: torch.Tensor,  # [N] or [R, L]
     *,
     response_offsets: torch.Tensor | None = None,  # [R + 1]
-    length_normalize: bool = True,
+    reduction: Reduction = "sum",
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """Mean (or total) log-probability of every response under the policy, in nats.
+    """Total log-probability of every response under the policy, in nats.
 
     Equivalent, for packed tokens::
 
         token = logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-        torch.segment_reduce(token, "mean", offsets=response_offsets)
+        torch.segment_reduce(token, "sum", offsets=response_offsets)
 
     reading the logits once and holding nothing of their size; backward reads them once and writes their gradient.
 
@@ -80,11 +95,12 @@ def response_logprobs(
         labels: ``[N]`` or ``[R, L]`` token ids, -100 where no response token stands.
         response_offsets: ``[R + 1]``, response ``r`` being tokens ``[offsets[r], offsets[r + 1])``; only with packed
             logits. Offsets may stay on the CPU.
-        length_normalize: divide by the number of response tokens.
+        reduction: "sum" for totals; "mean" divides them by the number of response tokens; "none" gives the
+            log-probability of every token in the layout of ``labels``, 0 where they are -100.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
-        ``[R]`` nats, differentiable; float64 for float64 logits, else float32.
+        ``[R]`` nats (with "none" ``[N]`` or ``[R, L]``), differentiable; float64 for float64 logits, else float32.
 
     Raises:
         ValueError: shapes, dtypes, devices, offsets or labels do not fit; a response has no token; NaN or +inf in a
@@ -93,17 +109,17 @@ def response_logprobs(
 
     Source: method.md section 1; POPE (arXiv 2509.19333), the token-level action.
     """
+    check_reduction(reduction)
     chosen = select(logits.device, backend)
     rows, flat_labels, offsets = packed("logits", logits, labels, response_offsets)
     offsets = offsets.to(rows.device, non_blocking=True)
     if chosen == "reference":
-        result = reference.response_logprobs(
-            rows, flat_labels, response_offsets=offsets, length_normalize=length_normalize
-        )
-        return result.to(accumulation_dtype(logits.dtype))
+        result = reference.response_logprobs(rows, flat_labels, response_offsets=offsets, reduction=reduction)
+        return in_layout_of(labels, result.to(accumulation_dtype(logits.dtype)), reduction)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    return torch.ops.pope.response_logprobs(rows, flat_labels, offsets, length_normalize, chosen)[0]
+    logprobs = torch.ops.pope.response_logprobs(rows, flat_labels, offsets, reduction, chosen)[0]
+    return in_layout_of(labels, logprobs, reduction)
 
 
 def linear_response_logprobs(
@@ -113,7 +129,7 @@ def linear_response_logprobs(
     *,
     lm_head_bias: torch.Tensor | None = None,  # [V]
     response_offsets: torch.Tensor | None = None,  # [R + 1]
-    length_normalize: bool = True,
+    reduction: Reduction = "sum",
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
     chunk_bytes: int | None = None,
@@ -138,7 +154,7 @@ def linear_response_logprobs(
         labels: ``[N]`` or ``[R, L]``.
         lm_head_bias: ``[V]``.
         response_offsets: ``[R + 1]``; only with packed ``hidden``. On the CPU they spare a GPU a wait.
-        length_normalize: divide by the number of response tokens.
+        reduction: as in :func:`response_logprobs`.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
         chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 36 MiB on CPU, or for more where the
@@ -146,7 +162,8 @@ def linear_response_logprobs(
         backend: as in :func:`response_logprobs`.
 
     Returns:
-        ``[R]`` nats, differentiable in ``hidden``, ``lm_head_weight`` and ``lm_head_bias``.
+        ``[R]`` nats (with "none" ``[N]`` or ``[R, L]``), differentiable in ``hidden``, ``lm_head_weight`` and
+        ``lm_head_bias``.
 
     Raises:
         ValueError: as :func:`response_logprobs`, and for a head that does not fit ``hidden``.
@@ -154,6 +171,7 @@ def linear_response_logprobs(
 
     Source: method.md section 1.
     """
+    check_reduction(reduction)
     chosen = select(hidden.device, backend)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
@@ -167,18 +185,17 @@ def linear_response_logprobs(
             flat_labels,
             lm_head_bias=lm_head_bias,
             response_offsets=offsets.to(hidden.device),
-            length_normalize=length_normalize,
+            reduction=reduction,
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
         )
-        return result.to(accumulation_dtype(dtype))
-    return torch.ops.pope.linear_response_logprobs(
+        return in_layout_of(labels, result.to(accumulation_dtype(dtype)), reduction)
+    logprobs = torch.ops.pope.linear_response_logprobs(
         rows,
         lm_head_weight,
         lm_head_bias,
         flat_labels,
         offsets,
-        length_normalize,
         logit_scale,
         logit_softcap,
         chunk_bytes,
@@ -188,4 +205,6 @@ def linear_response_logprobs(
         wanted(hidden),
         wanted(lm_head_weight),
         wanted(lm_head_bias),
+        reduction,
     )[0]
+    return in_layout_of(labels, logprobs, reduction)

@@ -1,4 +1,4 @@
-"""The POPE loss: from logits, from hidden states, and as a module."""
+"""The POPE loss of a policy on logged slates: from log-probabilities, from logits, and from hidden states."""
 
 from __future__ import annotations
 
@@ -6,11 +6,92 @@ import torch
 
 from pope_kernels.values import accumulation_dtype
 
-from . import _checks, reference
+from . import _checks, _linear_ops, reference  # noqa: F401  (registers torch.ops.pope.*)
+from ._ops import flattened
 from .backends import select
 from .logprobs import check_head_options, compacts, compute_dtype, packed, response_logprobs, wanted
-from .objective import as_dtype, check_log_data, output_of, slate_objective
-from .types import Backend, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
+from .objective import Objective
+from .slates import token_counts
+from .types import Backend, PopeLossOutput
+
+
+def slate_objective(
+    response_logprobs: torch.Tensor,  # [R]
+    logging_logprobs: torch.Tensor,  # [R]
+    utility: torch.Tensor,  # [R]
+    slate_offsets: torch.Tensor,  # [S + 1]
+    *,
+    tokens: torch.Tensor | None = None,  # [R]
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
+    num_slates: int | None = None,
+    backend: Backend | None = None,
+) -> PopeLossOutput:
+    """The POPE value of a policy on logged slates, and the loss ``-value`` that raises it.
+
+    Equivalent, with the default objective::
+
+        mean = response_logprobs / tokens
+        weights = (mean - logging_logprobs / tokens).exp().clamp(max=5.0)
+        rewards = utility - 0.1 * mean.exp() * mean
+        slate_sum = lambda x: torch.segment_reduce(x, "sum", offsets=slate_offsets)
+        value = (slate_sum(weights * rewards) / slate_sum(weights)).mean()
+
+    The gradient goes through the weights and through the rewards. Arithmetic is in float64 and in log space.
+
+    Args:
+        response_logprobs: ``[R]`` nats, totals under the policy, as :func:`pope_core.response_logprobs` gives them.
+        logging_logprobs: ``[R]`` nats, totals under the policy that wrote the log.
+        utility: ``[R]`` people's feedback, normally in [0, 1].
+        slate_offsets: ``[S + 1]``, slate ``q`` being responses ``[offsets[q], offsets[q + 1])``; any mix of sizes.
+        tokens: ``[R]`` response tokens of the policy; needed where the objective is length-normalised, as by default.
+        objective: what the value is; see :class:`pope_core.Objective`.
+        num_slates: denominator in place of the number of slates in the call, so that micro-batches of a larger batch
+            add up to it exactly; not with ``normalization="batch"``.
+        backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
+
+    Returns:
+        :class:`PopeLossOutput`; float64 for float64 log-probabilities, else float32.
+
+    Raises:
+        ValueError: a shape, offset or number that does not fit, with the response and slate it was found in; missing
+            ``tokens``; a log-weight above 80 without a maximum weight.
+        RuntimeError: the backend cannot run here.
+
+    Source: method.md sections 2-4; POPE (arXiv 2509.19333), Eqs. (3)-(13).
+    """
+    check_num_slates(objective, num_slates)
+    chosen = select(response_logprobs.device, backend)
+    if response_logprobs.ndim != 1 or not response_logprobs.is_floating_point():
+        raise ValueError(
+            f"response_logprobs: expected a floating-point tensor of shape [R], got {response_logprobs.dtype} "
+            f"{list(response_logprobs.shape)}"
+        )
+    check_log_data(logging_logprobs, utility, slate_offsets, response_logprobs.shape[0])
+    check_tokens(tokens, objective, response_logprobs.shape[0])
+    _checks.same_device(
+        "response_logprobs",
+        response_logprobs.device,
+        logging_logprobs=logging_logprobs,
+        utility=utility,
+        tokens=tokens,
+    )
+    _checks.offsets_device("slate_offsets", slate_offsets, response_logprobs.device)
+    offsets = slate_offsets.to(response_logprobs.device, torch.int64, non_blocking=True).contiguous()
+    if chosen == "reference":
+        output = reference.slate_objective(
+            response_logprobs,
+            logging_logprobs,
+            utility,
+            offsets,
+            tokens=tokens,
+            objective=objective,
+            num_slates=num_slates,
+        )
+        return as_dtype(output, accumulation_dtype(response_logprobs.dtype))
+    value, *rest, _ = torch.ops.pope.slate_objective(
+        response_logprobs, logging_logprobs, utility, offsets, tokens, chosen, *flattened(objective, num_slates)
+    )
+    return output_of(value, rest, response_logprobs)
 
 
 def pope_loss(
@@ -21,40 +102,26 @@ def pope_loss(
     slate_offsets: torch.Tensor,  # [S + 1]
     *,
     response_offsets: torch.Tensor | None = None,  # [R + 1]
-    length_normalize: bool = True,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "none",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
     num_slates: int | None = None,
     backend: Backend | None = None,
 ) -> PopeLossOutput:
     """The POPE loss of a policy on logged slates, from its logits.
 
-    Equivalent, for packed tokens and with the defaults::
+    Equivalent, for packed tokens::
 
         token = logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
-        response_logprobs = torch.segment_reduce(token, "mean", offsets=response_offsets)
-        weights = (response_logprobs - logging_logprobs).exp()
-        rewards = utility - diversity_weight * response_logprobs
-        loss = -torch.segment_reduce(weights * rewards, "mean", offsets=slate_offsets).mean()
+        totals = torch.segment_reduce(token, "sum", offsets=response_offsets)
+        slate_objective(totals, logging_logprobs, utility, slate_offsets, tokens=response_offsets.diff())
 
     The logits are read once in the forward and once in backward, which writes their gradient; nothing else of their
-    size exists.
+    size exists. The response tokens are counted here.
 
     Args:
         logits: ``[N, V]`` aligned with ``labels``, or ``[R, L, V]`` as a causal language model returns them.
         labels: ``[N]``, or ``[R, L]`` with -100 where no response token stands.
-        logging_logprobs: ``[R]`` nats, mean per token with ``length_normalize=True``, total otherwise.
-        utility: ``[R]`` feedback, normally in [0, 1].
-        slate_offsets: ``[S + 1]``, responses per slate as CSR offsets.
+        logging_logprobs, utility, slate_offsets, objective, num_slates, backend: as in :func:`slate_objective`.
         response_offsets: ``[R + 1]``, tokens per response; only with packed logits.
-        length_normalize: use mean log-probabilities per token (biased, less variance) instead of totals.
-        diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates: the objective, as in
-            :func:`slate_objective`.
-        backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
         :class:`PopeLossOutput`; call ``.loss.backward()``.
@@ -65,23 +132,21 @@ def pope_loss(
 
     Source: method.md sections 1-4; POPE (arXiv 2509.19333).
     """
+    check_num_slates(objective, num_slates)
+    totals = response_logprobs(logits, labels, response_offsets=response_offsets, backend=backend)
+    if not objective.length_normalize:
+        tokens = None
+    elif response_offsets is None:
+        tokens = (labels[:, 1:] >= 0).sum(1)
+    else:
+        tokens = token_counts(labels, response_offsets)
     return slate_objective(
-        response_logprobs(
-            logits,
-            labels,
-            response_offsets=response_offsets,
-            length_normalize=length_normalize,
-            backend=backend,
-        ),
+        totals,
         logging_logprobs,
         utility,
         slate_offsets,
-        diversity_weight=diversity_weight,
-        weighting=weighting,
-        normalization=normalization,
-        clip=clip,
-        utility_form=utility_form,
-        diversity_form=diversity_form,
+        tokens=tokens,
+        objective=objective,
         num_slates=num_slates,
         backend=backend,
     )
@@ -97,16 +162,10 @@ def linear_pope_loss(
     *,
     lm_head_bias: torch.Tensor | None = None,  # [V]
     response_offsets: torch.Tensor | None = None,  # [R + 1]
-    length_normalize: bool = True,
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
+    num_slates: int | None = None,
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "none",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
-    num_slates: int | None = None,
     chunk_bytes: int | None = None,
     backend: Backend | None = None,
 ) -> PopeLossOutput:
@@ -131,13 +190,11 @@ def linear_pope_loss(
             ignored positions never reach the product.
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. Over several chunks
             the gradient of a 16-bit head is summed in float32; one chunk needs one product.
-        labels, logging_logprobs, utility, slate_offsets, response_offsets, length_normalize: as in :func:`pope_loss`.
-            Offsets on the CPU spare a GPU a wait (docs/kernels.md).
+        labels, logging_logprobs, utility, slate_offsets, response_offsets, objective, num_slates: as in
+            :func:`pope_loss`. Offsets on the CPU spare a GPU a wait (docs/kernels.md).
         lm_head_bias: ``[V]``.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates: the objective, as in
-            :func:`slate_objective`.
         chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 36 MiB on CPU, or for more where the
             float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
@@ -152,7 +209,7 @@ def linear_pope_loss(
 
     Source: method.md sections 1-4; POPE (arXiv 2509.19333).
     """
-    objective = Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates)
+    check_num_slates(objective, num_slates)
     chosen = select(hidden.device, backend)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
@@ -179,16 +236,10 @@ def linear_pope_loss(
             slates.to(hidden.device),
             lm_head_bias=lm_head_bias,
             response_offsets=offsets.to(hidden.device),
-            length_normalize=length_normalize,
+            objective=objective,
+            num_slates=num_slates,
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
-            diversity_weight=diversity_weight,
-            weighting=weighting,
-            normalization=normalization,
-            clip=clip,
-            utility_form=utility_form,
-            diversity_form=diversity_form,
-            num_slates=num_slates,
         )
         return as_dtype(output, accumulation_dtype(dtype))
     value, *rest, logprobs, _, _, _, _ = torch.ops.pope.linear_pope_loss(
@@ -197,7 +248,6 @@ def linear_pope_loss(
         lm_head_bias,
         flat_labels,
         offsets,
-        length_normalize,
         logit_scale,
         logit_softcap,
         chunk_bytes,
@@ -210,64 +260,62 @@ def linear_pope_loss(
         logging_logprobs,
         utility,
         slates,
-        *objective.flat(),
+        *flattened(objective, num_slates),
     )
     return output_of(value, rest, logprobs)
 
 
-class PopeLoss(torch.nn.Module):
-    """:func:`pope_loss` with its options fixed; the module has no parameters.
-
-    Raises:
-        ValueError: an option does not fit, at construction.
-    """
-
-    def __init__(
-        self,
-        *,
-        length_normalize: bool = True,
-        diversity_weight: float = 0.1,
-        weighting: Weighting = "response",
-        normalization: Normalization = "none",
-        clip: float | None = None,
-        utility_form: UtilityForm = "feedback",
-        diversity_form: DiversityForm = "neg_log_prob",
-        backend: Backend | None = None,
-    ) -> None:
-        super().__init__()
-        self.objective = Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form)
-        self.length_normalize = length_normalize
-        self.backend: Backend | None = backend
-
-    def forward(
-        self,
-        logits: torch.Tensor,  # [N, V] or [R, L, V]
-        labels: torch.Tensor,  # [N] or [R, L]
-        logging_logprobs: torch.Tensor,  # [R]
-        utility: torch.Tensor,  # [R]
-        slate_offsets: torch.Tensor,  # [S + 1]
-        *,
-        response_offsets: torch.Tensor | None = None,  # [R + 1]
-        num_slates: int | None = None,
-    ) -> PopeLossOutput:
-        """As :func:`pope_loss`."""
-        return pope_loss(
-            logits,
-            labels,
-            logging_logprobs,
-            utility,
-            slate_offsets,
-            response_offsets=response_offsets,
-            length_normalize=self.length_normalize,
-            diversity_weight=self.objective.diversity_weight,
-            weighting=self.objective.weighting,
-            normalization=self.objective.normalization,
-            clip=self.objective.clip,
-            utility_form=self.objective.utility_form,
-            diversity_form=self.objective.diversity_form,
-            num_slates=num_slates,
-            backend=self.backend,
+def check_num_slates(objective: Objective, num_slates: int | None) -> None:
+    if num_slates is None:
+        return
+    if num_slates < 1:
+        raise ValueError(f"num_slates: expected None or an integer >= 1, got {num_slates!r}")
+    if objective.couples_slates:
+        raise ValueError(
+            "num_slates: has no meaning with normalization='batch', which divides by the sum of the weights "
+            f"and not by a number of slates; got {num_slates!r}"
         )
 
-    def extra_repr(self) -> str:
-        return f"length_normalize={self.length_normalize}, {self.objective}"
+
+def check_log_data(
+    logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor, num_responses: int
+) -> None:
+    """Shapes of what the log brings."""
+    for name, value in (("logging_logprobs", logging_logprobs), ("utility", utility)):
+        _checks.per_response(name, value, num_responses)
+        _checks.data_only(name, value)
+    _checks.offsets("slate_offsets", slate_offsets)
+
+
+def check_tokens(tokens: torch.Tensor | None, objective: Objective, num_responses: int) -> None:
+    if tokens is None:
+        if objective.length_normalize:
+            raise ValueError(
+                f"tokens: expected the response tokens of the policy, shape [{num_responses}], because the objective "
+                "is length-normalised; got None. Pass them, or an objective with length_normalize=False"
+            )
+    elif list(tokens.shape) != [num_responses] or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise ValueError(
+            f"tokens: expected integers of shape [{num_responses}], one per response, got {tokens.dtype} "
+            f"{list(tokens.shape)}"
+        )
+
+
+def as_dtype(output: PopeLossOutput, dtype: torch.dtype) -> PopeLossOutput:
+    return PopeLossOutput(*(field.to(dtype) for field in output))
+
+
+def output_of(value: torch.Tensor, rest: list[torch.Tensor], response_logprobs: torch.Tensor) -> PopeLossOutput:
+    """Name an operator's outputs; everything but the loss leaves the graph."""
+    utility_value, diversity_value, log_weights, weights, effective_sample_size, clip_fraction = rest
+    return PopeLossOutput(
+        loss=-value,
+        value=value.detach(),
+        utility_value=utility_value.detach(),
+        diversity_value=diversity_value.detach(),
+        response_logprobs=response_logprobs.detach(),
+        log_weights=log_weights.detach(),
+        weights=weights.detach(),
+        effective_sample_size=effective_sample_size.detach(),
+        clip_fraction=clip_fraction.detach(),
+    )

@@ -1,128 +1,120 @@
-"""The objective on response log-probabilities: value, parts, weights and loss."""
+"""`Objective`: what a policy is worth, as one value that travels whole. Imports no torch: a command line reads it."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
 
-from pope_kernels.values import accumulation_dtype
+Weighting = Literal["response", "slate", "geometric"]
+Normalization = Literal["none", "slate", "batch"]
+UtilityForm = Literal["feedback", "log_likelihood"]
+DiversityForm = Literal["neg_log_prob", "entropy"]
 
-from . import _checks, reference
-from .backends import select
-from .types import Backend, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
-
-
-def check_log_data(
-    logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor, num_responses: int
-) -> None:
-    """Shapes of what the log brings."""
-    for name, value in (("logging_logprobs", logging_logprobs), ("utility", utility)):
-        _checks.per_response(name, value, num_responses)
-        _checks.data_only(name, value)
-    _checks.offsets("slate_offsets", slate_offsets)
-
-
-def as_dtype(output: PopeLossOutput, dtype: torch.dtype) -> PopeLossOutput:
-    return PopeLossOutput(*(field.to(dtype) for field in output))
+#: The options that are one of a few names, and these names.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "weighting": get_args(Weighting),
+    "normalization": get_args(Normalization),
+    "utility_form": get_args(UtilityForm),
+    "diversity_form": get_args(DiversityForm),
+}
 
 
-def slate_objective(
-    response_logprobs: torch.Tensor,  # [R]
-    logging_logprobs: torch.Tensor,  # [R]
-    utility: torch.Tensor,  # [R]
-    slate_offsets: torch.Tensor,  # [S + 1]
-    *,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "none",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
-    num_slates: int | None = None,
-    backend: Backend | None = None,
-) -> PopeLossOutput:
-    """The POPE value of a policy on logged slates, and the loss ``-value`` that raises it.
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is maximised in training or estimated in evaluation: ``V = V_CU + diversity_weight * V_Div``.
 
-    Equivalent, with the defaults::
+    ``Objective()`` is what training maximises, with the defaults that docs/defaults.md measured;
+    :meth:`Objective.evaluation` is what evaluation estimates. Everything that offers these options (losses, estimators,
+    `PopeConfig`, the command line) takes them from here.
 
-        weights = (response_logprobs - logging_logprobs).exp()
-        rewards = utility - diversity_weight * response_logprobs
-        value = torch.segment_reduce(weights * rewards, "mean", offsets=slate_offsets).mean()
-
-    The gradient goes through the weights and through the rewards. Arithmetic is in float64 and in log space.
-
-    Args:
-        response_logprobs: ``[R]`` nats under the policy, as :func:`pope_core.response_logprobs` gives them.
-        logging_logprobs: ``[R]`` nats under the policy that wrote the log, in the same normalisation.
-        utility: ``[R]`` people's feedback, normally in [0, 1].
-        slate_offsets: ``[S + 1]``, slate ``q`` being responses ``[offsets[q], offsets[q + 1])``; any mix of sizes.
+    Attributes:
         diversity_weight: alpha >= 0, the weight of diversity against utility.
-        weighting: "response" (decomposed), "slate" (the product over the slate) or "geometric" (its k-th root).
-        normalization: "none"; "slate" divides by the slate's sum of weights; "batch" by the call's (SNIPS).
-        clip: largest weight, applied in log space; None for no limit, and an error above ``exp(80)``.
-        utility_form: reward the utility itself, or "log_likelihood", utility times log-probability.
-        diversity_form: "neg_log_prob", -l, or "entropy", -exp(l) l.
-        num_slates: denominator in place of the number of slates in the call, so that micro-batches of a larger batch
-            add up to it exactly; not with normalization="batch".
-        backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
-
-    Returns:
-        :class:`PopeLossOutput`; float64 for float64 log-probabilities, else float32.
+        weighting: importance weights per "response" (decomposed), per "slate" (the product over its responses), or the
+            "geometric" mean of the slate's (its k-th root).
+        normalization: "none"; "slate" divides by the slate's sum of weights; "batch" by the sum over the call (SNIPS).
+        clip: the maximum importance weight, applied in log space; None for no maximum, and an error above ``exp(80)``.
+        utility_form: reward "feedback", the utility itself, or "log_likelihood", utility times log-probability.
+        diversity_form: "neg_log_prob", ``-l``, or "entropy", ``-exp(l) l``.
+        length_normalize: ``l`` is the mean log-probability per token (biased, less variance), not the total. Both
+            policies' totals are divided by the number of tokens of the evaluated policy.
 
     Raises:
-        ValueError: an option, shape, offset or number that does not fit, with the response and slate it was found in; a
-            log-weight above 80 without a clip.
-        RuntimeError: the backend cannot run here.
+        ValueError: an option is not one of the above.
 
-    Source: method.md sections 2-4; POPE (arXiv 2509.19333), Eqs. (3)-(13).
+    Source: method.md sections 1-4; POPE (arXiv 2509.19333), Eqs. (1)-(10).
     """
-    objective = Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates)
-    chosen = select(response_logprobs.device, backend)
-    if response_logprobs.ndim != 1 or not response_logprobs.is_floating_point():
-        raise ValueError(
-            f"response_logprobs: expected a floating-point tensor of shape [R], got {response_logprobs.dtype} "
-            f"{list(response_logprobs.shape)}"
-        )
-    check_log_data(logging_logprobs, utility, slate_offsets, response_logprobs.shape[0])
-    _checks.same_device(
-        "response_logprobs",
-        response_logprobs.device,
-        logging_logprobs=logging_logprobs,
-        utility=utility,
-    )
-    _checks.offsets_device("slate_offsets", slate_offsets, response_logprobs.device)
-    offsets = slate_offsets.to(response_logprobs.device, torch.int64, non_blocking=True).contiguous()
-    if chosen == "reference":
-        output = reference.slate_objective(
-            response_logprobs,
-            logging_logprobs,
-            utility,
-            offsets,
-            diversity_weight=diversity_weight,
-            weighting=weighting,
-            normalization=normalization,
-            clip=clip,
-            utility_form=utility_form,
-            diversity_form=diversity_form,
-            num_slates=num_slates,
-        )
-        return as_dtype(output, accumulation_dtype(response_logprobs.dtype))
-    value, *rest, _ = torch.ops.pope.slate_objective(
-        response_logprobs, logging_logprobs, utility, offsets, *objective.flat(), chosen
-    )
-    return output_of(value, rest, response_logprobs)
 
-
-def output_of(value: torch.Tensor, rest: list[torch.Tensor], response_logprobs: torch.Tensor) -> PopeLossOutput:
-    """Name an operator's outputs; everything but the loss leaves the graph."""
-    utility_value, diversity_value, log_weights, weights, effective_sample_size, clip_fraction = rest
-    return PopeLossOutput(
-        loss=-value,
-        value=value.detach(),
-        utility_value=utility_value.detach(),
-        diversity_value=diversity_value.detach(),
-        response_logprobs=response_logprobs.detach(),
-        log_weights=log_weights.detach(),
-        weights=weights.detach(),
-        effective_sample_size=effective_sample_size.detach(),
-        clip_fraction=clip_fraction.detach(),
+    diversity_weight: float = field(
+        default=0.1, metadata={"help": "Weight of diversity against utility (alpha), at least 0."}
     )
+    weighting: Weighting = field(
+        default="response", metadata={"help": "Importance weights per response, per slate, or their geometric mean."}
+    )
+    normalization: Normalization = field(
+        default="slate", metadata={"help": "Divide by nothing, or by the sum of weights of the slate or the batch."}
+    )
+    clip: float | None = field(
+        default=5.0, metadata={"help": "Maximum importance weight, above 0; none for no maximum."}
+    )
+    utility_form: UtilityForm = field(
+        default="feedback", metadata={"help": "Reward the utility itself, or utility times log-probability."}
+    )
+    diversity_form: DiversityForm = field(
+        default="entropy", metadata={"help": "Diversity of a response: -l, or -exp(l) l."}
+    )
+    length_normalize: bool = field(
+        default=True,
+        metadata={"help": "Log-probabilities per token (biased, less variance) instead of totals."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        # Plain comparisons (NaN fails them too): a trace may hold these numbers as symbols.
+        if not 0 <= self.diversity_weight < math.inf:
+            raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip: expected None or a finite number > 0, got {self.clip!r}")
+        if self.length_normalize is not True and self.length_normalize is not False:
+            raise ValueError(f"length_normalize: expected True or False, got {self.length_normalize!r}")
+
+    @classmethod
+    def evaluation(cls) -> Objective:
+        """What evaluation estimates: self-normalised over the whole log, without a maximum weight.
+
+        It differs from the training objective because it answers another question. Training compares the responses of
+        one slate, which tells it where to move; an evaluation reports a value, and weights that are normalised within
+        each slate forget how much of the policy's probability the slate holds. A maximum weight trades bias for
+        variance, which an optimiser wants and a reader of the value has to be told. Diversity is the unbounded form,
+        whose expectation under the policy is its entropy.
+        """
+        return cls(normalization="batch", clip=None, diversity_form="neg_log_prob")
+
+    @property
+    def self_normalized(self) -> bool:
+        """Whether weights are divided by a sum of weights, so that only their ratios count."""
+        return self.normalization != "none"
+
+    @property
+    def couples_slates(self) -> bool:
+        """Whether the value is no mean over slates: it needs all of them at once."""
+        return self.normalization == "batch"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Objective:
+        """The inverse of :meth:`to_dict`; options that are missing have their defaults.
+
+        Raises:
+            ValueError: an option that does not exist, or a value that does not fit.
+        """
+        names = [each.name for each in fields(cls)]
+        if unknown := sorted(set(options) - set(names)):
+            raise ValueError(f"objective: expected options among {', '.join(names)}, got {', '.join(unknown)}")
+        return cls(**options)

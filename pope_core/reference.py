@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 
 from . import _checks
-from .slates import flatten_padded, segment_ids
-from .types import IGNORE_INDEX, DiversityForm, Normalization, Objective, PopeLossOutput, UtilityForm, Weighting
+from .objective import Objective
+from .slates import flatten_padded, segment_ids, token_counts
+from .types import IGNORE_INDEX, PopeLossOutput, Reduction
 
 
 def response_logprobs(
@@ -19,11 +20,10 @@ def response_logprobs(
     labels: torch.Tensor,  # [N] or [R, L]
     *,
     response_offsets: torch.Tensor | None = None,  # [R + 1]
-    length_normalize: bool = True,
+    reduction: Reduction = "sum",
 ) -> torch.Tensor:
-    """Eq. (1): ``l(y|q) = (1/|y|) sum_t log pi(y_t | q, y_<t)``, or the plain sum with ``length_normalize=False``.
-    ``[R]``.
-    """
+    """Eq. (1): ``sum_t log pi(y_t | q, y_<t)`` ``[R]``; with "mean" divided by ``|y|``, with "none" its terms."""
+    given = labels
     if logits.ndim == 3:
         logits, labels, response_offsets = flatten_padded(logits, labels)
     assert response_offsets is not None
@@ -33,13 +33,13 @@ def response_logprobs(
     log_pi = logits.double().log_softmax(-1)  # [N, V]
     token_logprobs = log_pi.gather(-1, labels.where(kept, 0).unsqueeze(-1)).squeeze(-1)  # [N]
     token_logprobs = token_logprobs.where(kept, 0.0)
+    if reduction == "none":
+        if given.ndim == 1:
+            return token_logprobs
+        return torch.nn.functional.pad(token_logprobs.reshape(given.shape)[:, :-1], (1, 0))
     response = segment_ids(response_offsets, labels.numel())
-    num_responses = response_offsets.numel() - 1
-    totals = token_logprobs.new_zeros(num_responses).index_add(0, response, token_logprobs)
-    if not length_normalize:
-        return totals
-    lengths = totals.new_zeros(num_responses).index_add(0, response, kept.to(totals.dtype))
-    return totals / lengths
+    totals = token_logprobs.new_zeros(response_offsets.numel() - 1).index_add(0, response, token_logprobs)
+    return totals / token_counts(labels, response_offsets) if reduction == "mean" else totals
 
 
 def linear_response_logprobs(
@@ -49,7 +49,7 @@ def linear_response_logprobs(
     *,
     lm_head_bias: torch.Tensor | None = None,  # [V]
     response_offsets: torch.Tensor | None = None,
-    length_normalize: bool = True,
+    reduction: Reduction = "sum",
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
 ) -> torch.Tensor:
@@ -60,31 +60,31 @@ def linear_response_logprobs(
     logits = logits * logit_scale
     if logit_softcap is not None:
         logits = logit_softcap * torch.tanh(logits / logit_softcap)
-    return response_logprobs(logits, labels, response_offsets=response_offsets, length_normalize=length_normalize)
+    return response_logprobs(logits, labels, response_offsets=response_offsets, reduction=reduction)
 
 
 def slate_objective(
-    response_logprobs: torch.Tensor,  # [R] l_theta
-    logging_logprobs: torch.Tensor,  # [R] l_0
+    response_logprobs: torch.Tensor,  # [R] totals under the policy
+    logging_logprobs: torch.Tensor,  # [R] totals under the logging policy
     utility: torch.Tensor,  # [R] u in [0, 1]
     slate_offsets: torch.Tensor,  # [S + 1]
     *,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "none",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
+    tokens: torch.Tensor | None = None,  # [R]
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
     num_slates: int | None = None,
 ) -> PopeLossOutput:
     """Eqs. (3)-(10): the value of the policy estimated from the log, and ``loss = -value``.
 
     The gradient, Eqs. (11)-(13), is left to autograd: it flows through the weights and through the reward.
     """
-    objective = Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form, num_slates)
+    weighting, normalization, clip = objective.weighting, objective.normalization, objective.clip
     _checks.objective_data(logging_logprobs, utility, slate_offsets, response_logprobs.numel())
     _checks.finite("response_logprobs", response_logprobs, slate_offsets)
     l_theta, l_0, u = response_logprobs.double(), logging_logprobs.double(), utility.double()
+    totals = l_theta.detach()
+    if objective.length_normalize:  # Eq. (1): both by the evaluated policy's |y|
+        _checks.positive_tokens(tokens)
+        l_theta, l_0 = l_theta / tokens, l_0 / tokens
     slate = segment_ids(slate_offsets, l_theta.numel())
     num = slate_offsets.numel() - 1
     k = slate_offsets.diff().double()  # [S]
@@ -104,8 +104,8 @@ def slate_objective(
     omega = log_omega.exp()  # [R]
 
     # Eqs. (3)-(5): the unified reward.
-    cu = u if utility_form == "feedback" else u * l_theta
-    dv = -l_theta if diversity_form == "neg_log_prob" else -l_theta.exp() * l_theta
+    cu = u if objective.utility_form == "feedback" else u * l_theta
+    dv = -l_theta if objective.diversity_form == "neg_log_prob" else -l_theta.exp() * l_theta
 
     # Eqs. (6)-(10): the same weighted sum for both parts. Normalised forms are quotients, so the weights may be shifted
     # in log space first: the ratio is the same and nothing underflows to 0/0.
@@ -127,7 +127,7 @@ def slate_objective(
         value=value.detach(),
         utility_value=utility_value.detach(),
         diversity_value=diversity_value.detach(),
-        response_logprobs=l_theta.detach(),
+        response_logprobs=totals,
         log_weights=log_w.detach(),
         weights=omega.detach(),
         effective_sample_size=scaled.sum() ** 2 / (scaled**2).sum(),
@@ -143,27 +143,20 @@ def pope_loss(
     slate_offsets: torch.Tensor,
     *,
     response_offsets: torch.Tensor | None = None,
-    length_normalize: bool = True,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "none",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
     num_slates: int | None = None,
 ) -> PopeLossOutput:
     """Eqs. (1)-(10) from logits."""
+    if logits.ndim == 3:
+        logits, labels, response_offsets = flatten_padded(logits, labels)
+    assert response_offsets is not None
     return slate_objective(
-        response_logprobs(logits, labels, response_offsets=response_offsets, length_normalize=length_normalize),
+        response_logprobs(logits, labels, response_offsets=response_offsets),
         logging_logprobs,
         utility,
         slate_offsets,
-        diversity_weight=diversity_weight,
-        weighting=weighting,
-        normalization=normalization,
-        clip=clip,
-        utility_form=utility_form,
-        diversity_form=diversity_form,
+        tokens=token_counts(labels, response_offsets),
+        objective=objective,
         num_slates=num_slates,
     )
 
@@ -178,18 +171,15 @@ def linear_pope_loss(
     *,
     lm_head_bias: torch.Tensor | None = None,
     response_offsets: torch.Tensor | None = None,
-    length_normalize: bool = True,
+    objective: Objective = Objective(),  # noqa: B008 (frozen)
+    num_slates: int | None = None,
     logit_scale: float = 1.0,
     logit_softcap: float | None = None,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "none",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
-    num_slates: int | None = None,
 ) -> PopeLossOutput:
     """Eqs. (1)-(10) from hidden states."""
+    if hidden.ndim == 3:
+        hidden, labels, response_offsets = flatten_padded(hidden, labels)
+    assert response_offsets is not None
     return slate_objective(
         linear_response_logprobs(
             hidden,
@@ -197,18 +187,13 @@ def linear_pope_loss(
             labels,
             lm_head_bias=lm_head_bias,
             response_offsets=response_offsets,
-            length_normalize=length_normalize,
             logit_scale=logit_scale,
             logit_softcap=logit_softcap,
         ),
         logging_logprobs,
         utility,
         slate_offsets,
-        diversity_weight=diversity_weight,
-        weighting=weighting,
-        normalization=normalization,
-        clip=clip,
-        utility_form=utility_form,
-        diversity_form=diversity_form,
+        tokens=token_counts(labels, response_offsets),
+        objective=objective,
         num_slates=num_slates,
     )

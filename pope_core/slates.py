@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from .types import IGNORE_INDEX
+
+
+class LogData(NamedTuple):
+    """What the log brings to a batch, in the order of the losses' arguments: data of responses, grouped by offsets.
+
+    Lengths of slates are ``slate_offsets.diff()`` wherever they are wanted; nothing else describes the grouping.
+    """
+
+    logging_logprobs: torch.Tensor  # [R] nats, totals under the logging policy
+    utility: torch.Tensor  # [R] in [0, 1]
+    slate_offsets: torch.Tensor  # [S + 1] int64
+    tokens: torch.Tensor  # [R] int64, response tokens of the policy that is trained or evaluated
 
 
 def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
@@ -44,6 +57,12 @@ def flatten_padded(
     shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     offsets = torch.arange(num_responses + 1, dtype=torch.int64, device=labels.device) * length
     return rows.reshape(num_responses * length, rows.shape[-1]), shifted.reshape(-1), offsets
+
+
+def token_counts(labels: torch.Tensor, response_offsets: torch.Tensor) -> torch.Tensor:
+    """Response tokens of each response: of the packed ``labels`` ``[N]`` those that are not -100. ``[R]`` int64."""
+    before = F.pad((labels != IGNORE_INDEX).to(torch.int64).cumsum(0), (1, 0))  # [N + 1]
+    return before[response_offsets.to(labels.device, torch.int64, non_blocking=True)].diff()
 
 
 def segment_ids(offsets: torch.Tensor, total: int) -> torch.Tensor:

@@ -51,7 +51,7 @@ class SlateProblem:
     lm_head_bias: torch.Tensor  # [V]
     labels: torch.Tensor  # [N]
     response_offsets: torch.Tensor  # [R + 1]
-    logging_logprobs: torch.Tensor  # [R] nats
+    logging_logprobs: torch.Tensor  # [R] nats, totals
     utility: torch.Tensor  # [R] in [0, 1]
     slate_offsets: torch.Tensor  # [S + 1]
 
@@ -59,6 +59,11 @@ class SlateProblem:
     def logits(self) -> torch.Tensor:
         """``hidden @ lm_head_weight.T``, ``[N, V]``, about standard normal; computed at each access."""
         return self.hidden @ self.lm_head_weight.T
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Response tokens, ``[R]``."""
+        return self.response_offsets.diff()
 
     @property
     def log_data(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,19 +96,18 @@ def make_slates(
     vocab: int = 37,
     width: int = 8,
     dtype: torch.dtype = torch.float32,
-    length_normalize: bool = True,
     seed: int = 0,
 ) -> SlateProblem:
     """Ragged random slates on the CPU, the same for the same arguments whatever the global random state.
 
     Logits are about standard normal and logging log-probabilities near those of the policy, so weights are of order 1.
+    All log-probabilities are totals.
 
     Args:
         slate_sizes: responses per slate.
         tokens: least and greatest number of tokens of a response.
         vocab, width: V and D.
         dtype: of ``hidden``, the head and the bias; log data are float32, or float64 for float64.
-        length_normalize: whether the logging log-probabilities are means per token or totals.
         seed: of all numbers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -122,7 +126,7 @@ def make_slates(
         lm_head_bias=(0.3 * normal(vocab)).to(dtype),
         labels=torch.randint(0, vocab, (num_tokens,), generator=generator),
         response_offsets=offsets_from_lengths(lengths),
-        logging_logprobs=logging_logprobs if length_normalize else logging_logprobs * lengths,
+        logging_logprobs=logging_logprobs * lengths,
         utility=torch.rand(num_responses, generator=generator, dtype=data_dtype),
         slate_offsets=offsets_from_lengths(slate_sizes),
     )

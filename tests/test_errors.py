@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain import plain
 
 import pope_core
 from pope_core.testing import TARGETS, Target, make_slates
@@ -26,6 +27,7 @@ class Inputs:
         self.response_offsets, self.slate_offsets = p.response_offsets.clone(), p.slate_offsets.clone()
         self.logging_logprobs, self.utility = p.logging_logprobs.clone(), p.utility.clone()
         self.logprobs = p.logging_logprobs + 0.1
+        self.token_counts = p.tokens
         self.options: dict[str, Any] = {}
 
     @property
@@ -37,13 +39,15 @@ class Inputs:
         return {"response_offsets": self.response_offsets, "backend": self.backend}
 
     def slate_objective(self) -> None:
-        pope_core.slate_objective(self.logprobs, *self.log_data, backend=self.backend, **self.options)
+        pope_core.slate_objective(
+            self.logprobs, *self.log_data, tokens=self.token_counts, backend=self.backend, **plain(**self.options)
+        )
 
     def response_logprobs(self) -> None:
         pope_core.response_logprobs(self.logits, self.labels, **self.tokens, **self.options)
 
     def pope_loss(self) -> None:
-        pope_core.pope_loss(self.logits, self.labels, *self.log_data, **self.tokens, **self.options)
+        pope_core.pope_loss(self.logits, self.labels, *self.log_data, **self.tokens, **plain(**self.options))
 
     def linear_response_logprobs(self) -> None:
         head = {"lm_head_weight": self.lm_head_weight, "lm_head_bias": self.lm_head_bias}
@@ -59,7 +63,7 @@ class Inputs:
             *self.log_data,
             lm_head_bias=self.lm_head_bias,
             **self.tokens,
-            **self.options,
+            **plain(**self.options),
         )
 
 
@@ -368,8 +372,8 @@ def test_without_a_clip_an_absurd_weight_names_its_slate_and_the_remedy(
 ) -> None:
     inputs = Inputs(target)
     inputs.options["weighting"] = weighting
-    inputs.logging_logprobs[4:6] -= 200
-    with pytest.raises(ValueError, match=r"^clip: slate 2 has log-weight \d+\.\d, above 80 nats, and clip=None; pass"):
+    inputs.logging_logprobs[4:6] -= 200 * inputs.token_counts[4:6]
+    with pytest.raises(ValueError, match=r"^clip: slate 2 has log-weight \d+\.\d, above 80 nats, and clip=None; set"):
         getattr(inputs, function)()
     inputs.options["clip"] = 5.0
     getattr(inputs, function)()
@@ -411,7 +415,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^labels: expected a tensor on cpu like logits, got meta"):
         pope_core.response_logprobs(p.logits, p.labels.to("meta"), response_offsets=p.response_offsets)
     with pytest.raises(ValueError, match=r"^utility: expected a tensor on cpu like"):
-        pope_core.slate_objective(p.utility, p.logging_logprobs, p.utility.to("meta"), p.slate_offsets)
+        pope_core.slate_objective(p.utility, p.logging_logprobs, p.utility.to("meta"), p.slate_offsets, tokens=p.tokens)
     with pytest.raises(ValueError, match=r"^lm_head_weight: expected a tensor on cpu like hidden, got meta"):
         pope_core.linear_response_logprobs(
             p.hidden, p.lm_head_weight.to("meta"), p.labels, response_offsets=p.response_offsets
@@ -426,15 +430,35 @@ def test_offsets_need_lengths() -> None:
     assert pope_core.offsets_from_lengths(torch.tensor([2], dtype=torch.int32)).dtype == torch.int64
 
 
-def test_the_module_refuses_its_options_at_construction() -> None:
-    with pytest.raises(ValueError, match=r"^weighting: expected one of"):
-        pope_core.PopeLoss(weighting="product")  # type: ignore[arg-type]
-    assert "diversity_weight=0.2" in repr(pope_core.PopeLoss(diversity_weight=0.2))
+@pytest.mark.parametrize("module", [pope_core.PopeLoss, pope_core.LinearPopeLoss])
+def test_a_module_shows_its_objective(module: type[torch.nn.Module]) -> None:
+    assert "diversity_weight=0.2" in repr(module(pope_core.Objective(diversity_weight=0.2)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "got"),
+    [
+        (None, "got None"),
+        (torch.ones(5, dtype=torch.int64), r"got torch.int64 \[5\]"),
+        (torch.ones(6), r"got torch.float32 \[6\]"),
+        (torch.tensor([1, 1, 1, 0, 1, 1]), "got 0 at response 3"),
+    ],
+)
+@every_target
+def test_an_objective_per_token_needs_the_numbers_of_tokens(
+    target: Target, tokens: torch.Tensor | None, got: str
+) -> None:
+    inputs = Inputs(target)
+    tokens = None if tokens is None else tokens.to(target.device)
+    with pytest.raises(ValueError, match=f"^tokens: expected .*{got}"):
+        pope_core.slate_objective(inputs.logprobs, *inputs.log_data, tokens=tokens, backend=target.backend)
+    per_response = pope_core.Objective(length_normalize=False)
+    pope_core.slate_objective(inputs.logprobs, *inputs.log_data, objective=per_response, backend=target.backend)
 
 
 def test_errors_come_before_gradients_are_formed() -> None:
     inputs = Inputs(Target("cpu"))
-    inputs.logging_logprobs -= 200
+    inputs.logging_logprobs -= 200 * inputs.token_counts
     inputs.hidden.requires_grad_()
     inputs.lm_head_weight.requires_grad_()
     with pytest.raises(ValueError, match=r"^clip: "):

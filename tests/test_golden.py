@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from plain import plain
 
 import pope_core
 from pope_core.testing import TARGETS, Target
@@ -29,16 +30,27 @@ class Case(NamedTuple):
     def data(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``logging_logprobs``, ``utility`` and ``slate_offsets``."""
         group = self.inputs
-        return group["logging_logprobs"].to(dtype), group["utility"].to(dtype), group["slate_offsets"]
+        return self.totals("logging_logprobs").to(dtype), group["utility"].to(dtype), group["slate_offsets"]
+
+    def totals(self, name: str) -> torch.Tensor:
+        """Stored log-probabilities, which are means per token in some groups, as totals."""
+        group = self.inputs
+        return group[name] * group["response_offsets"].diff() if group["length_normalize"] else group[name]
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        return {name: self.inputs[name] for name in ("diversity_weight", "length_normalize")}
+
+    def grad_totals(self) -> torch.Tensor:
+        """The stored gradient, carried on to totals."""
+        each, lengths = self.grad_response_logprobs, self.inputs["response_offsets"].diff()
+        return each / lengths if self.inputs["length_normalize"] else each
 
     def grad_logits(self) -> torch.Tensor:
         """The stored gradient carried on to the logits: ``dV/dl / |y| * (onehot - softmax)``."""
         logits, lengths = self.inputs["logits"], self.inputs["response_offsets"].diff()
-        each = self.grad_response_logprobs
-        if self.inputs["length_normalize"]:
-            each = each / lengths
         onehot = torch.nn.functional.one_hot(self.inputs["labels"], logits.shape[1])
-        return each.repeat_interleave(lengths).unsqueeze(1) * (onehot - logits.softmax(-1))
+        return self.grad_totals().repeat_interleave(lengths).unsqueeze(1) * (onehot - logits.softmax(-1))
 
 
 def tensors(values: dict[str, Any]) -> dict[str, Any]:
@@ -98,12 +110,16 @@ def test_objective_from_response_logprobs(combination: tuple[Any, ...], target: 
     options = dict(zip(OPTIONS, combination))
     for case in cases_of(combination, target):
         group = case.inputs
-        logprobs = group["response_logprobs"].to(dtype, copy=True).requires_grad_()
+        logprobs = case.totals("response_logprobs").to(dtype, copy=True).requires_grad_()
         output = pope_core.slate_objective(
-            logprobs, *case.data(dtype), diversity_weight=group["diversity_weight"], backend=target.backend, **options
+            logprobs,
+            *case.data(dtype),
+            tokens=group["response_offsets"].diff(),
+            backend=target.backend,
+            **plain(**case.objective, **options),
         )
         output.loss.backward()
-        assert_golden(output, logprobs.grad, case.grad_response_logprobs, case)
+        assert_golden(output, logprobs.grad, case.grad_totals(), case)
 
 
 @every_target_and_dtype
@@ -118,10 +134,8 @@ def test_loss_from_logits(combination: tuple[Any, ...], target: Target, dtype: t
             group["labels"],
             *case.data(dtype),
             response_offsets=group["response_offsets"],
-            length_normalize=group["length_normalize"],
-            diversity_weight=group["diversity_weight"],
             backend=target.backend,
-            **options,
+            **plain(**case.objective, **options),
         )
         output.loss.backward()
         assert_golden(output, logits.grad, case.grad_logits(), case)
@@ -143,11 +157,9 @@ def test_loss_from_hidden_states_under_an_identity_head(
             group["labels"],
             *case.data(dtype),
             response_offsets=group["response_offsets"],
-            length_normalize=group["length_normalize"],
             chunk_bytes=10 * hidden.shape[1] * dtype.itemsize,
-            diversity_weight=group["diversity_weight"],
             backend=target.backend,
-            **options,
+            **plain(**case.objective, **options),
         )
         output.loss.backward()
         d_logits = case.grad_logits()
@@ -162,7 +174,7 @@ def test_response_logprobs(group: dict[str, Any], target: Target, dtype: torch.d
         group["logits"].to(target.device, dtype),
         group["labels"].to(target.device),
         response_offsets=group["response_offsets"],
-        length_normalize=group["length_normalize"],
+        reduction="mean" if group["length_normalize"] else "sum",
         backend=target.backend,
     )
     expected = group["response_logprobs"].to(target.device, dtype)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain import plain
 
 import pope_core
 from pope_core import backends
@@ -18,7 +19,7 @@ from pope_core.testing import TARGETS, SlateProblem, Target, make_slates
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 ON_GPU = [target for target in TARGETS if target.device == "cuda"] or [Target("cuda", "cuda")]
 every_target = pytest.mark.parametrize("target", ON_GPU, ids=str)
-CLIP: dict[str, Any] = {"clip": 2.0}
+CLIP = plain(clip=2.0)
 
 
 def problem(device: str = "cuda") -> SlateProblem:
@@ -170,7 +171,9 @@ def test_more_logits_than_32_bits_count(target: Target) -> None:
     logits[-1, 7] = 3.0
     logits.requires_grad_()
     offsets = torch.tensor([0, rows - 1, rows], device="cuda")
-    logprobs = pope_core.response_logprobs(logits, labels, response_offsets=offsets, backend=target.backend)
+    logprobs = pope_core.response_logprobs(
+        logits, labels, response_offsets=offsets, reduction="mean", backend=target.backend
+    )
     last = 3.0 - torch.tensor(cols - 1 + torch.e**3).log()
     torch.testing.assert_close(logprobs.cpu().detach(), torch.stack([-torch.tensor(float(cols)).log(), last]))
     logprobs[1].backward()

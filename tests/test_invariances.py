@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain import plain
 
 import pope_core
 from pope_core.testing import TARGETS, SlateProblem, Target, make_slates
@@ -62,7 +63,7 @@ def take_slates(p: SlateProblem, order: list[int]) -> tuple[SlateProblem, torch.
 def linear(p: SlateProblem, target: Target, **options: Any) -> tuple[pope_core.PopeLossOutput, list[torch.Tensor]]:
     leaves = [t.clone().requires_grad_() for t in (p.hidden, p.lm_head_weight)]
     output = pope_core.linear_pope_loss(
-        *leaves, p.labels, *p.log_data, response_offsets=p.response_offsets, backend=target.backend, **options
+        *leaves, p.labels, *p.log_data, response_offsets=p.response_offsets, backend=target.backend, **plain(**options)
     )
     return output, list(torch.autograd.grad(output.loss, leaves))
 
@@ -70,7 +71,7 @@ def linear(p: SlateProblem, target: Target, **options: Any) -> tuple[pope_core.P
 def from_logits(p: SlateProblem, target: Target, **options: Any) -> tuple[pope_core.PopeLossOutput, torch.Tensor]:
     logits = p.logits.requires_grad_()
     output = pope_core.pope_loss(
-        logits, p.labels, *p.log_data, response_offsets=p.response_offsets, backend=target.backend, **options
+        logits, p.labels, *p.log_data, response_offsets=p.response_offsets, backend=target.backend, **plain(**options)
     )
     return output, torch.autograd.grad(output.loss, logits)[0]
 
@@ -84,7 +85,7 @@ def test_packed_equals_padded(target: Target, prompt: int, mean: bool) -> None:
     packed, d_logits = from_logits(p, target, **options)
     logits, labels = p.padded(p.logits, prompt)
     logits.requires_grad_()
-    padded = pope_core.pope_loss(logits, labels, *p.log_data, backend=target.backend, **options)
+    padded = pope_core.pope_loss(logits, labels, *p.log_data, backend=target.backend, **plain(**options))
     torch.testing.assert_close(padded, packed)
     padded.loss.backward()
     torch.testing.assert_close(logits.grad, p.padded(d_logits, prompt)[0] * (logits.grad != 0))
@@ -94,7 +95,7 @@ def test_packed_equals_padded(target: Target, prompt: int, mean: bool) -> None:
     hidden, _ = p.padded(p.hidden, prompt)
     hidden.requires_grad_()
     weight = p.lm_head_weight.clone().requires_grad_()
-    output = pope_core.linear_pope_loss(hidden, weight, labels, *p.log_data, backend=target.backend, **options)
+    output = pope_core.linear_pope_loss(hidden, weight, labels, *p.log_data, backend=target.backend, **plain(**options))
     torch.testing.assert_close(output, expected)
     output.loss.backward()
     torch.testing.assert_close(weight.grad, d_weight)
@@ -198,9 +199,46 @@ def test_a_total_is_the_mean_times_the_length(target: Target) -> None:
     p = problem_on(target)
     options = {"response_offsets": p.response_offsets, "backend": target.backend}
     mean, total = (
-        pope_core.response_logprobs(p.logits, p.labels, length_normalize=mean, **options) for mean in (True, False)
+        pope_core.response_logprobs(p.logits, p.labels, reduction=reduction, **options) for reduction in ("mean", "sum")
     )
-    torch.testing.assert_close(total, mean * p.response_offsets.diff())
+    torch.testing.assert_close(total, mean * p.tokens)
+
+
+@every_target
+def test_the_tokens_of_a_response_add_up_to_its_total_in_every_layout(target: Target) -> None:
+    p = problem_on(target)
+    offsets: dict[str, Any] = {"response_offsets": p.response_offsets, "backend": target.backend}
+    totals = pope_core.response_logprobs(p.logits, p.labels, **offsets)
+    padded_logits, padded_labels = p.padded(p.logits)
+    padded_hidden, _ = p.padded(p.hidden)
+    packed = pope_core.response_logprobs(p.logits, p.labels, reduction="none", **offsets)
+    torch.testing.assert_close(torch.stack([run.sum() for run in packed.split(p.tokens.tolist())]), totals)
+    of_hidden = pope_core.linear_response_logprobs(p.hidden, p.lm_head_weight, p.labels, reduction="none", **offsets)
+    torch.testing.assert_close(of_hidden, packed)
+    for padded in (
+        pope_core.response_logprobs(padded_logits, padded_labels, reduction="none", backend=target.backend),
+        pope_core.linear_response_logprobs(
+            padded_hidden, p.lm_head_weight, padded_labels, reduction="none", backend=target.backend
+        ),
+    ):
+        assert padded.shape == padded_labels.shape
+        torch.testing.assert_close(padded[padded_labels >= 0], packed)
+        assert not padded[padded_labels < 0].any()
+
+
+@every_target
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradients_of_single_tokens(target: Target, trained: bool) -> None:
+    p = problem_on(target)
+    hidden, labels = p.padded(p.hidden)
+    upstream = torch.randn(labels.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for library in (pope_core, pope_core.reference):
+        leaves = [hidden.clone().requires_grad_(), p.lm_head_weight.clone().requires_grad_(trained)]
+        logprobs = library.linear_response_logprobs(*leaves, labels, reduction="none")
+        value = (logprobs * upstream.to(target.device)).sum()
+        gradients.append(torch.autograd.grad(value, leaves[: 1 + trained]))
+    torch.testing.assert_close(*gradients)
 
 
 @every_target
@@ -213,7 +251,8 @@ def test_the_value_is_its_two_parts(target: Target, options: dict[str, Any]) -> 
 
 def objective(p: SlateProblem, target: Target, **options: Any) -> tuple[pope_core.PopeLossOutput, torch.Tensor]:
     logprobs = (p.logging_logprobs + torch.linspace(-1, 1, p.utility.numel(), dtype=torch.float64)).requires_grad_()
-    output = pope_core.slate_objective(logprobs, *p.log_data, backend=target.backend, **options)
+    options = {"length_normalize": False, **options}
+    output = pope_core.slate_objective(logprobs, *p.log_data, backend=target.backend, **plain(**options))
     return output, torch.autograd.grad(output.loss, logprobs)[0]
 
 
@@ -230,7 +269,8 @@ def test_a_common_factor_of_the_weights_cancels_in_self_normalised_values(
     for shift in (-10.0, 500.0):
         shifted = SlateProblem(**{**vars(p), "logging_logprobs": p.logging_logprobs + shift})
         logprobs = (p.logging_logprobs + torch.linspace(-1, 1, 9, dtype=torch.float64)).requires_grad_()
-        output = pope_core.slate_objective(logprobs, *shifted.log_data, backend=target.backend, **options)
+        every = plain(length_normalize=False, **options)
+        output = pope_core.slate_objective(logprobs, *shifted.log_data, backend=target.backend, **every)
         torch.testing.assert_close(output.value, expected.value)
         torch.testing.assert_close(output.effective_sample_size, expected.effective_sample_size)
         torch.testing.assert_close(torch.autograd.grad(output.loss, logprobs)[0], gradient)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from plain import plain
 
 import pope_core
 from pope_core.testing import TARGETS, SlateProblem, Target, assert_no_worse_than_reference, make_slates
@@ -58,8 +59,8 @@ def loss_of_whole_logits(
     """The specification in the dtype of the leaves: float64 leaves give the truth, others the plain composition."""
     logits = whole_logits(*leaves, **head)
     token = logits.log_softmax(-1).gather(-1, p.labels.unsqueeze(-1)).squeeze(-1)
-    means = torch.stack([run.mean() for run in token.split(p.response_offsets.diff().tolist())])
-    return pope_core.reference.slate_objective(means, *p.log_data, **objective)
+    totals = torch.stack([run.sum() for run in token.split(p.tokens.tolist())])
+    return pope_core.reference.slate_objective(totals, *p.log_data, tokens=p.tokens, **plain(**objective))
 
 
 def linear_loss(
@@ -74,7 +75,7 @@ def linear_loss(
         lm_head_bias=bias,
         response_offsets=p.response_offsets,
         backend=target.backend,
-        **options,
+        **plain(**options),
     )
 
 
@@ -134,7 +135,7 @@ def test_logprobs_and_gradients_equal_those_of_whole_logits(
     p = make_slates((3, 1, 2, 4), dtype=torch.float64).to(target.device)
     upstream = torch.linspace(-1, 2, p.utility.numel(), dtype=torch.float64, device=target.device)
     wanted = (True, not frozen, not frozen)
-    options = {"response_offsets": p.response_offsets, "length_normalize": mean}
+    options = {"response_offsets": p.response_offsets, "reduction": "mean" if mean else "sum"}
     others = leaves_of(p, wanted)
     expected = pope_core.reference.response_logprobs(whole_logits(*others, **head), p.labels, **options)
     for rows in (1, 5, 1000):
@@ -343,7 +344,7 @@ def test_utility_that_says_nothing(target: Target, utility: float, objective: di
 def test_rows_without_a_coefficient_get_exact_zeros(target: Target) -> None:
     """Clipped responses with nothing but utility to gain do not move."""
     p = make_slates((2, 2), dtype=torch.float64).to(target.device)
-    p.logging_logprobs[0] -= 10
+    p.logging_logprobs[0] -= 10 * p.tokens[0]
     leaves = leaves_of(p)
     output = linear_loss(p, leaves, target, clip=2.0, diversity_weight=0.0)
     assert output.weights[0] == 2.0

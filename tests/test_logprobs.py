@@ -120,10 +120,10 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 def test_gradcheck(target: Target) -> None:
     p = make_slates(dtype=torch.float64, vocab=11).to(target.device)
     logits = p.logits.requires_grad_()
-    for mean in (True, False):
+    for reduction in ("sum", "mean", "none"):
         torch.autograd.gradcheck(
-            lambda x, mean=mean: pope_core.response_logprobs(
-                x, p.labels, response_offsets=p.response_offsets, length_normalize=mean, backend=target.backend
+            lambda x, reduction=reduction: pope_core.response_logprobs(
+                x, p.labels, response_offsets=p.response_offsets, reduction=reduction, backend=target.backend
             ),
             logits,
         )

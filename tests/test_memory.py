@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain import plain
 from torch.profiler import ProfilerActivity, profile
 
 import pope_core
@@ -53,7 +54,7 @@ def problem(num_slates: int, dtype: torch.dtype = torch.float32, k: int = 4) -> 
 def step(p: SlateProblem, *, trains: bool = True, upstream: float = 1.0, **options: Any) -> Callable[[], Any]:
     hidden = p.hidden.clone().requires_grad_()
     weight = p.lm_head_weight.clone().requires_grad_(trains)
-    arguments = {"response_offsets": p.response_offsets, "chunk_bytes": CHUNK_BYTES, **options}
+    arguments = plain(response_offsets=p.response_offsets, chunk_bytes=CHUNK_BYTES, **options)
 
     def run() -> None:
         output = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, backend="cpu", **arguments)
@@ -123,7 +124,7 @@ def test_larger_chunks_of_a_sixteen_bit_head_raise_no_peak(
     def run(chunk_bytes: int | None) -> None:
         arguments: dict[str, Any] = {"response_offsets": p.response_offsets, "chunk_bytes": chunk_bytes}
         if function == "linear_pope_loss":
-            loss = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, **arguments).loss
+            loss = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, **plain(**arguments)).loss
         else:
             loss = pope_core.linear_response_logprobs(hidden, weight, p.labels, **arguments).sum()
         (0.5 * loss).backward()
@@ -177,7 +178,7 @@ def test_backward_makes_no_second_copy_of_a_gradient(trains: bool, dtype: torch.
     scratch = 2 * _linear.SCALED_ROWS * 200 * 4 + 100_000 + BYTES_PER_TOKEN * p.labels.numel()
     hidden, weight = p.hidden.clone().requires_grad_(), p.lm_head_weight.clone().requires_grad_(trains)
     arguments = {"response_offsets": p.response_offsets, "backend": "cpu"}
-    loss = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, **arguments).loss
+    loss = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, **plain(**arguments)).loss
     assert scratch < min(hidden.nbytes, weight.nbytes) / 1.2
     assert peak(allocations(loss.backward)) <= scratch
     logprobs = pope_core.linear_response_logprobs(hidden, p.lm_head_weight, p.labels, **arguments).sum()

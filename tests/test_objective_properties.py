@@ -10,11 +10,17 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plain import plain
 
 import pope_core
 from pope_core.testing import TARGETS, Target, make_slates
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+
+
+def total(**options: Any) -> dict[str, Any]:
+    """The plain estimator on totals: true importance weights."""
+    return plain(length_normalize=False, **options)
 
 
 class World:
@@ -33,9 +39,8 @@ class World:
             self.pi_0.log()[drawn],
             self.reward[drawn],
             offsets,
-            diversity_weight=0.0,
-            weighting=weighting,
             backend=backend,
+            **total(diversity_weight=0.0, weighting=weighting),
         )
         return self.pi_0[slates].prod(1), (output.weights * self.reward[drawn]).view(-1, k).mean(1)
 
@@ -112,7 +117,8 @@ slates = st.lists(st.tuples(log_weights, rewards), min_size=1, max_size=8)
 def library_weights(log_w: torch.Tensor, sizes: list[int], weighting: Any) -> torch.Tensor:
     offsets = pope_core.offsets_from_lengths(sizes)
     zeros = torch.zeros_like(log_w)
-    return pope_core.slate_objective(log_w, zeros, zeros, offsets, weighting=weighting, diversity_weight=0.0).weights
+    options = total(weighting=weighting, diversity_weight=0.0)
+    return pope_core.slate_objective(log_w, zeros, zeros, offsets, **options).weights
 
 
 @settings(max_examples=200, deadline=None)
@@ -177,16 +183,14 @@ def test_weights_from_totals_average_to_one_and_recover_the_value_and_weights_fr
     logging, policy, labels, offsets = enumerate_toy_language_model(0)
     options: dict[str, Any] = {"response_offsets": offsets, "backend": target.backend}
     reward = torch.linspace(0, 1, offsets.numel() - 1, dtype=torch.float64)
-    total_0, total = (
-        pope_core.response_logprobs(x, labels, length_normalize=False, **options) for x in (logging, policy)
-    )
+    total_0, total = (pope_core.response_logprobs(x, labels, **options) for x in (logging, policy))
     p_0, p = total_0.exp(), total.exp()
     assert float(p_0.sum()) == pytest.approx(1.0)
     assert float(p.sum()) == pytest.approx(1.0)
     w = (total - total_0).exp()
     assert float(p_0 @ w) == pytest.approx(1.0)
     assert float(p_0 @ (w * reward)) == pytest.approx(float(p @ reward))
-    mean_0, mean = (pope_core.response_logprobs(x, labels, **options) for x in (logging, policy))
+    mean_0, mean = (pope_core.response_logprobs(x, labels, reduction="mean", **options) for x in (logging, policy))
     biased = (mean - mean_0).exp()
     assert abs(float(p_0 @ biased) - 1) > 0.01
     assert abs(float(p_0 @ (biased * reward) - p @ reward)) > 0.01
@@ -217,7 +221,9 @@ def test_kernels_agree_with_the_specification(
     results = []
     for backend, device in (("reference", "cpu"), target):
         logprobs = start.to(device, copy=True).requires_grad_()
-        output = pope_core.slate_objective(logprobs, *p.to(device).log_data, backend=backend, **options)
+        output = pope_core.slate_objective(
+            logprobs, *p.to(device).log_data, tokens=p.tokens.to(device), backend=backend, **plain(**options)
+        )
         results.append([x.cpu() for x in (*output, torch.autograd.grad(output.loss, logprobs)[0])])
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
 
@@ -227,7 +233,8 @@ def test_kernels_agree_with_the_specification(
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 1000), options=OBJECTIVES)
 def test_diagnostics_keep_their_bounds(target: Target, sizes: list[int], seed: int, options: dict[str, Any]) -> None:
     p = make_slates(sizes, dtype=torch.float64, seed=seed)
-    output = pope_core.slate_objective(p.logging_logprobs + p.utility, *p.log_data, backend=target.backend, **options)
+    policy = p.logging_logprobs + p.utility
+    output = pope_core.slate_objective(policy, *p.log_data, backend=target.backend, **total(**options))
     units = sum(sizes) if options["weighting"] == "response" else len(sizes)
     assert 1 - 1e-9 <= float(output.effective_sample_size) <= units + 1e-9
     assert 0 <= float(output.clip_fraction) <= 1
@@ -245,10 +252,8 @@ def test_on_policy_the_value_is_the_mean_reward(target: Target, weighting: Any, 
     output = pope_core.slate_objective(
         p.logging_logprobs,
         *p.log_data,
-        weighting=weighting,
-        normalization=normalization,
-        diversity_weight=0.5,
         backend=target.backend,
+        **total(weighting=weighting, normalization=normalization, diversity_weight=0.5),
     )
     reward = p.utility - 0.5 * p.logging_logprobs
     expected = torch.stack([part.mean() for part in reward.split(p.slate_offsets.diff().tolist())]).mean()
@@ -261,7 +266,8 @@ def test_on_policy_the_value_is_the_mean_reward(target: Target, weighting: Any, 
 def test_a_clipped_weight_has_no_derivative_but_its_reward_has(target: Target) -> None:
     p = make_slates((2,), dtype=torch.float64)
     logprobs = (p.logging_logprobs + torch.tensor([2.0, -2.0], dtype=torch.float64)).requires_grad_()
-    output = pope_core.slate_objective(logprobs, *p.log_data, clip=1.5, diversity_weight=0.3, backend=target.backend)
+    options = total(clip=1.5, diversity_weight=0.3)
+    output = pope_core.slate_objective(logprobs, *p.log_data, backend=target.backend, **options)
     (gradient,) = torch.autograd.grad(-output.loss, logprobs)
     assert float(gradient[0]) == pytest.approx(1.5 * -0.3 / 2)
     w, reward = math.exp(-2.0), float(p.utility[1] - 0.3 * logprobs[1].detach())
@@ -274,7 +280,8 @@ def test_a_weight_that_would_overflow_is_clipped_in_log_space(target: Target) ->
     p = make_slates((2, 1), dtype=torch.float64)
     for weighting in ("response", "slate", "geometric"):
         logprobs = (p.logging_logprobs + 5000.0).requires_grad_()
-        output = pope_core.slate_objective(logprobs, *p.log_data, clip=7.0, weighting=weighting, backend=target.backend)
+        options = total(clip=7.0, weighting=weighting)
+        output = pope_core.slate_objective(logprobs, *p.log_data, backend=target.backend, **options)
         torch.testing.assert_close(output.weights, torch.full_like(output.weights, 7.0))
         assert torch.autograd.grad(output.loss, logprobs)[0].isfinite().all()
         assert float(output.effective_sample_size) > 0.999
@@ -287,7 +294,7 @@ def test_the_optimum_of_one_response_is_where_the_method_page_says(target: Targe
     alpha, optimum = 0.5, utility / 0.5 - 1
     logprobs = torch.tensor([optimum - 1e-3, optimum, optimum + 1e-3], dtype=torch.float64, requires_grad=True)
     data = (torch.full((3,), -2.0), torch.full((3,), utility), torch.tensor([0, 1, 2, 3]))
-    loss = pope_core.slate_objective(logprobs, *data, diversity_weight=alpha, backend=target.backend).loss
+    loss = pope_core.slate_objective(logprobs, *data, backend=target.backend, **total(diversity_weight=alpha)).loss
     before, at, after = (-torch.autograd.grad(loss, logprobs)[0]).tolist()
     assert before > 0 > after
     assert at == pytest.approx(0.0, abs=1e-7)

@@ -57,7 +57,8 @@ def test_value_and_parts_are_those_of_the_training_objective(
     estimate = pope_value(log, "new", length_normalize=length_normalize, **options)
     target, logging = log.logprobs("new", length_normalize=length_normalize)
     tensors = map(torch.from_numpy, (target, logging, log.utility, log.slate_offsets))
-    expected = pope_core.slate_objective(*tensors, **options)
+    objective = pope_core.Objective(**options, length_normalize=False)  # divided already
+    expected = pope_core.slate_objective(*tensors, objective=objective)
     actual = [estimate.value, estimate.utility.value, estimate.diversity.value, estimate.diagnostics.ess]
     np.testing.assert_allclose(
         actual,

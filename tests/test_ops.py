@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from plain import plain
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import pope_core
+import pope_core.loss  # registers the operators
 from pope_core.testing import TARGETS, SlateProblem, Target, make_slates
 
-OBJECTIVE = (0.3, "response", "none", 2.0, "feedback", "neg_log_prob", None)
+OBJECTIVE = (0.3, "response", "none", 2.0, "feedback", "neg_log_prob", True, None)
 NATIVE = [target for target in TARGETS if target.backend != "reference"]
 every_native = pytest.mark.parametrize("target", NATIVE, ids=str)
 
@@ -33,31 +35,39 @@ def linear_head(p: SlateProblem, *, trains: bool) -> tuple[torch.Tensor, torch.T
 def operator_calls(p: SlateProblem, backend: str) -> dict[str, list[tuple[Any, ...]]]:
     """At least one call of each operator, with the gradients it may be asked for."""
     logits = leaf(p.logits)
-    _, lse = torch.ops.pope.response_logprobs(logits, p.labels, p.response_offsets, True, backend)
+    _, lse = torch.ops.pope.response_logprobs(logits, p.labels, p.response_offsets, "mean", backend)
     grad = torch.randn(p.utility.shape, generator=torch.Generator().manual_seed(1)).to(logits.device)
+    each = torch.randn(p.labels.shape, generator=torch.Generator().manual_seed(2)).to(logits.device)
     tokens = (p.labels, p.response_offsets)
     head_options = (1.3, 20.0, 4 * 37 * 4, backend, True, torch.float32)
     low = (p.hidden.bfloat16(), p.lm_head_weight.bfloat16(), None)
     low_options = (1.0, None, None, backend, True, torch.bfloat16)
     return {
-        "response_logprobs": [(logits, *tokens, mean, backend) for mean in (True, False)],
-        "response_logprobs_backward": [(grad, logits.detach(), *tokens, lse.detach(), True, backend)],
-        "slate_objective": [(leaf(p.logging_logprobs + 0.1), *p.log_data, *OBJECTIVE, backend)],
+        "response_logprobs": [(logits, *tokens, reduction, backend) for reduction in ("sum", "mean", "none")],
+        "response_logprobs_backward": [
+            (grad, logits.detach(), *tokens, lse.detach(), "mean", backend),
+            (each, logits.detach(), *tokens, lse.detach(), "none", backend),
+        ],
+        "slate_objective": [
+            (leaf(p.logging_logprobs + 0.1), *p.log_data, p.tokens, backend, *OBJECTIVE),
+            (leaf(p.logging_logprobs + 0.1), *p.log_data, None, backend, *OBJECTIVE[:-2], False, 5),
+        ],
         "linear_response_logprobs": [
-            (*linear_head(p, trains=True), *tokens, True, *head_options, True, True, True),
-            (*linear_head(p, trains=False), *tokens, False, *head_options, True, False, False),
+            (*linear_head(p, trains=trains), *tokens, *head_options, True, trains, trains, reduction)
+            for trains, reduction in ((True, "mean"), (False, "sum"), (True, "none"), (False, "none"))
         ],
         "linear_response_logprobs_backward": [
-            (p.hidden, p.lm_head_weight, p.lm_head_bias, *tokens, True, *head_options, lse.detach(), grad, *needs)
+            (p.hidden, p.lm_head_weight, p.lm_head_bias, *tokens, *head_options, *needs, reduction, lse.detach(), g)
             for needs in ((True, True, True), (False, True, False), (True, False, False))
+            for reduction, g in (("mean", grad), ("none", each))
         ],
         "linear_pope_loss": [
-            (hidden, *head, *tokens, True, *head_options, hidden.requires_grad, True, True, *p.log_data, *OBJECTIVE)
+            (hidden, *head, *tokens, *head_options, hidden.requires_grad, True, True, *p.log_data, *OBJECTIVE)
             for _, *head in [linear_head(p, trains=True)]
             for hidden in (leaf(p.hidden), p.hidden)
         ]
         + [
-            (*low, *tokens, True, *low_options, *needs, *p.log_data, *OBJECTIVE)
+            (*low, *tokens, *low_options, *needs, *p.log_data, *OBJECTIVE)
             for needs in ((True, True, False), (True, False, False), (False, False, False))
         ],
     }
@@ -96,9 +106,9 @@ def public_calls(p: SlateProblem, backend: Any) -> dict[str, tuple[Call, Leaves]
     padded_hidden, _ = p.padded(p.hidden)
     uneven = torch.linspace(-1.0, 2.0, p.utility.numel(), device=p.hidden.device)
     offsets = {"response_offsets": p.response_offsets, "backend": backend}
-    options: dict[str, Any] = {"clip": 1.5, "normalization": "slate", "diversity_form": "entropy"}
+    options = plain(clip=1.5, normalization="slate", diversity_form="entropy")
     head = {"hidden": p.hidden, "lm_head_weight": p.lm_head_weight, "lm_head_bias": p.lm_head_bias}
-    module = pope_core.PopeLoss(weighting="geometric", backend=backend)
+    module = pope_core.PopeLoss(**plain(weighting="geometric"), backend=backend)
     return {
         "response_logprobs": (
             lambda x: uneven @ pope_core.response_logprobs(x["logits"], p.labels, **offsets),
@@ -113,7 +123,9 @@ def public_calls(p: SlateProblem, backend: Any) -> dict[str, tuple[Call, Leaves]
             {"hidden": p.hidden},
         ),
         "slate_objective": (
-            lambda x: -3 * pope_core.slate_objective(x["l"], *p.log_data, backend=backend, **options).loss,
+            lambda x: (
+                -3 * pope_core.slate_objective(x["l"], *p.log_data, tokens=p.tokens, backend=backend, **options).loss
+            ),
             {"l": p.logging_logprobs + 0.2},
         ),
         "pope_loss": (
@@ -206,8 +218,12 @@ def test_a_changed_option_is_traced_again_without_a_graph_break(target: Target) 
     p = problem_on(target)
 
     def loss(l: torch.Tensor, alpha: float, clip: float | None, num_slates: int | None) -> torch.Tensor:  # noqa: E741
-        options = {"diversity_weight": alpha, "clip": clip, "num_slates": num_slates}
-        return pope_core.slate_objective(l, *p.log_data, backend=target.backend, **options).loss
+        objective = pope_core.Objective(
+            diversity_weight=alpha, clip=clip, normalization="none", diversity_form="neg_log_prob"
+        )
+        return pope_core.slate_objective(
+            l, *p.log_data, tokens=p.tokens, objective=objective, num_slates=num_slates, backend=target.backend
+        ).loss
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for options in ((0.1, None, None), (0.2, 1.5, None), (0.3, 1.7, 8), (0.4, 1.9, 9)):

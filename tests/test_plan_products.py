@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from plain import plain
 from torch.utils.flop_counter import FlopCounterMode
 
 import pope_core
 from pope_core import _linear, _linear_ops
 from pope_core._offsets import Offsets, both
+from pope_core._ops import flattened
 from pope_core._plan import front_order
 from pope_core.testing import SlateProblem, make_slates
 from pope_kernels import native
@@ -28,22 +30,13 @@ def _countable_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def products(p: SlateProblem, *, rows: int = 12, needs: tuple[bool, bool, bool], **options: Any) -> float:
     """Products of ``[N, D]`` with ``[D, V]`` (2NDV FLOP each) that one call of the operator forms."""
-    objective = {
-        "diversity_weight": 0.1,
-        "weighting": "response",
-        "normalization": "none",
-        "clip": None,
-        "utility_form": "feedback",
-        "diversity_form": "neg_log_prob",
-        "num_slates": None,
-        **options,
-    }
+    objective = flattened(plain(**options)["objective"], None)
     head = (1.0, None, rows * VOCAB * 4, "cpu", True, torch.float32)
     tokens = (p.hidden, p.lm_head_weight, None, p.labels, p.response_offsets)
     with FlopCounterMode(
         display=False
     ) as counter:  # around the implementation: the counter does not see into operators
-        _linear_ops._linear_pope_loss(*tokens, True, *head, *needs, *p.log_data, *objective.values())
+        _linear_ops._linear_pope_loss(*tokens, *head, *needs, *p.log_data, *objective)
     return counter.get_total_flops() / (2 * p.labels.numel() * VOCAB * WIDTH)
 
 
@@ -99,7 +92,7 @@ def test_a_batch_without_rewards_has_no_gradient_product_and_zero_gradients() ->
     hidden, head = p.hidden.requires_grad_(), p.lm_head_weight.requires_grad_()
     arguments = (p.labels, *p.log_data)
     pope_core.linear_pope_loss(
-        hidden, head, *arguments, response_offsets=p.response_offsets, diversity_weight=0.0
+        hidden, head, *arguments, response_offsets=p.response_offsets, **plain(diversity_weight=0.0)
     ).loss.backward()
     for leaf in (hidden, head):
         assert leaf.grad is not None
@@ -124,7 +117,7 @@ def test_gradients_with_clipped_and_unrewarded_responses(chunk_rows: int, normal
             response_offsets=p.response_offsets,
             chunk_bytes=chunk_rows * VOCAB * 8,
             backend=backend,
-            **options,
+            **plain(**options),
         )
         (1.7 * output.loss).backward()
         grads.append([t.grad for t in inputs[: 2 + bias]])

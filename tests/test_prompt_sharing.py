@@ -158,7 +158,7 @@ def test_the_loss_and_its_gradient_do_not_depend_on_sharing(
 def test_the_collator_batches_the_same_responses_in_every_layout(tiny_tokenizer, make_slates, tmp_path) -> None:
     args = PopeConfig(str(tmp_path), report_to="none", use_cpu=True, max_length=64)
     examples = slate_examples("slates", make_slates(6), tiny_tokenizer, args)
-    plain = SlateCollator(0, True)
+    plain = SlateCollator(0)
     for options in ({"share_prompt": True}, {"share_prompt": True, "max_tokens_per_row": 150}):
         batch, other = plain(examples), dataclasses.replace(plain, **options)(examples)
         for name in ("labels", "response_offsets", "slate_offsets", "utility", "logging_logprobs"):

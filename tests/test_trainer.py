@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain import plain
 from pope_align.data import SlateCollator, Tree
 from pope_align.model import (
     check_head,
@@ -40,7 +41,7 @@ from transformers import (
 )
 
 import pope_core
-from pope_core import reference
+from pope_core import Objective, reference
 
 SMALL = {
     "vocab_size": 257,
@@ -73,10 +74,10 @@ def config(path: Path, **options) -> PopeConfig:
 
 def batch_of(slates, tokenizer, args: PopeConfig) -> dict[str, torch.Tensor]:
     dataset = slate_dataset("slates", slates, tokenizer, args)
-    return IndexedCollator(SlateCollator(0, args.length_normalize))([dataset[index] for index in range(len(slates))])
+    return IndexedCollator(SlateCollator(0))([dataset[index] for index in range(len(slates))])
 
 
-def reference_output(model, batch, args: PopeConfig, **options):
+def reference_output(model, batch, objective: Objective):
     """The float64 objective on the model's own logits."""
     logits = model(input_ids=batch["input_ids"], attention_mask=(batch["tree"] >= 0).long()).logits
     return reference.pope_loss(
@@ -85,10 +86,7 @@ def reference_output(model, batch, args: PopeConfig, **options):
         batch["logging_logprobs"],
         batch["utility"],
         batch["slate_offsets"],
-        length_normalize=args.length_normalize,
-        diversity_weight=args.diversity_weight,
-        clip=args.clip,
-        **options,
+        objective=objective,
     )
 
 
@@ -104,9 +102,9 @@ def test_hidden_states_and_head_give_the_logits_of_every_architecture(
     args = config(tmp_path)
     batch = batch_of(make_slates(3), tiny_tokenizer, args)
     assert response_hidden_states(model, batch).hidden.shape[0] == batch["labels"].numel()  # no prompt, no padding
-    ours = response_logprobs(model, batch, length_normalize=True)
+    ours = response_logprobs(model, batch)
     torch.testing.assert_close(
-        ours.double(), reference_output(model, batch, args).response_logprobs, rtol=1e-5, atol=1e-5
+        ours.double(), reference_output(model, batch, args.objective).response_logprobs, rtol=1e-5, atol=1e-5
     )
 
 
@@ -187,7 +185,7 @@ def test_a_step_has_the_loss_and_gradient_of_the_reference(
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
     loss.backward()
     twin = make_tiny_model()
-    expected = reference_output(twin, batch, args)
+    expected = reference_output(twin, batch, args.objective)
     expected.loss.backward()
     torch.testing.assert_close(loss.double(), expected.loss, rtol=1e-5, atol=1e-6)
     for (name, ours), theirs in zip(trainer.model.named_parameters(), twin.parameters(), strict=True):
@@ -286,9 +284,9 @@ def test_the_direction_of_the_gradient(make_tiny_model, tiny_tokenizer, make_sla
     slates = [replace(slate, scores=[1.0, 0.0]) for slate in make_slates(4, sizes=(2,))]
     args = config(tmp_path, per_device_train_batch_size=4, learning_rate=3e-3, max_steps=10, diversity_weight=0.0)
     batch = batch_of(slates, tiny_tokenizer, args)
-    before = reference_output(make_tiny_model(), batch, args).response_logprobs.reshape(-1, 2)
+    before = reference_output(make_tiny_model(), batch, args.objective).response_logprobs.reshape(-1, 2)
     trainer, _ = trained(make_tiny_model(), slates, tiny_tokenizer, args)
-    after = reference_output(trainer.model.eval(), batch, args).response_logprobs.reshape(-1, 2)
+    after = reference_output(trainer.model.eval(), batch, args.objective).response_logprobs.reshape(-1, 2)
     assert ((after - before)[:, 0] > (after - before)[:, 1]).all()
 
 
@@ -310,8 +308,9 @@ def test_logged_metrics_are_those_of_the_reference(make_tiny_model, tiny_tokeniz
     args = config(tmp_path, clip=1.5)
     metrics = PopeTrainer(make_tiny_model(), args, slates, slates, tiny_tokenizer).evaluate()
     batch = batch_of(slates, tiny_tokenizer, args)
-    raw = reference_output(make_tiny_model(), batch, args)
-    normalised = reference_output(make_tiny_model(), batch, args, normalization="batch")
+    raw = reference_output(make_tiny_model(), batch, args.objective)
+    normalised = reference_output(make_tiny_model(), batch, replace(args.objective, normalization="batch"))
+    tokens = batch["response_offsets"].diff()
     expected = {
         "pope/value": raw.value,
         "pope/utility": raw.utility_value,
@@ -320,8 +319,8 @@ def test_logged_metrics_are_those_of_the_reference(make_tiny_model, tiny_tokeniz
         "is/ess_fraction": raw.effective_sample_size / raw.log_weights.numel(),
         "is/clip_fraction": raw.clip_fraction,
         "is/log_weight_p50": raw.log_weights.quantile(0.5),
-        "logps/policy": raw.response_logprobs.mean(),
-        "logps/logging": batch["logging_logprobs"].mean(),
+        "logps/policy": (raw.response_logprobs / tokens).mean(),
+        "logps/logging": (batch["logging_logprobs"] / tokens).mean(),
         "slate/k_mean": raw.log_weights.numel() / 5,
         "pope/value_self_normalized": normalised.value,
     }
@@ -416,8 +415,9 @@ def ascend(steps: int, utility: list[float], learning_rate: float = 0.05, **opti
     logging = -softplus(raw).detach()
     offsets = torch.arange(0, len(utility) + 1, 2)
     for _ in range(steps):
+        objective = plain(clip=10.0, length_normalize=False, **options)
         output = pope_core.slate_objective(
-            -softplus(raw), logging, torch.tensor(utility), offsets, clip=10.0, backend="reference", **options
+            -softplus(raw), logging, torch.tensor(utility), offsets, backend="reference", **objective
         )
         (gradient,) = torch.autograd.grad(output.loss, raw)
         raw = (raw - learning_rate * gradient).detach().requires_grad_()

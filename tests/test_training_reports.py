@@ -144,7 +144,8 @@ def test_a_run_leaves_a_table_of_slates_and_a_card(make_tiny_model, tiny_tokeniz
     data = slate_dataset("slates", slates, tiny_tokenizer, args)
     batch = trainer.data_collator([data[0], data[1]])
     for model, column in ((start, -2), (trainer.model.eval(), -1)):
-        weights = response_logprobs(model, batch, length_normalize=True).detach() - batch["logging_logprobs"]
+        totals = response_logprobs(model, batch).detach() - batch["logging_logprobs"]
+        weights = totals / batch["response_offsets"].diff()
         rows = [line.split(" | ")[column].strip(" |") for line in table.splitlines() if line.startswith("| ")]
         shown = [float(cell) for cell in rows if cell[0] in "+-" and cell[-1].isdigit()]
         assert shown == pytest.approx(weights.tolist(), abs=1e-3)

@@ -92,9 +92,9 @@ def test_the_penalty_is_an_unbiased_divergence_on_responses_of_the_policy() -> N
     generator = torch.Generator().manual_seed(0)
     policy, start = torch.randn(2, 7, generator=generator, dtype=torch.float64).log_softmax(-1)
     divergence = (policy.exp() * (policy - start)).sum()
-    torch.testing.assert_close((policy.exp() * penalty_to_start(policy, start)).sum(), divergence)
-    assert penalty_to_start(policy, policy).abs().max() == 0
-    assert penalty_to_start(policy, start).min() > 0
+    torch.testing.assert_close((policy.exp() * penalty_to_start(policy - start)).sum(), divergence)
+    assert penalty_to_start(policy - policy).abs().max() == 0
+    assert penalty_to_start(policy - start).min() > 0
 
 
 def test_the_penalty_has_its_weight_and_its_gradient(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
@@ -108,21 +108,18 @@ def test_the_penalty_has_its_weight_and_its_gradient(make_tiny_model, tiny_token
     loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=4)
     loss.backward()
     twin = make_tiny_model(seed=1)
-    logprobs = response_logprobs(twin, batch, length_normalize=True)
-    at_start = response_logprobs(start, batch, length_normalize=True).detach()
-    objective = pope_core.slate_objective(
-        logprobs, batch["logging_logprobs"], batch["utility"], batch["slate_offsets"], clip=2.0, diversity_weight=0.1
-    )
-    penalty = torch.segment_reduce(penalty_to_start(logprobs, at_start), "mean", offsets=batch["slate_offsets"]).mean()
+    logprobs, tokens = response_logprobs(twin, batch), batch["response_offsets"].diff()
+    per_token = (logprobs - response_logprobs(start, batch).detach()) / tokens
+    data = batch["logging_logprobs"], batch["utility"], batch["slate_offsets"]
+    objective = pope_core.slate_objective(logprobs, *data, tokens=tokens, objective=args.objective)
+    penalty = torch.segment_reduce(penalty_to_start(per_token), "mean", offsets=batch["slate_offsets"]).mean()
     expected = objective.loss + 0.7 * penalty
     expected.backward()
     torch.testing.assert_close(loss, expected)
     for ours, theirs in zip(trainer.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
     metrics = trainer.evaluate()
-    assert metrics["eval_kl_to_start"] == pytest.approx(
-        float(penalty_to_start(logprobs, at_start).mean().detach()), rel=1e-4
-    )
+    assert metrics["eval_kl_to_start"] == pytest.approx(float(penalty_to_start(per_token).mean().detach()), rel=1e-4)
 
 
 def test_a_penalty_anchors_what_would_run_away(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
@@ -150,7 +147,7 @@ def test_padding_is_no_slate(make_slates, tiny_tokenizer, tmp_path) -> None:
         "utility": [0.0, 1.0],
         "logging_logprobs": [-1.0] * 2,
     }
-    collate = IndexedCollator(SlateCollator(0, True))
+    collate = IndexedCollator(SlateCollator(0))
     for start in (None, [[-2.0, -4.0]]):
         data = SlateDataset([example], [], start)
         batch = collate([data[PADDING], data[0]])

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from pope_core.types import DiversityForm, Normalization
+from pope_core.objective import DiversityForm, Normalization
 
 from .data import Slate, group_split, read_slates, slate_group, write_slates
 from .generation.generate import Sampling, generate

@@ -102,8 +102,8 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
     return LmHead(head.weight, head.bias, float(scale) / float(divisor), float(softcap) if softcap else None)
 
 
-def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows, *, length_normalize: bool) -> torch.Tensor:
-    """`pope_core.linear_response_logprobs` of the model's own hidden states and head: ``[R]`` nats."""
+def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> torch.Tensor:
+    """`pope_core.linear_response_logprobs` of the model's own hidden states and head: ``[R]`` nats, totals."""
     states = response_hidden_states(model, rows)
 
     def logprobs(hidden: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,6 @@ def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows, *, le
             states.labels,
             lm_head_bias=head.bias,
             response_offsets=states.response_offsets,
-            length_normalize=length_normalize,
             logit_scale=head.logit_scale,
             logit_softcap=head.logit_softcap,
         )
@@ -137,7 +136,7 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
     model.eval()
     try:
         rows = rows_on(model, lay_out([tree], share_prompt=share_prompt))
-        ours = response_logprobs(model, rows, length_normalize=True)
+        ours = response_logprobs(model, rows)
         base = _pretrained(model)
         # The class's own forward: accelerate leaves its autocast around that of a model it trained in mixed precision.
         forward = partial(type(base).forward, base)
@@ -150,7 +149,7 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
     finally:
         for module, training in modes:
             module.training = training
-    difference = float((ours - theirs).abs().max())
+    difference = float(((ours - theirs) / rows["response_offsets"].diff()).abs().max())
     # The model rounds its logits to its own dtype; a few units in the last place of a typical logit are fine.
     tolerance = max(1e-3, 20 * torch.finfo(logits[0].dtype).eps)
     if not difference <= tolerance:

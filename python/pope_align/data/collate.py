@@ -31,17 +31,14 @@ class SlateCollator:
     ====================  =========  ========================================================================
     ``slate_offsets``     [S + 1]    slate ``s`` is responses ``slate_offsets[s]:slate_offsets[s + 1]``; int64
     ``utility``           [R]        float32
-    ``logging_logprobs``  [R]        float32, nats; totals, or divided by the response's number of tokens
+    ``logging_logprobs``  [R]        float64, nats; totals under the logging policy
     ====================  =========  ========================================================================
 
-    float32 is what every device has and what the policy's own log-probabilities are computed in; the division happens
-    in float64 and is rounded once.
+    The number of tokens of a response is that of ``response_offsets``: the policy's own, whatever the logging policy
+    counted.
 
     Attributes:
         pad_token_id: fills ``input_ids``; any id will do.
-        length_normalize: divide the logging policy's total by the response's number of tokens. The policy's total is
-            divided by the same ``|y|``, so the log-weight is ``(1/|y|) log(pi_theta(y) / pi_0(y))`` even when the two
-            models count tokens differently.
         share_prompt, max_tokens_per_row: as in `lay_out`.
 
     Raises:
@@ -49,7 +46,6 @@ class SlateCollator:
     """
 
     pad_token_id: int
-    length_normalize: bool
     share_prompt: bool = False
     max_tokens_per_row: int | None = None
 
@@ -64,16 +60,13 @@ class SlateCollator:
             max_tokens_per_row=self.max_tokens_per_row,
             pad_token_id=self.pad_token_id,
         )
-        logging_logprobs = torch.tensor(
-            [total for slate in examples for total in slate["logging_logprobs"]], dtype=torch.float64
-        )
-        if self.length_normalize:
-            logging_logprobs /= rows["response_offsets"].diff()
         return {
             **cast("dict[str, torch.Tensor]", rows),
             "slate_offsets": offsets_from_lengths([len(slate["completion_ids"]) for slate in examples]),
             "utility": torch.tensor([u for slate in examples for u in slate["utility"]], dtype=torch.float32),
-            "logging_logprobs": logging_logprobs.float(),
+            "logging_logprobs": torch.tensor(
+                [total for slate in examples for total in slate["logging_logprobs"]], dtype=torch.float64
+            ),
         }
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pope_core.types import DiversityForm, Normalization
+from pope_core.objective import DiversityForm, Normalization
 
 from ..cli.console import progress
 from ..data import Slate, group_split, slate_group

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pope_core.types import DiversityForm, Weighting
+from pope_core.objective import DiversityForm, Weighting
 
 from ..stats.intervals import Confidence, quantities
 from ..stats.ratios import Ratios

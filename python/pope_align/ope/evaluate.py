@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pope_core.types import DiversityForm, Normalization, UtilityForm, Weighting
+from pope_core.objective import DiversityForm, Normalization, UtilityForm, Weighting
 
 from ..data.feedback import UtilityTransform
 from ..data.schema import Slate, SlateLog, read_slates

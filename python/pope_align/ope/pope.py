@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pope_core.types import DiversityForm, Normalization, Objective, UtilityForm, Weighting
+from pope_core.objective import DiversityForm, Normalization, Objective, UtilityForm, Weighting
 
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pope_core.types import Weighting
+from pope_core.objective import Weighting
 
 from ._checks import Floats
 from .log import LoggedSlates

@@ -239,7 +239,7 @@ class _Fit:
         total = 0.0
         for tree in batch:  # one at a time: no padding, and the memory of the largest
             rows = rows_on(self.model, lay_out([tree], share_prompt=self.share_prompt))
-            nats = -response_logprobs(self.model, rows, length_normalize=False).sum()
+            nats = -response_logprobs(self.model, rows).sum()
             torch.autograd.backward(nats / tokens)
             total += nats.item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -166,7 +166,7 @@ def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _Cache, progr
             trees = [_tree(row) for row in batch]
             rows = rows_on(model, lay_out(trees, share_prompt=share_prompt))
             # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
-            logprobs = response_logprobs(model, rows, length_normalize=False).double().clamp(max=0.0).tolist()
+            logprobs = response_logprobs(model, rows).double().clamp(max=0.0).tolist()
             totals.add([request for row in batch for request in row], logprobs)
             done += sum(map(_tokens, batch))
             report(done, of)

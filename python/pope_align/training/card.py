@@ -48,7 +48,7 @@ def held_out_estimate(trainer: PopeTrainer) -> Estimate | None:
         torch.cat(window.logging).tolist(),
         {"trained": torch.cat(window.policy).clamp(max=0.0).tolist()},
         [0, *sizes.cumsum(0).tolist()],
-        unit="mean" if args.length_normalize else "total",
+        tokens=torch.cat(window.tokens).tolist(),
         clusters=groups,
         how=logging_how(slates),
     )

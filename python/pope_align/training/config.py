@@ -8,7 +8,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from pope_core.types import Backend, DiversityForm, Normalization, Objective, UtilityForm, Weighting
+from pope_core.objective import DiversityForm, Normalization, Objective, UtilityForm, Weighting
+from pope_core.types import Backend
 
 from ..data.feedback import UtilityTransform
 
@@ -174,6 +175,7 @@ class PopeConfig(TrainingArguments):
             clip=self.clip,
             utility_form=self.utility_form,
             diversity_form=self.diversity_form,
+            length_normalize=self.length_normalize,
         )
 
 

@@ -127,10 +127,7 @@ class IndexedCollator:
         batch["slate_index"] = torch.tensor([item.position for item in real], dtype=torch.int64)
         if all(item.start_logprobs is not None for item in items):
             totals = [total for item in real for total in item.start_logprobs or ()] or [0.0]  # the stand-in's
-            start = torch.tensor(totals, dtype=torch.float64)
-            if self.collate.length_normalize:
-                start /= batch["response_offsets"].diff()
-            batch["start_logprobs"] = start.float()
+            batch["start_logprobs"] = torch.tensor(totals, dtype=torch.float64)
         return batch
 
 

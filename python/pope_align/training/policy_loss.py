@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -26,7 +25,7 @@ class ShareOfStep(NamedTuple):
 
     loss: torch.Tensor  # [] to differentiate; in the dtype that the wrapper of the model gives its outputs
     value: torch.Tensor  # [] the same number, detached
-    response_logprobs: torch.Tensor  # [R] nats, detached
+    response_logprobs: torch.Tensor  # [R] nats, totals, detached
 
 
 def policy_loss(
@@ -64,15 +63,14 @@ def policy_loss(
     return ShareOfStep(cast(torch.Tensor, call_as_forward(model, policy, forward)), *seen)
 
 
-def penalty_to_start(logprobs: torch.Tensor, start_logprobs: torch.Tensor) -> torch.Tensor:
-    """``exp(d) - d - 1`` with ``d = start_logprobs - logprobs``: 0 where they are equal, and convex around it.
+def penalty_to_start(difference: torch.Tensor) -> torch.Tensor:
+    """``exp(-d) + d - 1`` with ``d`` the log-probability less that of the start: 0 at 0, and convex around it.
 
     On responses drawn from the policy, with total log-probabilities, its mean is an unbiased estimate of the
     Kullback-Leibler divergence from the policy to its start (Schulman's k3). On logged responses it is not: it holds
     the policy to its start where the log is, in nats per token with length normalisation.
     """
-    difference = start_logprobs - logprobs
-    return torch.expm1(difference) - difference
+    return torch.expm1(-difference) + difference
 
 
 def _fused_share(
@@ -89,8 +87,9 @@ def _fused_share(
         batch["logging_logprobs"],
         batch["utility"],
         batch["slate_offsets"],
+        objective=args.objective,
+        num_slates=None if averaged else of_step,
         **_head_options(head, batch, args),
-        **asdict(replace(args.objective, num_slates=None if averaged else of_step)),
     )
     return output.loss * (own / of_step) if averaged else output.loss, output.response_logprobs
 
@@ -103,14 +102,15 @@ def _coupled_share(
         hidden, head.weight, batch["labels"], **_head_options(head, batch, args)
     )
     of_step = slates_of_step or max(num_slates(batch), 1)
-    sizes = batch["slate_offsets"].diff()
-    data = [logprobs, batch["logging_logprobs"], batch["utility"], sizes]
+    sizes, tokens = batch["slate_offsets"].diff(), batch["response_offsets"].diff()
+    data = [logprobs, batch["logging_logprobs"], batch["utility"], tokens, sizes]
     if args.normalization == "batch":
         share = _batch_share(data, bool(num_slates(batch)), args, slates_of_step)
     else:
         share = _objective_loss(data, args, of_step)
     if args.kl_weight > 0:
-        penalty = penalty_to_start(logprobs, batch["start_logprobs"])
+        difference = logprobs - batch["start_logprobs"]
+        penalty = penalty_to_start(difference / tokens if args.length_normalize else difference)
         share = share + args.kl_weight * torch.segment_reduce(penalty, "mean", lengths=sizes).sum() / of_step
     return share, logprobs
 
@@ -120,7 +120,6 @@ def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str
     return {
         "lm_head_bias": head.bias,
         "response_offsets": batch["response_offsets"],
-        "length_normalize": args.length_normalize,
         "logit_scale": head.logit_scale,
         "logit_softcap": head.logit_softcap,
         "chunk_bytes": args.chunk_bytes,
@@ -141,13 +140,15 @@ def _batch_share(data: list[torch.Tensor], real: bool, args: PopeConfig, slates_
 
 
 def _objective_loss(data: list[torch.Tensor], args: PopeConfig, of_step: int | None) -> torch.Tensor:
-    logprobs, logging_logprobs, utility, sizes = data
+    logprobs, logging_logprobs, utility, tokens, sizes = data
     output = pope_core.slate_objective(
         logprobs,
         logging_logprobs,
         utility,
         pope_core.offsets_from_lengths(sizes),
+        tokens=tokens,
+        objective=args.objective,
+        num_slates=of_step,
         backend=args.backend,
-        **asdict(replace(args.objective, num_slates=of_step)),
     )
     return output.loss

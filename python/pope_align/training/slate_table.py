@@ -45,7 +45,7 @@ class SlateTable(TrainerCallback):
 
     def log_weights(self) -> dict[int, list[float]]:
         window = self.trainer.eval_window
-        weights = torch.cat(window.policy) - torch.cat(window.logging)
+        weights = window.logprobs("policy") - window.logprobs("logging")
         parts = torch.split(weights, torch.cat(window.sizes).tolist())
         return {slate: part.tolist() for slate, part in zip(torch.cat(window.index).tolist(), parts, strict=True)}
 

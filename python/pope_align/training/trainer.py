@@ -105,7 +105,7 @@ class PopeTrainer(Trainer):
             disable_dropout(model)
         if peft_config is not None:
             model = require("peft", extra="train", purpose="for peft_config").get_peft_model(model, peft_config)
-        collator = SlateCollator(_pad_token_id(tokenizer), args.length_normalize)
+        collator = SlateCollator(_pad_token_id(tokenizer))
         super().__init__(
             model=model,
             args=args,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import pope_core
-from pope_core.types import Objective, PopeLossOutput
+from pope_core import Objective, PopeLossOutput
 
 from ..distributed import gather_ragged
 from .examples import num_slates
@@ -20,7 +20,7 @@ from .policy_loss import ShareOfStep, penalty_to_start
 _QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
 
 #: Fields of `SlateWindow` that hold vectors.
-_VECTORS = ("policy", "logging", "utility", "sizes", "index", "at_start")
+_VECTORS = ("policy", "logging", "utility", "tokens", "sizes", "index", "at_start")
 
 
 @dataclass
@@ -33,14 +33,15 @@ class SlateWindow:
 
     objective: Objective
     first_step: int = 0  # optimizer steps before the window
-    policy: list[torch.Tensor] = field(default_factory=list)  # each [R] l_theta
-    logging: list[torch.Tensor] = field(default_factory=list)  # each [R] l_0
+    policy: list[torch.Tensor] = field(default_factory=list)  # each [R] totals
+    logging: list[torch.Tensor] = field(default_factory=list)  # each [R] totals
     utility: list[torch.Tensor] = field(default_factory=list)  # each [R]
+    tokens: list[torch.Tensor] = field(default_factory=list)  # each [R] of the policy
     sizes: list[torch.Tensor] = field(default_factory=list)  # each [S] responses per slate
     index: list[torch.Tensor] = field(default_factory=list)  # each [S] position of the slate in its data set
-    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] l of the start, where it is penalised
+    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] totals of the start, with a KL penalty
     shares: list[torch.Tensor] = field(default_factory=list)  # each [] share of a micro-batch in the loss of its step
-    tokens: int = 0
+    tokens_computed: int = 0
     started: float | None = None
 
     def start(self) -> None:
@@ -57,12 +58,13 @@ class SlateWindow:
         self.policy.append(share.response_logprobs[:real])
         self.logging.append(batch["logging_logprobs"][:real])
         self.utility.append(batch["utility"][:real])
+        self.tokens.append(batch["response_offsets"].diff()[:real])
         self.sizes.append(batch["slate_offsets"].diff()[:slates])
         self.index.append(batch["slate_index"])
         if "start_logprobs" in batch:
             self.at_start.append(batch["start_logprobs"][:real])
         self.shares.append(share.value)
-        self.tokens += int((batch["tree"] >= 0).sum()) if slates else 0
+        self.tokens_computed += int((batch["tree"] >= 0).sum()) if slates else 0
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the metrics of the window, but for the clock."""
@@ -80,7 +82,8 @@ class SlateWindow:
             parts = getattr(self, name)
             setattr(whole, name, gather_ragged(torch.cat(parts)) if parts else [])
         whole.shares = gather_ragged(torch.stack(self.shares).sum().reshape(1))
-        whole.tokens = int(torch.cat(gather_ragged(self.sizes[0].new_tensor([self.tokens]))).sum())
+        computed = self.sizes[0].new_tensor([self.tokens_computed])
+        whole.tokens_computed = int(torch.cat(gather_ragged(computed)).sum())
         return whole
 
     def mean_loss(self, step: int) -> float:
@@ -94,13 +97,14 @@ class SlateWindow:
             torch.cat(self.logging),
             torch.cat(self.utility),
             pope_core.offsets_from_lengths(torch.cat(self.sizes)),
-            diversity_weight=objective.diversity_weight,
-            weighting=objective.weighting,
-            normalization=objective.normalization,
-            clip=objective.clip,
-            utility_form=objective.utility_form,
-            diversity_form=objective.diversity_form,
+            tokens=torch.cat(self.tokens),
+            objective=objective,
         )
+
+    def logprobs(self, name: str) -> torch.Tensor:
+        """``[R]`` log-probabilities as the objective takes them: per token where it is length-normalised."""
+        totals = torch.cat(getattr(self, name))
+        return totals / torch.cat(self.tokens) if self.objective.length_normalize else totals
 
     def metrics(self, *, self_normalized: bool = False) -> dict[str, float]:
         """What docs/training.md explains, by name.
@@ -121,17 +125,18 @@ class SlateWindow:
             "is/ess_fraction": output.effective_sample_size / weights,
             "is/clip_fraction": output.clip_fraction,
             **{f"is/log_weight_{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)},
-            "logps/policy": output.response_logprobs.mean(),
-            "logps/logging": torch.cat(self.logging).mean(),
+            "logps/policy": self.logprobs("policy").mean(),
+            "logps/logging": self.logprobs("logging").mean(),
             "slate/k_mean": responses / slates,
         }
         if self.at_start:
-            metrics["kl_to_start"] = penalty_to_start(torch.cat(self.policy), torch.cat(self.at_start)).mean()
+            difference = self.logprobs("policy") - self.logprobs("at_start")
+            metrics["kl_to_start"] = penalty_to_start(difference).mean()
         if self_normalized:
             batch = self.value(replace(self.objective, normalization="batch"))
             metrics["pope/value_self_normalized"] = batch.value
             metrics["pope/utility_self_normalized"] = batch.utility_value
             metrics["pope/diversity_self_normalized"] = batch.diversity_value
         if self.started is not None:
-            metrics["tokens_per_second"] = self.tokens / (time.perf_counter() - self.started)
+            metrics["tokens_per_second"] = self.tokens_computed / (time.perf_counter() - self.started)
         return {name: float(value) for name, value in metrics.items()}
