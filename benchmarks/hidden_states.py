@@ -47,8 +47,9 @@ def prepare(model_name: str | None, log: Path | None, tokens: int) -> States:
         ValueError: a log of fewer tokens; a head with a bias, a scale or a softcap, which not every rival takes.
     """
     from pope_align.data import Tree, encode_slates, lay_out, read_slates
-    from pope_align.demo import POLIS, packaged_model
+    from pope_align.demo import POLIS
     from pope_align.model import best_device, lm_head, load_model, load_tokenizer, response_hidden_states, rows_on
+    from pope_align.places import packaged_model
 
     import pope_core
 

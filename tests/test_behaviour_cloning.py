@@ -105,7 +105,7 @@ def test_sharing_prompts_does_not_change_the_fit(make_tiny_model, tiny_tokenizer
     train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
     config = replace(CONFIG, epochs=1)
     shared = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config).report
-    monkeypatch.setattr(behaviour_cloning, "sharing_obstacle", lambda model, tree: "not today")
+    monkeypatch.setattr(behaviour_cloning, "sharing_obstacle", lambda model, trees: "not today")
     apart = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config).report
     for a, b in zip(shared.evaluations, apart.evaluations, strict=True):
         assert a.heldout_nats_per_token == pytest.approx(b.heldout_nats_per_token, rel=1e-4)

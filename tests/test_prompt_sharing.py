@@ -8,7 +8,8 @@ import logging
 import pytest
 import torch
 from pope_align.data import SlateCollator, Tree, lay_out
-from pope_align.model import check_head, response_hidden_states
+from pope_align.model import response_hidden_states
+from pope_align.sharing import sharing_obstacle
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import slate_examples
 from pope_align.training.trainer import PopeTrainer
@@ -86,7 +87,8 @@ def test_shared_prompts_give_the_hidden_states_and_gradients_of_separate_rows(ar
         shared, d_shared = states_and_gradient(model, lay_out(TREES, share_prompt=True, max_tokens_per_row=max_tokens))
         torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(d_shared, d_apart, rtol=1e-4, atol=1e-5 * float(d_apart.abs().max()))
-    check_head(model, TREES[0], share_prompt=True)
+    assert sharing_obstacle(model, TREES) is None
+    assert sharing_obstacle(model, TREES, max_tokens_per_row=1000) is None
 
 
 def test_the_gradient_through_a_shared_position_is_the_same_to_the_bit_on_several_threads() -> None:

@@ -118,10 +118,10 @@ def test_a_model_that_treats_its_logits_in_an_unknown_way_is_refused(
             return output
 
     model = make_tiny_model()
-    check_head(model, TREE, share_prompt=False)
+    check_head(model, TREE)
     model.__class__ = Doubled
     with pytest.raises(ValueError, match="in a way that is not supported"):
-        check_head(model, TREE, share_prompt=False)
+        check_head(model, TREE)
 
 
 def test_a_model_trained_in_mixed_precision_is_scored_in_its_own(
@@ -151,7 +151,7 @@ def test_an_adapted_head_is_refused_and_an_adapted_body_is_used(make_tiny_model,
         make_tiny_model(), peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     )
     batch = batch_of(make_slates(2), tiny_tokenizer, config(tmp_path))
-    check_head(model, TREE, share_prompt=False)
+    check_head(model, TREE)
     with model.disable_adapter():
         plain = response_hidden_states(model, batch).hidden
     adapted = response_hidden_states(model, batch).hidden

@@ -28,6 +28,8 @@ def why_not(config: PretrainedConfig) -> str | None:
     implementation = config._attn_implementation
     if implementation not in _MASKED:
         return f"its attention implementation {implementation!r} takes no block mask (one of {', '.join(_MASKED)} does)"
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
+        return "its local layers count their window by the place in a row, not by the position in the text"
     other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYERS))
     if other:
         return f"its layers of type {', '.join(other)} carry a state from one response to the next"

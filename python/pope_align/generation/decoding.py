@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
+from ..rope import decide_alone
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -47,8 +49,15 @@ def decode_batch(
     seeds: Sequence[int],  # [B]
     sampling: SamplingOptions,
     stop_ids: Sequence[int],
+    *,
+    use_cache: bool = True,
 ) -> list[list[int]]:
-    """The answers to ``prompts``, as token ids that end with a stop token unless the limit came first."""
+    """The answers to ``prompts``, as token ids that end with a stop token unless the limit came first.
+
+    Args:
+        use_cache: keep keys and values of earlier tokens; False where they change with the length (`pope_align.rope`).
+    """
+    decide_alone(model)
     device = model.device
     length = max(map(len, prompts))
     input_ids = torch.full((len(prompts), length), stop_ids[0], dtype=torch.int64)
@@ -62,6 +71,7 @@ def decode_batch(
         do_sample=False,
         eos_token_id=list(stop_ids),
         pad_token_id=stop_ids[0],
+        use_cache=use_cache,
     )
     with _own_configuration(model, config), torch.inference_mode():
         output = model.generate(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._journal import Journal
 from ..data import Slate, encode_slates
+from ..data.rows import Tree
 from ..data.schema import Turn
 from ..data.tokenize import reads_clock, today
+from ..rope import length_rule
 from .generations import Generation, GenerationSet, slate_keys
 
 if TYPE_CHECKING:
@@ -223,6 +225,9 @@ class TransformersEngine:
             raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size}")
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.about = {"engine": "transformers", "dtype": str(model.dtype).removeprefix("torch."), **(about or {})}
+        self.rule = length_rule(model)
+        if self.rule is not None:
+            self.about["rope"] = str(self.rule)
         if reads_clock(tokenizer):
             self.about["template_date"] = template_date or today()
 
@@ -231,22 +236,35 @@ class TransformersEngine:
         from .decoding import decode_batch
 
         prompts, stop_ids = self._encode([request.prompt for request in requests], sampling)
-        order = sorted(range(len(requests)), key=lambda index: len(prompts[index]), reverse=True)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for use_cache, batch in self._batches(list(map(len, prompts)), sampling):
             answers = decode_batch(
                 self.model,
                 [prompts[index] for index in batch],
                 [requests[index].seed for index in batch],
                 sampling,
                 stop_ids,
+                use_cache=use_cache,
             )
             for index, ids in zip(batch, answers):
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
                 yield index, Completion(text, len(ids), bool(ids) and ids[-1] in stop_ids)
 
+    def _batches(self, lengths: list[int], sampling: Sampling) -> Iterator[tuple[bool, list[int]]]:
+        """Prompts by number, longest first, apart from those whose rotary frequencies change while they are answered:
+        these cannot keep a cache.
+        """
+        rule = self.rule
+        keeps = [rule is None or rule.keeps_cache(length, sampling.max_new_tokens) for length in lengths]
+        for use_cache in (True, False):
+            some = [index for index, kept in enumerate(keeps) if kept == use_cache]
+            some.sort(key=lambda index: lengths[index], reverse=True)
+            for start in range(0, len(some), self.batch_size):
+                yield use_cache, some[start : start + self.batch_size]
+
     def _encode(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[list[int]], list[int]]:
         """Token ids of the prompts, as training and scoring write them, and the tokens that end an answer."""
+        from ..limits import check_limits
+
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         slates = [Slate(prompt, [_PROBE], [0.0]) for prompt in prompts]
         date = self.about.get("template_date")
@@ -257,6 +275,7 @@ class TransformersEngine:
                     f"prompt {number}: expected room for {sampling.max_new_tokens} new tokens in the model's context "
                     f"of {context}, got a prompt of {len(slate.prompt_ids)} tokens; shorten it or lower max_new_tokens"
                 )
+        check_limits(self.model, [Tree(slate.prompt_ids, [[0]]) for slate in encoded], name="prompt")
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         stop_ids = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         stop_ids |= {slate.completion_ids[0][-1] for slate in encoded}  # the end-of-turn token of the chat template

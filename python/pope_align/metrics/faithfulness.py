@@ -97,7 +97,9 @@ def load_alignscore(
         raise FileNotFoundError(f"checkpoint: expected a file, found none at {os.fspath(checkpoint)!r}")
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     state = content.get("state_dict", content)
-    encoder = transformers.RobertaModel(transformers.AutoConfig.from_pretrained(os.fspath(backbone)))
+    encoder = transformers.RobertaModel(
+        transformers.AutoConfig.from_pretrained(os.fspath(backbone), trust_remote_code=False)
+    )
     prefix = "base_model."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     missing, _ = encoder.load_state_dict(weights, strict=False)  # old checkpoints also hold buffers
@@ -109,7 +111,7 @@ def load_alignscore(
         )
     encoder.to(device).eval()
     head = {name: value.to(device) for name, value in head.items()}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(backbone))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(backbone), trust_remote_code=False)
 
     def align(pairs: Sequence[tuple[str, str]]) -> list[float]:
         order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))

@@ -23,7 +23,9 @@ from ..data.rows import Tree, lay_out
 from ..data.schema import Slate
 from ..data.split import group_folds, group_split
 from ..data.tokenize import EncodedSlate, encode_slates
-from ..model import merged, response_logprobs, rows_on, sharing_obstacle
+from ..limits import check_limits
+from ..model import merged, response_logprobs, rows_on
+from ..sharing import sharing_obstacle
 from .fit_report import BehaviourConfig, FitReport, HeldOutScore, response_key
 from .logging_policy import score_slates
 from .scoring import OnProgress, score_responses
@@ -190,8 +192,9 @@ class _Fit:
     ) -> None:
         self.model, self.config, self.heldout = model, config, heldout
         self.trees = [Tree(slate.prompt_ids, slate.completion_ids) for slate in train]
-        several = next((tree for tree in self.trees if len(tree.response_ids) > 1), None)
-        self.share_prompt = several is not None and sharing_obstacle(model, several) is None
+        check_limits(model, self.trees, name="train_slates: slate")
+        several = any(len(tree.response_ids) > 1 for tree in self.trees)
+        self.share_prompt = several and sharing_obstacle(model, self.trees) is None
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
         self.steps_per_epoch = -(-len(self.trees) // config.batch_slates)

@@ -12,6 +12,7 @@ these; the log-probabilities of any other model are `scores.ModelScores`. The pr
 ``chat_template``          hash of the template, None without one
 ``dtype``                  of the weights
 ``max_length``             tokens of prompt and response that were kept
+``rope``                   how a sequence's length decides its rotary frequencies; only where it does
 ``template_date``          the day that the chat template was given; only where it writes today's date
 ``versions``               of torch, transformers and pope-core
 ``fit``                    of a behaviour-cloned policy with a report (`propensity.fit_report`): held-out nats per token

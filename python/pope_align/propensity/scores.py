@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
+from ..rope import length_rule
 from .scoring import OnProgress, model_fingerprint, score_responses
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def score_model(
 def model_provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
     """What decides a model's scores, by the names that the table in `propensity.logging_policy` explains."""
     template = tokenizer.chat_template
+    rule = length_rule(model)
     return {
         "model": model.name_or_path or type(model).__name__,
         "model_fingerprint": model_fingerprint(model),
@@ -98,6 +100,7 @@ def model_provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         "chat_template": hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16] if template else None,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "max_length": max_length,
+        **({} if rule is None else {"rope": str(rule)}),
         "versions": {name: _version(name) for name in ("torch", "transformers", "pope-core")},
     }
 

@@ -17,7 +17,9 @@ import torch
 from .._journal import Journal
 from ..data.rows import Tree, lay_out
 from ..data.tokenize import EncodedSlate
-from ..model import check_head, response_logprobs, rows_on, sharing_obstacle
+from ..limits import check_limits
+from ..model import check_head, response_logprobs, rows_on
+from ..sharing import sharing_obstacle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[int, int], None]
 
 #: Part of every cache key and of the cache's name; a change of what is computed changes it.
-_CACHE_VERSION = "3"
+_CACHE_VERSION = "4"
 
 #: A prompt is computed once for responses of up to this many tokens in all; where attention skips nothing of what the
 #: mask hides, longer rows would cost more than computing the prompt again.
@@ -48,9 +50,10 @@ def score_responses(
 
     Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed.
     Only the response's positions reach the language-model head. A prompt is computed once for several of its responses
-    where the model can (one that cannot is told from a first comparison, and a warning says why). Rows are batched by
-    length, longest first; equal responses are scored once. The model is in evaluation mode meanwhile, and its modes
-    are restored; no random state is touched.
+    where the model can (one that cannot is told from a first comparison, and a warning says why). What a response gets
+    depends on its own tokens alone, also where a model's rotary frequencies follow from the length (`pope_align.rope`).
+    Rows are batched by length, longest first; equal responses are scored once. The model is in evaluation mode
+    meanwhile, and its modes are restored; no random state is touched.
 
     With ``cache_dir``, every finished batch is appended to a file there, so that a log that grew pays for the new
     responses only, and a run that was killed goes on where it stopped: the batches follow from the log alone and are
@@ -68,9 +71,10 @@ def score_responses(
         progress: called after every batch, and once before the first.
 
     Raises:
-        ValueError: a cache file that is not one; a log-probability that is no number; a model whose head or logits are
-            not supported.
+        ValueError: tokens or positions that the model's tables do not hold; a cache file that is not one; a
+            log-probability that is no number; a model whose head or logits are not supported.
     """
+    check_limits(model, [Tree(slate.prompt_ids, slate.completion_ids) for slate in slates])
     if fingerprint is None:
         fingerprint = model_fingerprint(model) if cache_dir is not None else ""
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
@@ -178,12 +182,11 @@ def _tokens(row: _Row) -> int:
 
 def _shares_prompt(model: PreTrainedModel, plan: list[list[_Row]]) -> bool:
     """Whether prompts may be computed once for several responses, after comparing both ways with the model's logits."""
-    row = min((row for batch in plan for row in batch), key=lambda row: (len(row) == 1, _length(row)))
-    tree = _tree(row[:2])
-    check_head(model, tree, share_prompt=False)
-    if len(tree.response_ids) == 1:
+    trees = [_tree(row) for batch in plan for row in batch]
+    check_head(model, min(trees, key=len))
+    if all(len(tree.response_ids) == 1 for tree in trees):
         return False
-    obstacle = sharing_obstacle(model, tree)
+    obstacle = sharing_obstacle(model, trees)
     if obstacle is not None:
         logger.warning("every response computes its prompt anew: %s", obstacle)
     return obstacle is None

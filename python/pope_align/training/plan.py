@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from pope_core.types import CHUNK_BYTES
 
 from ..attention import why_not
 from ..data.rows import Tree
-from ..model import lm_head, load_tokenizer, locate
+from ..loading import load_config, load_tokenizer
+from ..model import lm_head
 from .config import PopeConfig
 from .examples import SlateSource, scored_slates, slate_examples
 
@@ -149,11 +150,10 @@ def _logits_bytes(args: PopeConfig, head: torch.Tensor) -> int:
 
 def empty_model(model: str, args: PopeConfig) -> PreTrainedModel:
     """The model without its weights (on the meta device)."""
-    folder, gguf_file = locate(model)
-    config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+    config = load_config(model)
     dtype = config.dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def activation_bytes(config: Any, positions: int, itemsize: int, *, checkpointed: bool = False) -> int:

@@ -16,13 +16,15 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .._extras import require
-from ..data.collate import SlateCollator, SlateExample
+from ..data.collate import SlateCollator
 from ..data.rows import Tree
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate
 from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
-from ..model import check_head, load_model, load_tokenizer, sharing_obstacle
+from ..limits import check_limits
+from ..model import check_head, load_model, load_tokenizer
 from ..propensity.scoring import score_responses
+from ..sharing import sharing_obstacle
 from .callbacks import OverlapWatch
 from .card import model_card
 from .checkpoint import STATE_FILE, last_checkpoint
@@ -101,6 +103,11 @@ class PopeTrainer(Trainer):
         eval_data = None if eval_slates is None else slate_dataset("eval_dataset", eval_slates, tokenizer, args)
         if isinstance(model, str):
             model = load_model(model, dtype=args.model_dtype)
+        trees = []
+        for data_name, data in (("train_dataset", train_data), ("eval_dataset", eval_data)):
+            of_data = [Tree(slate["prompt_ids"], slate["completion_ids"]) for slate in data.examples] if data else []
+            check_limits(model, of_data, name=f"{data_name}: slate")
+            trees += of_data
         if args.disable_dropout:
             disable_dropout(model)
         if peft_config is not None:
@@ -127,7 +134,7 @@ class PopeTrainer(Trainer):
         self.train_window = SlateWindow(args.objective)
         self.eval_window = SlateWindow(args.objective)
         with whole_while_called(model):
-            share_prompt = from_main_process(lambda: self._shares_prompt(train_data.examples))
+            share_prompt = from_main_process(lambda: self._shares_prompt(trees))
             if args.kl_weight > 0:
                 for data in filter(None, (train_data, eval_data)):
                     data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
@@ -300,17 +307,12 @@ class PopeTrainer(Trainer):
         slates = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in data.examples]
         return score_responses(slates, self.model)
 
-    def _shares_prompt(self, examples: list[SlateExample]) -> bool:
-        """Whether prompts are computed once per slate; on the way, check that model and head are understood.
-
-        Two responses are enough to see it; a log without slates of two has nothing to share.
-        """
-        example = next((example for example in examples if len(example["completion_ids"]) > 1), examples[0])
-        tree = Tree(example["prompt_ids"], example["completion_ids"][:2])
-        check_head(self.model, tree, share_prompt=False)
-        if self.args.prompt_sharing == "off" or len(tree.response_ids) == 1:
+    def _shares_prompt(self, trees: list[Tree]) -> bool:
+        """Whether prompts are computed once per slate; on the way, check that model and head are understood."""
+        check_head(self.model, min(trees, key=len))
+        if self.args.prompt_sharing == "off" or all(len(tree.response_ids) == 1 for tree in trees):
             return False
-        obstacle = sharing_obstacle(self.model, tree)
+        obstacle = sharing_obstacle(self.model, trees, max_tokens_per_row=self.args.max_tokens_per_row)
         if obstacle is not None:
             if self.args.prompt_sharing == "on":
                 raise ValueError(f"prompt_sharing: {obstacle}")

@@ -1,0 +1,84 @@
+"""What a model's tables hold: token ids and positions beyond them are an error before any work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from .data.rows import Tree
+from .model import pretrained
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Limits(NamedTuple):
+    """How far the tables of a model reach."""
+
+    vocabulary: int  # ids below this have an embedding
+    positions: int | None  # tokens of a sequence, at most, where positions come from a table
+    trained: int | None  # the longest sequence that the configuration speaks of
+
+
+def limits(model: PreTrainedModel | PeftModel) -> Limits:
+    """The limits of ``model``, from its modules where they are tables, else from its configuration."""
+    base = pretrained(model)
+    config = base.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    trained = next((int(value) for name in names if (value := getattr(config, name, None) or 0) > 0), None)
+    tables = [
+        module.num_embeddings - int(getattr(module, "offset", 0))
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        and ("position" in name.rpartition(".")[2] or name.endswith("wpe"))
+        and "relative" not in name
+    ]
+    return Limits(base.get_input_embeddings().num_embeddings, min(tables, default=None), trained)
+
+
+def check_limits(model: PreTrainedModel | PeftModel, trees: Sequence[Tree], *, name: str = "slate") -> None:
+    """Refuse tokens that the model has no embedding or no position for.
+
+    Sequences longer than the model was trained for, where it can compute them, are a warning: rotary positions and
+    linear biases have no end, but what they give out there is not what the model learnt.
+
+    Args:
+        trees: prompts with their responses, in the order of the log.
+        name: what a tree is called in errors; its number follows.
+
+    Raises:
+        ValueError: naming the first such tree, the id or length, and the limit.
+    """
+    vocabulary, positions, trained = limits(model)
+    kind = type(pretrained(model)).__name__
+    longer = 0
+    for number, tree in enumerate(trees, start=1):
+        largest = max(map(max, filter(None, [tree.prompt_ids, *tree.response_ids])))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"{name} {number}: expected token ids below {vocabulary}, the size of the embedding table of {kind}, "
+                f"got {largest}; the tokenizer has tokens that this model lacks: give the one that belongs to it"
+            )
+        length = len(tree.prompt_ids) + max(map(len, tree.response_ids))
+        if positions is not None and length > positions:
+            raise ValueError(
+                f"{name} {number}: expected prompt and response of at most {positions} tokens, all that the position "
+                f"table of {kind} holds, got {length}; lower max_length to {positions}"
+            )
+        longer += trained is not None and length > trained
+    if longer:
+        logger.warning(
+            "%d of %d (%s) are longer than the %s positions that the configuration of %s speaks of: their "
+            "log-probabilities are not what the model learnt; lower max_length",
+            longer,
+            len(trees),
+            name,
+            trained,
+            kind,
+        )

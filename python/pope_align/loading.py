@@ -1,0 +1,87 @@
+"""Models and tokenizers by name: a folder, a GGUF file, the packaged SmolLM2, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .places import locate
+
+
+def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """A causal language model: a hub name, a local folder, a GGUF file, a folder with one, or ``smollm2-135m``.
+
+    No code that comes with a model is run, and weights are tensors: a pickle of anything else is refused.
+
+    Args:
+        dtype: of the weights; "auto" keeps the file's. float32 is the default because a learning rate that suits
+            fine-tuning is lost to rounding in 16-bit weights; for speed, keep it and train with ``bf16=True``.
+
+    Raises:
+        FileNotFoundError: no such model; a folder without ``config.json`` and not with exactly one GGUF file.
+        ValueError: weights that are no tensors; a model that needs code of its own.
+    """
+    folder, gguf_file = locate(name_or_path)
+    with _quiet_gguf():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=gguf_file, dtype=dtype, trust_remote_code=False
+            )
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"model: expected weights as tensors in {folder}, got a pickle that holds something else, which could "
+                "run code when it is read; convert it to safetensors"
+            ) from error
+    quantizer = getattr(model, "hf_quantizer", None)
+    if gguf_file is not None and quantizer is not None:
+        # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
+        quantizer.remove_quantization_config(model)
+    return model
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to `load_model` of the same name."""
+    folder, gguf_file = locate(name_or_path)
+    with _quiet_gguf():
+        return AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+
+
+def load_config(name_or_path: str | Path) -> PreTrainedConfig:
+    """The configuration of `load_model` of the same name; no weights are read."""
+    folder, gguf_file = locate(name_or_path)
+    with _quiet_gguf():
+        return AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch sees, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+@contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """No progress bar of the GGUF reader where nobody watches a terminal."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    if not sys.stderr.isatty():
+        reader.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar

@@ -1,0 +1,125 @@
+"""Whether a model may compute a prompt once for all its responses: tried before it is done."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+import pope_core
+
+from .attention import why_not
+from .data.rows import TokenRows, Tree, lay_out
+from .distributed import call_as_forward
+from .model import lm_head, output_layer, pretrained, response_hidden_states, rows_on
+from .rope import length_rule
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def sharing_obstacle(
+    model: PreTrainedModel | PeftModel, trees: Sequence[Tree], *, max_tokens_per_row: int | None = None
+) -> str | None:
+    """Why ``model`` cannot compute the prompts of ``trees`` once for all their responses; None if it can.
+
+    Log-probabilities with shared prompts are compared with those of separate rows, on two probes: the longest sequence
+    of ``trees``, and a row as long as the longest that they will make, of branches as long as the row allows. Whatever
+    a model does with places in a row or with positions, it does there: a window that no probe exceeds, no row exceeds.
+
+    Args:
+        trees: all that will be computed.
+        max_tokens_per_row: as in `lay_out`, if rows of several trees are wanted.
+    """
+    obstacle = why_not(pretrained(model).config.get_text_config())
+    if obstacle is not None:
+        return obstacle
+    longest = max(_longest(tree) for tree in trees)
+    rule = length_rule(model)
+    if rule is not None and longest > rule.limit:
+        return (
+            f"its rotary frequencies ({rule.kind}) follow from the length of each sequence beyond {rule.limit} tokens, "
+            f"and one has {longest}"
+        )
+    return _difference(model, probes(trees, max_tokens_per_row), max_tokens_per_row)
+
+
+def probes(trees: Sequence[Tree], max_tokens_per_row: int | None) -> list[Tree]:
+    """The two probes of `sharing_obstacle`, of the tokens of ``trees``."""
+    largest = max((tree for tree in trees if len(tree.response_ids) > 1), key=_longest)
+    sample = Tree(largest.prompt_ids, sorted(largest.response_ids, key=len)[-3:])
+    row = max(*map(len, trees), min(max_tokens_per_row or 0, sum(map(len, trees))))
+    prompt = max(1, min(row // 4, _longest(largest) // 2))
+    response = max(1, min(row // 4, _longest(largest) - prompt))
+    count = max(2, (row - prompt) // response)
+    tokens = itertools.cycle([*largest.prompt_ids, *itertools.chain(*largest.response_ids)])
+    take = lambda length: list(itertools.islice(tokens, length))  # noqa: E731
+    return [sample, Tree(take(prompt), [take(response) for _ in range(count)])]
+
+
+def _difference(
+    model: PreTrainedModel | PeftModel, trees: Sequence[Tree], max_tokens_per_row: int | None
+) -> str | None:
+    """What is wrong with the log-probabilities of ``trees`` with shared prompts; None if nothing is."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = [
+                _token_logprobs(model, lay_out([Tree(tree.prompt_ids, [ids])], share_prompt=False))
+                for tree in trees
+                for ids in tree.response_ids
+            ]
+            packed = None if max_tokens_per_row is None else sum(map(len, trees))
+            try:
+                together = _token_logprobs(model, lay_out(trees, share_prompt=True, max_tokens_per_row=packed))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # separate rows passed, so it is the mask or the positions that are not taken
+                return f"{type(pretrained(model)).__name__} takes no mask of its own: {_line(error)}"
+    finally:
+        for module, training in modes:
+            module.training = training
+    parts = together.split([logprobs.numel() for logprobs in alone])
+    off = max(float((a - b).square().mean().sqrt()) for a, b in zip(parts, alone, strict=True))
+    # Rounding differs with the shape of a row; a few units in the last place of a typical logit are fine.
+    tolerance = max(1e-3, 20 * torch.finfo(lm_head(model).weight.dtype).eps)
+    if off <= tolerance:
+        return None
+    return (
+        f"{type(pretrained(model)).__name__} gives other log-probabilities with a prompt shared by its responses: "
+        f"{off:.3g} nats per token apart (allowed: {tolerance:.3g})"
+    )
+
+
+def _token_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> torch.Tensor:
+    """The log-probability of every response token: ``[N]`` nats."""
+    states = response_hidden_states(model, rows_on(model, rows))
+
+    def logprobs(hidden: torch.Tensor) -> torch.Tensor:
+        head = lm_head(model)
+        return pope_core.linear_response_logprobs(
+            hidden,
+            head.weight,
+            states.labels,
+            lm_head_bias=head.bias,
+            response_offsets=torch.arange(states.labels.numel() + 1),
+            logit_scale=head.logit_scale,
+            logit_softcap=head.logit_softcap,
+        )
+
+    head = output_layer(model)
+    return cast(torch.Tensor, call_as_forward(head, head, logprobs, states.hidden)).double()
+
+
+def _longest(tree: Tree) -> int:
+    return len(tree.prompt_ids) + max(map(len, tree.response_ids))
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {textwrap.shorten(text[0], 160)}" if text else type(error).__name__
