@@ -52,18 +52,18 @@ APART = {
         ),
         "by the place in a row",
     ),
-    "openai-gpt": (lambda: hf.OpenAIGPTConfig(**GPT), "takes no mask of its own: RuntimeError"),
+    "openai-gpt": (lambda: hf.OpenAIGPTConfig(**GPT), "takes no mask of its own (RuntimeError"),
     "xlnet": (
         lambda: hf.XLNetConfig(vocab_size=257, d_model=32, n_layer=2, n_head=4, d_inner=48),
-        "takes no mask of its own: RuntimeError",
+        "takes no mask of its own (RuntimeError",
     ),
     "bloom": (
         lambda: hf.BloomConfig(vocab_size=257, hidden_size=32, n_layer=2, n_head=4),
-        "takes no mask of its own: ValueError",
+        "takes no mask of its own (ValueError",
     ),
     "mpt": (
         lambda: hf.MptConfig(vocab_size=257, d_model=32, n_layers=2, n_heads=4, expansion_ratio=2),
-        "gives other log-probabilities with a prompt shared",
+        "log-probabilities with a shared prompt are others",
     ),
     "mamba": (lambda: hf.MambaConfig(vocab_size=257, hidden_size=32, num_hidden_layers=1, state_size=4), "carry"),
     "jamba": (
@@ -122,7 +122,8 @@ def test_every_family_is_scored_as_it_computes_alone(name, caplog) -> None:
     for got, slate in zip(totals, SLATES, strict=True):
         assert got == pytest.approx(plain_totals(model, slate), abs=2e-3)
     if reason:
-        assert f"every response computes its prompt anew: {reason}" in caplog.text or reason in caplog.text
+        assert "every response computes its prompt anew" in caplog.text
+        assert reason in caplog.text
     else:
         assert "computes its prompt anew" not in caplog.text
 
@@ -140,7 +141,7 @@ def test_what_a_model_does_with_places_in_a_row_is_seen_whatever_its_configurati
     rows = [small] * 20 if max_tokens_per_row else [small, Tree(SLATES[1].prompt_ids, SLATES[1].completion_ids)]
     reason = sharing_obstacle(model, rows, max_tokens_per_row=max_tokens_per_row)
     assert reason is not None
-    assert "gives other log-probabilities" in reason
+    assert "are others" in reason
 
 
 @pytest.mark.parametrize(("prompt", "responses"), [(60, (80, 90, 100)), (400, (5, 6)), (1, (1, 1)), (30, (2,) * 40)])
@@ -165,7 +166,7 @@ def test_a_model_that_takes_no_mask_is_trained_without_sharing_unless_it_was_ask
         trainer = PopeTrainer(model, args, slates, None, tiny_tokenizer)
         return float(trainer.train().training_loss)
 
-    with pytest.raises(ValueError, match="prompt_sharing: OpenAIGPTLMHeadModel takes no mask of its own"):
+    with pytest.raises(ValueError, match=r"prompt_sharing: model: OpenAIGPT.* it takes no mask of its own"):
         train("on")
     with caplog.at_level(logging.WARNING):
         fallen_back = train("auto")

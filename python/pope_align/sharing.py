@@ -35,6 +35,12 @@ def sharing_obstacle(
         trees: all that will be computed.
         max_tokens_per_row: as in `lay_out`, if rows of several trees are wanted.
     """
+    reason = _reason(model, trees, max_tokens_per_row)
+    kind = type(pretrained(model)).__name__
+    return reason and f"model: {kind} cannot compute a prompt once for all its responses: {reason}"
+
+
+def _reason(model: PreTrainedModel | PeftModel, trees: Sequence[Tree], max_tokens_per_row: int | None) -> str | None:
     obstacle = why_not(pretrained(model).config.get_text_config())
     if obstacle is not None:
         return obstacle
@@ -80,7 +86,7 @@ def _difference(
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # separate rows passed, so it is the mask or the positions that are not taken
-                return f"{type(pretrained(model)).__name__} takes no mask of its own: {_line(error)}"
+                return f"it takes no mask of its own ({_line(error)})"
     finally:
         for module, training in modes:
             module.training = training
@@ -91,8 +97,8 @@ def _difference(
     if off <= tolerance:
         return None
     return (
-        f"{type(pretrained(model)).__name__} gives other log-probabilities with a prompt shared by its responses: "
-        f"{off:.3g} nats per token apart (allowed: {tolerance:.3g})"
+        f"its log-probabilities with a shared prompt are others, {off:.3g} nats per token apart "
+        f"(allowed: {tolerance:.3g})"
     )
 
 
