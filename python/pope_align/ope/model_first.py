@@ -1,0 +1,149 @@
+"""Model first: a reward model averaged over a policy's fresh responses, corrected by the weighted residuals of the log.
+
+For long responses the weights of whole sequences say nothing, and a model that reads the response says most::
+
+    V = mean_slates(mean_fresh q(y'))  +  sum_i l_i (r_i - q(y_i)),      l_i = (w_i / k_i) / sum_j (w_j / k_j)
+
+with a ridge ``q`` cross-fitted by cluster (`crossfit`) and weights ``w`` of any kind: kernel or classifier weights in
+embedding space (`kernel_weights`, `classifier_weights`), tempered or clipped ones. Without weights it is the direct
+method.
+
+The model's own uncertainty is part of the interval. What a ridge predicts is linear in the ratings it was fitted on, so
+the share of each rating in V is known exactly, and rating less prediction, times that share, is its influence. It
+enters `Ratios` as one more term of value 0, so intervals, bootstraps and paired differences see it without a refit. A
+ridge's shrinkage is not in the interval: the correction removes it where the weights are right.
+
+Wiring: ``model_first(...).ratios`` has one column, the utility; ``finish`` and ``compare`` take it beside a column of
+zeros for diversity. The findings of `residual_check`, ``fit.r2`` and ``fit.calibration`` decide its verdict; `placebo`
+takes ``shares``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._checks import Floats
+from .crossfit import CrossFit
+from .features import fresh_mean
+from .log import LoggedSlates
+from .ratios import Ratios
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFirst:
+    """A value with everything that moves it.
+
+    Attributes:
+        ratios: column: utility. Terms: the direct method, the correction (if weighted), the model's uncertainty.
+        direct: the direct method alone.
+        correction: what the residuals add; 0 without weights.
+        shares: ``[R]`` of each rating in the value: ``shares @ log.utility == value`` at the chosen penalties.
+    """
+
+    ratios: Ratios
+    direct: float
+    correction: float
+    shares: Floats
+
+    @property
+    def value(self) -> float:
+        return self.direct + self.correction
+
+
+def model_first(log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = None) -> ModelFirst:
+    """The value of the policy whose fresh responses ``fit`` has seen.
+
+    Args:
+        fit: of `cross_fit` or `best_fit`.
+        log_weights: ``[R]`` for the correction, up to a constant (it is self-normalised); -inf is a weight of 0. None:
+            the direct method.
+
+    Raises:
+        ValueError: weights of another shape, or none above 0.
+
+    Source: Dudik et al. (2011) for the doubly robust form; method.md section 5.
+    """
+    ones = np.ones(log.num_slates)
+    direct = fresh_mean(log, fit.features.owner, fit.target)  # [S]
+    terms = [(log.cluster_sums(direct), log.cluster_sums(ones))]
+    shares = np.zeros(log.num_responses)
+    correction = 0.0
+    if log_weights is not None:
+        weights = per_slate_weights(log, log_weights)  # [R]
+        shares = weights / weights.sum()
+        residual = log.utility - fit.logged
+        correction = float(shares @ residual)
+        terms.append((_by_cluster(log, weights * residual), _by_cluster(log, weights)))
+    counts = np.bincount(fit.features.owner, minlength=log.num_slates)
+    each = 1 / (log.num_slates * counts[fit.features.owner])  # [N]
+    through_model = fit.shares(log, each, shares)
+    terms.append(_noise(_by_cluster(log, through_model * (log.utility - fit.logged))))
+    numerators, denominators = zip(*terms, strict=True)
+    ratios = Ratios(np.stack(numerators)[:, :, None], np.stack(denominators))
+    return ModelFirst(ratios, float(direct.mean()), correction, shares + through_model)
+
+
+def weighted_mean(log: LoggedSlates, log_weights: Floats) -> Ratios:
+    """The self-normalised mean of the logged utilities under any weights: one column, one term.
+
+    Args:
+        log_weights: ``[R]``, up to a constant. Zeros give the log's own mean, the logging policy's value.
+    """
+    weights = per_slate_weights(log, log_weights)
+    return Ratios(_by_cluster(log, weights * log.utility)[None, :, None], _by_cluster(log, weights)[None])
+
+
+@dataclass(frozen=True)
+class ResidualCheck:
+    """Whether logged ratings contradict a reward model where a policy would go.
+
+    Attributes:
+        contradiction: weighted mean of rating less prediction.
+        standard_error: of that, by cluster.
+    """
+
+    contradiction: float
+    standard_error: float
+
+    @property
+    def z(self) -> float:
+        """In standard errors; 0 is agreement, beyond 3 the model is wrong where it matters."""
+        return self.contradiction / self.standard_error if self.standard_error > 0 else float("nan")
+
+
+def residual_check(log: LoggedSlates, fit: CrossFit, log_weights: Floats) -> ResidualCheck:
+    """The residuals under weights that lean towards the policy, with their paired standard error.
+
+    Args:
+        log_weights: ``[R]``; `tempered` ones lean as far as the log can bear.
+    """
+    weights = per_slate_weights(log, log_weights)
+    residual = weights * (log.utility - fit.logged)
+    ratios = Ratios(_by_cluster(log, residual)[None, :, None], _by_cluster(log, weights)[None])
+    return ResidualCheck(float(ratios.values()[0]), float(np.sqrt(ratios.covariance()[0, 0])))
+
+
+def per_slate_weights(log: LoggedSlates, log_weights: Floats) -> Floats:
+    """``[R]``: ``w_i / k_i`` up to a constant, so that slates count alike.
+
+    Raises:
+        ValueError: a shape that is not [R], a NaN, or no weight above 0.
+    """
+    if log_weights.shape != (log.num_responses,):
+        raise ValueError(f"log_weights: expected [{log.num_responses}], got {list(log_weights.shape)}")
+    top = log_weights.max()
+    if not np.isfinite(top):
+        raise ValueError(f"log_weights: expected numbers whose largest is finite, got {top}")
+    return np.asarray(np.exp(log_weights - top) / log.per_response(log.sizes))
+
+
+def _by_cluster(log: LoggedSlates, values: Floats) -> Floats:
+    """``[R] -> [C]``."""
+    return log.cluster_sums(log.slate_sums(values))
+
+
+def _noise(influence: Floats) -> tuple[Floats, Floats]:
+    """A term of value 0 whose clusters have this influence ``[C]``."""
+    return influence.size * (influence - influence.mean()), np.ones_like(influence)

@@ -1,0 +1,39 @@
+"""Which of several estimates of one thing to trust: the least estimated squared error, from paired standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .ratios import Ratios
+
+
+def least_error(candidates: Sequence[Ratios]) -> int:
+    """The index with the least ``bias^2 + variance``, where candidates come from least to most biased.
+
+    The bias of one is the largest difference from any before it, less what noise explains of that difference::
+
+        bias_i = max_{j < i} max(0, |V_i - V_j| - error(V_i - V_j))
+
+    The error of a difference is that of the same clusters under both, so noise that two candidates share does not hide
+    a bias, as it does where whole intervals are compared.
+
+    Args:
+        candidates: each with one column; less and less variance is expected, and nothing else.
+
+    Raises:
+        ValueError: no candidate is finite.
+    """
+    values = [float(each.values()[0]) for each in candidates]
+    errors = []
+    for i, candidate in enumerate(candidates):
+        variance = float(candidate.covariance()[0, 0])
+        bias = 0.0
+        for j in range(i):
+            noise = float(np.sqrt(candidate.minus(candidates[j]).covariance()[0, 0]))
+            bias = max(bias, abs(values[i] - values[j]) - noise)
+        errors.append(bias**2 + variance)
+    if not np.isfinite(errors).any():
+        raise ValueError(f"candidates: expected at least one finite estimate, got {values}")
+    return int(np.nanargmin(np.where(np.isfinite(errors), errors, np.inf)))

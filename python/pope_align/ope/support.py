@@ -1,0 +1,88 @@
+"""Does the log contain what a policy says: the weights of its fresh responses against the largest of the log.
+
+No statistic of the logged weights shows what was never logged. A policy's fresh responses show it, once they are scored
+under the logging policy: one whose weight is larger than every logged weight stands for something that the log, as
+large as it is, has not met. The share of such responses estimates the policy's mass there, and what that mass is worth
+is unknown within the range of the utilities.
+
+Wiring: ``bias_bound`` is to be held against the standard error of the estimate and, above all, of a difference, whose
+error is far smaller. Without fresh responses support is unchecked, and a verdict says so.
+
+Source: method.md section 5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._checks import Floats, Integers
+from .features import check_owner
+from .log import LoggedSlates
+
+#: Normal quantile of the one-sided 95% limit.
+_Z = 1.6448536269514722
+
+
+@dataclass(frozen=True)
+class Support:
+    """How much of a policy lies beyond the log.
+
+    Attributes:
+        share: of the policy's fresh responses (slates alike) with a weight above the log's largest: its mass there.
+        limit: upper 95% limit of that mass (Wilson, by cluster).
+        largest: the log's largest log-weight, nats.
+        bias_bound: ``share`` times the range of the utilities.
+        bias_limit: ``limit`` times it.
+        num_fresh: responses.
+    """
+
+    share: float
+    limit: float
+    largest: float
+    bias_bound: float
+    bias_limit: float
+    num_fresh: int
+
+
+def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: Integers) -> Support:
+    """The share of fresh responses of ``policy`` that outweigh everything logged.
+
+    Args:
+        policy: one of ``log.policies``; totals of whole sequences are compared.
+        fresh_log_weights: ``[N]`` log-probability of fresh responses under the policy less that under the logging
+            policy, totals in nats; +inf where the logging policy cannot write it.
+        owner: ``[N]`` slate whose prompt each answers.
+
+    Raises:
+        ValueError: shapes that do not fit, a NaN.
+    """
+    check_owner(log, owner, len(fresh_log_weights))
+    bad = np.flatnonzero(np.isnan(fresh_log_weights))
+    if bad.size:
+        raise ValueError(f"fresh_log_weights[{bad[0]}]: expected a number, got NaN")
+    target, logging = log.logprobs(policy, length_normalize=False)
+    largest = float((target - logging).max())
+    beyond = (fresh_log_weights > largest).astype(np.float64)
+    counts = np.bincount(owner, minlength=log.num_slates)
+    by_slate = np.bincount(owner, weights=beyond, minlength=log.num_slates) / counts
+    share = float(by_slate.mean())
+    low, high = log.utility_range
+    limit = _wilson(share, _independent(log, by_slate, share, len(beyond)))
+    return Support(share, limit, largest, share * (high - low), limit * (high - low), len(beyond))
+
+
+def _independent(log: LoggedSlates, by_slate: Floats, share: float, fresh: int) -> float:
+    """How many independent responses would leave the share as uncertain as the clusters do; at most those there are."""
+    sums, counts = log.cluster_sums(by_slate), log.cluster_sums(np.ones(log.num_slates))
+    clusters = counts.size
+    variance = float(np.square(sums - share * counts).sum()) / log.num_slates**2 * clusters / max(clusters - 1, 1)
+    return min(float(fresh), share * (1 - share) / variance) if variance > 0 else float(clusters)
+
+
+def _wilson(share: float, count: float) -> float:
+    centre = share + _Z**2 / (2 * count)
+    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    return (centre + half) / (1 + _Z**2 / count)

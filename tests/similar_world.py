@@ -1,0 +1,94 @@
+"""A world of responses whose meaning is a vector: true values in closed form, weights that are exact and useless.
+
+A response is what it means, ``e ~ N(B x + shift, I)`` around its prompt's ``x``, and how it is worded, which changes
+its probability and not its reward. With enough wording the weights of whole responses collapse, as those of long texts
+do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pope_align.ope import LoggedSlates
+from pope_align.ope.features import Features
+
+MEANING, PROMPT = 6, 3
+_RANDOM = np.random.default_rng(7)
+_B = _RANDOM.normal(0, 0.5, (PROMPT, MEANING))
+_TASTE = _RANDOM.normal(0, 0.6, MEANING)
+_PROMPT_TASTE = _RANDOM.normal(0, 0.4, PROMPT)
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class World:
+    """A target policy that means ``shift`` more than the log and words things ``wording`` nats of spread apart."""
+
+    shift: float = 0.6  # along the taste of the raters
+    wording: float = 2.0
+
+    @property
+    def direction(self) -> Floats:
+        return self.shift * _TASTE / np.linalg.norm(_TASTE)
+
+    def value(self, shift: Floats) -> float:
+        """``E sigmoid(N(mean, variance))`` by quadrature."""
+        spread = np.square(_TASTE).sum() + np.square(_B @ _TASTE + _PROMPT_TASTE).sum()
+        nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+        return float(weights @ _sigmoid(shift @ _TASTE + np.sqrt(spread) * nodes) / weights.sum())
+
+    @property
+    def truth(self) -> float:
+        return self.value(self.direction)
+
+    @property
+    def base(self) -> float:
+        return self.value(np.zeros(MEANING))
+
+    def draw(
+        self, seed: int, *, slates: int = 150, size: int = 4, fresh: int = 4
+    ) -> tuple[LoggedSlates, Features, Floats]:
+        """A log with thumbs, what is meant by logged and fresh responses, and fresh responses' log-weights ``[N]``."""
+        random = np.random.default_rng(seed)
+        x = random.normal(0, 1, (slates, PROMPT))
+        rows, owner = np.repeat(np.arange(slates), size), np.repeat(np.arange(slates), fresh)
+        logged = x[rows] @ _B + random.normal(0, 1, (rows.size, MEANING))
+        target = x[owner] @ _B + self.direction + random.normal(0, 1, (owner.size, MEANING))
+        liked = _sigmoid(logged @ _TASTE + x[rows] @ _PROMPT_TASTE)
+        utility = (random.random(rows.size) < liked).astype(float)
+        words = random.normal(0, self.wording, rows.size) - self.wording**2 / 2
+        fresh_words = random.normal(0, self.wording, owner.size) + self.wording**2 / 2
+        ratio = self._log_ratio(logged - x[rows] @ _B) + words
+        log = LoggedSlates.from_arrays(
+            utility,
+            np.full(rows.size, -200.0),
+            {"target": np.minimum(-200.0 + ratio, 0.0)},
+            np.arange(0, rows.size + 1, size),
+            tokens=np.full(rows.size, 40),
+            how="recorded",
+        )
+        features = Features("meaning", np.column_stack([logged, x[rows]]), np.column_stack([target, x[owner]]), owner)
+        return log, features, self._log_ratio(target - x[owner] @ _B) + fresh_words
+
+    def marginal(self, log: LoggedSlates, features: Features) -> Floats:
+        """``[R]`` true log-weights of what responses mean."""
+        return self._log_ratio(features.logged[:, :MEANING] - features.logged[:, MEANING:] @ _B)
+
+    def unit(self, features: Features) -> Features:
+        """What responses mean, as unit vectors, for kernels."""
+        return Features("unit", _unit(features.logged), _unit(features.target), features.owner)
+
+    def _log_ratio(self, about: Floats) -> Floats:
+        return about @ self.direction - self.direction @ self.direction / 2
+
+
+def _unit(rows: Floats) -> Floats:
+    rows = np.column_stack([rows[:, :MEANING], np.full(len(rows), 3.0)])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-x)))
