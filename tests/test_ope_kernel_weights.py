@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pope_align.ope import LoggedSlates
-from pope_align.ope.confidence import Confidence, quantities
 from pope_align.ope.crossfit import cross_fit
 from pope_align.ope.features import Features
 from pope_align.ope.kernel_weights import kernel_weights, lipschitz_limit
 from pope_align.ope.model_first import model_first, weighted_mean
 from pope_align.ope.paired_choice import least_error
-from pope_align.ope.ratios import Ratios
+from pope_align.stats.intervals import Confidence, quantities
+from pope_align.stats.ratios import Ratios
 from similar_world import World
 
 WORLD = World()

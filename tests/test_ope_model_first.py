@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pope_align.ope import LoggedSlates
-from pope_align.ope.confidence import Confidence, quantities
 from pope_align.ope.crossfit import Ridge, best_fit, cross_fit, deal
 from pope_align.ope.features import Features, fresh_mean, given_prompt, surface
 from pope_align.ope.model_first import model_first, residual_check, weighted_mean
 from pope_align.ope.tempered import tempered
+from pope_align.stats.intervals import Confidence, quantities
 from similar_world import World
 
 WORLD = World()
@@ -95,16 +95,16 @@ def test_intervals_hold_the_truth_where_weights_of_sequences_cannot() -> None:
 
 
 def test_the_interval_knows_of_the_model_it_rests_on() -> None:
-    """Without the term of the model's own fit, the direct method's error would be a fraction of what it is."""
+    """Without the term of the model's own fit, the direct method's error would be understated."""
     values, with_model, without = [], [], []
-    for seed in range(60):
-        log, features, _ = WORLD.draw(seed, slates=60)
+    for seed in range(120):
+        log, features, _ = WORLD.draw(seed, slates=120)
         ratios = model_first(log, cross_fit(log, features)).ratios
         values.append(float(ratios.values()[0]))
         with_model.append(float(np.sqrt(ratios.covariance()[0, 0])))
         alone = type(ratios)(ratios.numerators[:1], ratios.denominators[:1])
         without.append(float(np.sqrt(alone.covariance()[0, 0])))
-    assert np.mean(without) < 0.75 * np.std(values)
+    assert np.mean(without) < 0.85 * np.std(values)
     assert np.mean(with_model) == pytest.approx(np.std(values), rel=0.25)
 
 

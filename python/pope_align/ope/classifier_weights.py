@@ -87,7 +87,10 @@ class _Rows:
 def _rows(log: LoggedSlates, features: Features, fold: Integers) -> _Rows:
     slate = np.concatenate([np.repeat(np.arange(log.num_slates), log.sizes), features.owner])
     counts = np.bincount(features.owner, minlength=log.num_slates)
-    each = np.concatenate([1 / log.per_response(log.sizes), 1 / counts[features.owner]]) / log.num_slates
+    each = (
+        np.concatenate([1 / log.per_response(log.sizes.astype(np.float64)), 1 / counts[features.owner]])
+        / log.num_slates
+    )
     fresh = np.arange(slate.size) >= log.num_responses
     return _Rows(np.concatenate([features.logged, features.target]), fresh, each, fold[slate], slate)
 

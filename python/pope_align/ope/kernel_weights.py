@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..stats.ratios import Ratios
 from ._checks import Floats, Integers
 from .features import Features, check_owner
 from .log import LoggedSlates
 from .model_first import per_slate_weights, weighted_mean
 from .paired_choice import least_error
-from .ratios import Ratios
 
 #: Bandwidths tried, in units of the median cosine distance of two responses to one prompt.
 _LADDER = np.geomspace(1 / 8, 4, 9)
@@ -142,7 +142,8 @@ def lipschitz_limit(log: LoggedSlates, unit_vectors: Floats, utility: Floats) ->
     if spread == 0:
         return float("nan")
     slope = float(x @ y) / spread
-    per_slate = np.bincount(np.concatenate(slate), weights=x * (y - slope * x), minlength=log.num_slates)
+    terms = x * (y - slope * x)
+    per_slate = np.bincount(np.concatenate(slate), weights=terms, minlength=log.num_slates).astype(np.float64)
     error = float(np.sqrt(np.square(log.cluster_sums(per_slate)).sum())) / spread
     return float(np.sqrt(max(0.0, slope + 1.645 * error)))
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..stats.ratios import Ratios
 from ._checks import Floats
 from .crossfit import CrossFit
 from .features import fresh_mean
 from .log import LoggedSlates
-from .ratios import Ratios
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def per_slate_weights(log: LoggedSlates, log_weights: Floats) -> Floats:
     top = log_weights.max()
     if not np.isfinite(top):
         raise ValueError(f"log_weights: expected numbers whose largest is finite, got {top}")
-    return np.asarray(np.exp(log_weights - top) / log.per_response(log.sizes))
+    return np.asarray(np.exp(log_weights - top) / log.per_response(log.sizes.astype(np.float64)))
 
 
 def _by_cluster(log: LoggedSlates, values: Floats) -> Floats:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .ratios import Ratios
+from ..stats.ratios import Ratios
 
 
 def least_error(candidates: Sequence[Ratios]) -> int:

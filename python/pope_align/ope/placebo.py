@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..stats.intervals import Confidence, Quantity, quantities
+from ..stats.ratios import Ratios
 from ._checks import Floats
-from .confidence import Confidence, Quantity, quantities
 from .log import LoggedSlates
 from .model_first import per_slate_weights
-from .ratios import Ratios
 
 #: Numbers in one block of permuted utilities: 32 MiB of float64.
 _BLOCK = 4 * 1024 * 1024

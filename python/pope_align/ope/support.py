@@ -22,6 +22,9 @@ from ._checks import Floats, Integers
 from .features import check_owner
 from .log import LoggedSlates
 
+#: Nats by which equal weights may differ after sums in another order.
+_ROUNDING = 1e-6
+
 #: Normal quantile of the one-sided 95% limit.
 _Z = 1.6448536269514722
 
@@ -65,7 +68,7 @@ def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: In
         raise ValueError(f"fresh_log_weights[{bad[0]}]: expected a number, got NaN")
     target, logging = log.logprobs(policy, length_normalize=False)
     largest = float((target - logging).max())
-    beyond = (fresh_log_weights > largest).astype(np.float64)
+    beyond = (fresh_log_weights > largest + _ROUNDING).astype(np.float64)
     counts = np.bincount(owner, minlength=log.num_slates)
     by_slate = np.bincount(owner, weights=beyond, minlength=log.num_slates) / counts
     share = float(by_slate.mean())
