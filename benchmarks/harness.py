@@ -267,9 +267,11 @@ def conditions() -> dict[str, Any]:
         "system": platform.platform(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
         | {"pope-core": pope_core.__version__, "python": platform.python_version()},
-        # A copy of the files without their history is told its commit.
-        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else "")
-        or os.environ.get("POPE_COMMIT", "unknown"),
+        # A copy of the files without their history is told its commit, wherever it lies: the history that git finds
+        # around it may be another project's.
+        "commit": os.environ.get("POPE_COMMIT")
+        or git("rev-parse", "HEAD") + (" with changes" if changed else "")
+        or "unknown",
     }
 
 

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,10 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+    # A compiled kernel gets a Python float as float32; the interpreter would hand over all of it.
+    convert = interpreter._implicit_cvt
+    interpreter._implicit_cvt = lambda arg: float(np.float32(arg)) if isinstance(arg, float) else convert(arg)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 from compare import report
 from harness import add_row, conditions
@@ -57,8 +59,22 @@ def test_rows_of_other_conditions_are_not_mixed(tmp_path: Path, other: str) -> N
 
 
 def test_a_copy_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POPE_COMMIT", raising=False)
     monkeypatch.setenv("PATH", "")
     assert conditions()["commit"] == "unknown"
+    monkeypatch.setenv("POPE_COMMIT", "abc")
+    assert conditions()["commit"] == "abc"
+
+
+def test_a_copy_inside_another_repository_keeps_the_commit_it_was_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "other"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    monkeypatch.delenv("POPE_COMMIT", raising=False)
+    assert len(conditions()["commit"]) == 40
     monkeypatch.setenv("POPE_COMMIT", "abc")
     assert conditions()["commit"] == "abc"
 

@@ -11,9 +11,16 @@ import torch
 from plain import plain
 
 import pope_core
+from pope_core._checks import CHECK_VARIABLE
 from pope_core.testing import TARGETS, Target, make_slates
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _values_are_checked_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU too: an assertion of the device ends its process, and with it all later tests (`test_gpu.py` has one)."""
+    monkeypatch.setenv(CHECK_VARIABLE, "1")
 
 
 class Inputs:
@@ -401,7 +408,7 @@ def test_padded_rows_and_response_offsets_exclude_each_other(target: Target) -> 
 
 @every_target
 def test_the_log_must_have_as_many_responses_as_the_batch(target: Target) -> None:
-    p, longer = make_slates(), make_slates((3, 1, 2, 1))
+    p, longer = (problem.to(target.device) for problem in (make_slates(), make_slates((3, 1, 2, 1))))
     with pytest.raises(
         ValueError, match=r"^logging_logprobs: expected shape \[6\], one number per response, got \[7\]"
     ):

@@ -245,12 +245,17 @@ def test_gradients_of_single_tokens(target: Target, trained: bool) -> None:
 @every_option
 def test_the_value_is_its_two_parts(target: Target, options: dict[str, Any]) -> None:
     output, _ = from_logits(problem_on(target), target, **options)
-    torch.testing.assert_close(output.value, output.utility_value + 0.3 * output.diversity_value, rtol=0, atol=1e-15)
+    torch.testing.assert_close(output.value, output.utility_value + 0.3 * output.diversity_value, rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(output.loss.detach(), -output.value, rtol=0, atol=0)
 
 
+def moved_from(logging_logprobs: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of another policy."""
+    return logging_logprobs + torch.linspace(-1, 1, logging_logprobs.numel()).to(logging_logprobs)
+
+
 def objective(p: SlateProblem, target: Target, **options: Any) -> tuple[pope_core.PopeLossOutput, torch.Tensor]:
-    logprobs = (p.logging_logprobs + torch.linspace(-1, 1, p.utility.numel(), dtype=torch.float64)).requires_grad_()
+    logprobs = moved_from(p.logging_logprobs).requires_grad_()
     options = {"length_normalize": False, **options}
     output = pope_core.slate_objective(logprobs, *p.log_data, backend=target.backend, **plain(**options))
     return output, torch.autograd.grad(output.loss, logprobs)[0]
@@ -263,12 +268,12 @@ def test_a_common_factor_of_the_weights_cancels_in_self_normalised_values(
     target: Target, weighting: str, normalization: str
 ) -> None:
     """Equal slates, so that a shift of every log-probability is one factor of the weights; as tiny as exp(-3000)."""
-    p = problem_on(Target("reference"), 3, 3, 3)
+    p = problem_on(target, 3, 3, 3)
     options = {"weighting": weighting, "normalization": normalization}
     expected, gradient = objective(p, target, **options)
     for shift in (-10.0, 500.0):
         shifted = SlateProblem(**{**vars(p), "logging_logprobs": p.logging_logprobs + shift})
-        logprobs = (p.logging_logprobs + torch.linspace(-1, 1, 9, dtype=torch.float64)).requires_grad_()
+        logprobs = moved_from(p.logging_logprobs).requires_grad_()
         every = plain(length_normalize=False, **options)
         output = pope_core.slate_objective(logprobs, *shifted.log_data, backend=target.backend, **every)
         torch.testing.assert_close(output.value, expected.value)
@@ -282,7 +287,7 @@ def test_a_common_factor_of_the_weights_cancels_in_self_normalised_values(
 def test_a_constant_added_to_the_utility_moves_a_self_normalised_value_by_it(
     target: Target, weighting: str, normalization: str
 ) -> None:
-    p = problem_on(Target("reference"))
+    p = problem_on(target)
     options = {"weighting": weighting, "normalization": normalization, "clip": 1.5}
     before, gradient = objective(p, target, **options)
     p.utility.add_(2.5)
@@ -294,7 +299,7 @@ def test_a_constant_added_to_the_utility_moves_a_self_normalised_value_by_it(
 @every_target
 @every_option
 def test_slates_of_one_response_make_all_weightings_equal(target: Target, options: dict[str, Any]) -> None:
-    p = problem_on(Target("reference"), 1, 1, 1, 1)
+    p = problem_on(target, 1, 1, 1, 1)
     torch.testing.assert_close(
         objective(p, target, **options), objective(p, target, **{**options, "weighting": "response"})
     )

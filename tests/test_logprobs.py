@@ -12,6 +12,7 @@ import torch
 import pope_core
 from pope_core.testing import TARGETS, SlateProblem, Target, assert_no_worse_than_reference, make_slates
 from pope_kernels import native
+from pope_kernels.values import accumulation_dtype
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -187,6 +188,13 @@ def misaligned(x: torch.Tensor) -> torch.Tensor:
     return storage[1:].view(x.shape)
 
 
+def same_numbers(target: Target, dtype: torch.dtype) -> dict[str, float]:
+    """Bits where docs/kernels.md promises them for equal numbers at other addresses, else a few units of rounding."""
+    if target.device == "cpu":
+        return {"rtol": 0, "atol": 0}
+    return {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(accumulation_dtype(dtype)).eps}
+
+
 @every_target
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", [transposed, strided_rows, every_other_column, misaligned])
@@ -200,7 +208,7 @@ def test_the_memory_layout_of_the_logits_does_not_matter(target: Target, dtype: 
         return pope_core.response_logprobs(layout(x), p.labels, **arguments)
 
     expected = with_gradient(lambda x: pope_core.response_logprobs(x, p.labels, **arguments), logits, upstream)
-    torch.testing.assert_close(with_gradient(call, logits, upstream), expected, rtol=0, atol=0)
+    torch.testing.assert_close(with_gradient(call, logits, upstream), expected, **same_numbers(target, dtype))
 
 
 @every_target
@@ -212,7 +220,7 @@ def test_one_row_may_stand_for_many(target: Target) -> None:
     expanded = pope_core.response_logprobs(row.expand(6, -1), p.labels, **arguments)
     copied = pope_core.response_logprobs(row.repeat(6, 1), p.labels, **arguments)
     gradients = [torch.autograd.grad(result @ upstream, row)[0] for result in (expanded, copied)]
-    torch.testing.assert_close(expanded, copied, rtol=0, atol=0)
+    torch.testing.assert_close(expanded, copied, **same_numbers(target, torch.float32))
     torch.testing.assert_close(*gradients)
 
 

@@ -29,24 +29,22 @@ class World:
     def __init__(self, pi_0: list[float], pi: list[float], reward: list[float]) -> None:
         self.pi_0, self.pi, self.reward = (torch.tensor(x, dtype=torch.float64) for x in (pi_0, pi, reward))
 
-    def estimates(self, k: int, weighting: Any, backend: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def estimates(self, k: int, weighting: Any, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
         """Probability of every slate of ``k`` independent responses, and the library's estimate from it alone."""
         slates = torch.tensor(list(itertools.product(range(len(self.pi)), repeat=k)))  # [all slates, k]
         drawn = slates.flatten()
         offsets = torch.arange(0, drawn.numel() + 1, k)
+        data = (self.pi.log()[drawn], self.pi_0.log()[drawn], self.reward[drawn], offsets)
         output = pope_core.slate_objective(
-            self.pi.log()[drawn],
-            self.pi_0.log()[drawn],
-            self.reward[drawn],
-            offsets,
-            backend=backend,
+            *(tensor.to(target.device) for tensor in data),
+            backend=target.backend,
             **total(diversity_weight=0.0, weighting=weighting),
         )
-        return self.pi_0[slates].prod(1), (output.weights * self.reward[drawn]).view(-1, k).mean(1)
+        return self.pi_0[slates].prod(1), (output.weights.cpu() * self.reward[drawn]).view(-1, k).mean(1)
 
-    def moments(self, k: int, weighting: Any, backend: Any = "reference") -> tuple[float, float]:
+    def moments(self, k: int, weighting: Any, target: Target = Target("reference")) -> tuple[float, float]:
         """Expectation and variance of the estimate over slates logged by ``pi_0``."""
-        probability, estimate = self.estimates(k, weighting, backend)
+        probability, estimate = self.estimates(k, weighting, target)
         mean = probability @ estimate
         return float(mean), float(probability @ (estimate - mean) ** 2)
 
@@ -72,7 +70,7 @@ FALLING = World([0.5, 0.5], [0.45, 0.55], [1.0, 0.0])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_theorem_a_both_estimators_have_the_value_as_expectation(target: Target, world: World, k: int) -> None:
     for weighting in ("response", "slate"):
-        mean, _ = world.moments(k, weighting, target.backend)
+        mean, _ = world.moments(k, weighting, target)
         assert mean == pytest.approx(world.value, rel=1e-12)
 
 
@@ -80,13 +78,13 @@ def test_theorem_a_both_estimators_have_the_value_as_expectation(target: Target,
 @pytest.mark.parametrize("k", [2, 3])
 def test_theorem_b_the_decomposed_estimator_varies_less(target: Target, k: int) -> None:
     assert MOVED.condition_of_b(k) > 0
-    assert MOVED.moments(k, "response", target.backend)[1] < MOVED.moments(k, "slate", target.backend)[1]
+    assert MOVED.moments(k, "response", target)[1] < MOVED.moments(k, "slate", target)[1]
 
 
 @every_target
 def test_theorem_b_can_fail_where_its_condition_does(target: Target) -> None:
     assert FALLING.condition_of_b(2) < 0
-    assert FALLING.moments(2, "response", target.backend)[1] > FALLING.moments(2, "slate", target.backend)[1]
+    assert FALLING.moments(2, "response", target)[1] > FALLING.moments(2, "slate", target)[1]
 
 
 def distributions(size: int) -> st.SearchStrategy[list[float]]:
@@ -180,9 +178,9 @@ def enumerate_toy_language_model(seed: int) -> tuple[torch.Tensor, torch.Tensor,
 
 @every_target
 def test_weights_from_totals_average_to_one_and_recover_the_value_and_weights_from_means_do_not(target: Target) -> None:
-    logging, policy, labels, offsets = enumerate_toy_language_model(0)
+    logging, policy, labels, offsets = (x.to(target.device) for x in enumerate_toy_language_model(0))
     options: dict[str, Any] = {"response_offsets": offsets, "backend": target.backend}
-    reward = torch.linspace(0, 1, offsets.numel() - 1, dtype=torch.float64)
+    reward = torch.linspace(0, 1, offsets.numel() - 1, dtype=torch.float64, device=target.device)
     total_0, total = (pope_core.response_logprobs(x, labels, **options) for x in (logging, policy))
     p_0, p = total_0.exp(), total.exp()
     assert float(p_0.sum()) == pytest.approx(1.0)
@@ -232,7 +230,7 @@ def test_kernels_agree_with_the_specification(
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 1000), options=OBJECTIVES)
 def test_diagnostics_keep_their_bounds(target: Target, sizes: list[int], seed: int, options: dict[str, Any]) -> None:
-    p = make_slates(sizes, dtype=torch.float64, seed=seed)
+    p = make_slates(sizes, dtype=torch.float64, seed=seed).to(target.device)
     policy = p.logging_logprobs + p.utility
     output = pope_core.slate_objective(policy, *p.log_data, backend=target.backend, **total(**options))
     units = sum(sizes) if options["weighting"] == "response" else len(sizes)
@@ -248,7 +246,7 @@ def test_diagnostics_keep_their_bounds(target: Target, sizes: list[int], seed: i
 @pytest.mark.parametrize("weighting", ["response", "slate", "geometric"])
 @pytest.mark.parametrize("normalization", ["none", "slate"])
 def test_on_policy_the_value_is_the_mean_reward(target: Target, weighting: Any, normalization: Any) -> None:
-    p = make_slates(dtype=torch.float64)
+    p = make_slates(dtype=torch.float64).to(target.device)
     output = pope_core.slate_objective(
         p.logging_logprobs,
         *p.log_data,
@@ -264,8 +262,8 @@ def test_on_policy_the_value_is_the_mean_reward(target: Target, weighting: Any, 
 
 @every_target
 def test_a_clipped_weight_has_no_derivative_but_its_reward_has(target: Target) -> None:
-    p = make_slates((2,), dtype=torch.float64)
-    logprobs = (p.logging_logprobs + torch.tensor([2.0, -2.0], dtype=torch.float64)).requires_grad_()
+    p = make_slates((2,), dtype=torch.float64).to(target.device)
+    logprobs = (p.logging_logprobs + torch.tensor([2.0, -2.0]).to(p.utility)).requires_grad_()
     options = total(clip=1.5, diversity_weight=0.3)
     output = pope_core.slate_objective(logprobs, *p.log_data, backend=target.backend, **options)
     (gradient,) = torch.autograd.grad(-output.loss, logprobs)
@@ -277,7 +275,7 @@ def test_a_clipped_weight_has_no_derivative_but_its_reward_has(target: Target) -
 
 @every_target
 def test_a_weight_that_would_overflow_is_clipped_in_log_space(target: Target) -> None:
-    p = make_slates((2, 1), dtype=torch.float64)
+    p = make_slates((2, 1), dtype=torch.float64).to(target.device)
     for weighting in ("response", "slate", "geometric"):
         logprobs = (p.logging_logprobs + 5000.0).requires_grad_()
         options = total(clip=7.0, weighting=weighting)
@@ -292,7 +290,8 @@ def test_a_weight_that_would_overflow_is_clipped_in_log_space(target: Target) ->
 def test_the_optimum_of_one_response_is_where_the_method_page_says(target: Target, utility: float) -> None:
     """Without normalisation, ``w (u - alpha l)`` is largest at ``l = u / alpha - 1``."""
     alpha, optimum = 0.5, utility / 0.5 - 1
-    logprobs = torch.tensor([optimum - 1e-3, optimum, optimum + 1e-3], dtype=torch.float64, requires_grad=True)
+    points = [optimum - 1e-3, optimum, optimum + 1e-3]
+    logprobs = torch.tensor(points, dtype=torch.float64, device=target.device, requires_grad=True)
     data = (torch.full((3,), -2.0), torch.full((3,), utility), torch.tensor([0, 1, 2, 3]))
     loss = pope_core.slate_objective(logprobs, *data, backend=target.backend, **total(diversity_weight=alpha)).loss
     before, at, after = (-torch.autograd.grad(loss, logprobs)[0]).tolist()

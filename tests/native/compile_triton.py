@@ -37,7 +37,7 @@ def signature(names: list[str], constants: dict[str, object], storage: str, acc:
             return "i32"
         if name.endswith("row_stride"):
             return "i64"
-        if name.endswith(("_high", "_low")) or name in ("scale", "softcap", "max_log_weight"):
+        if name.endswith(("_high", "_low")) or name == "max_log_weight":
             return "fp32"
         return f"*{storage}" if name in ("logits", "out") else f"*{acc}"
 

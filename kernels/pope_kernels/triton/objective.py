@@ -21,6 +21,7 @@ from ..values import (
     SlateValues,
     new_slate_values,
 )
+from .numbers import joined, split
 
 LANES = 1024
 WARPS = 16
@@ -33,11 +34,6 @@ ENTROPY = tl.constexpr(DIVERSITY_FORMS["entropy"])
 @triton.jit
 def finite(x):
     return x - x == 0
-
-
-@triton.jit
-def joined(high, low):
-    return tl.full((), high, tl.float64) + tl.full((), low, tl.float64)
 
 
 @triton.jit
@@ -122,7 +118,6 @@ def objective_kernel(
     CLIPPED: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    # A number of the host arrives as float32; two of them make up a float64.
     alpha = joined(alpha_high, alpha_low)
     log_clip = joined(log_clip_high, log_clip_low)
     denominator = joined(denominator_high, denominator_low)
@@ -298,12 +293,6 @@ def slate_shift(
     return shift
 
 
-def _split(x: float) -> tuple[float, float]:
-    """``x`` as the sum of two float32 numbers."""
-    high = float(torch.tensor(x, dtype=torch.float32))
-    return high, x - high
-
-
 def slate_objective(
     response_logprobs: torch.Tensor,
     logging_logprobs: torch.Tensor,
@@ -322,9 +311,9 @@ def slate_objective(
         slate_offsets,
         slate_offsets.numel() - 1,
         num_responses,
-        *_split(options.diversity_weight),
-        *_split(0.0 if options.clip is None else options.log_clip),
-        *_split(float(options.num_slates)),
+        *split(options.diversity_weight),
+        *split(0.0 if options.clip is None else options.log_clip),
+        *split(float(options.num_slates)),
         MAX_LOG_WEIGHT,
         *values,
         WEIGHTING=WEIGHTINGS[options.weighting],

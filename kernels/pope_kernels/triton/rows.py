@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..values import accumulation_dtype
+from .numbers import number, split
 
 BLOCK_BYTES = 8192
 WARPS = 8
@@ -52,13 +53,16 @@ def forward_kernel(
     logprobs,
     lse,
     cols,
-    scale,
-    softcap,
+    scale_high,
+    scale_low,
+    softcap_high,
+    softcap_low,
     SOFTCAP: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    scale, softcap = number(scale_high, scale_low, ACC), number(softcap_high, softcap_low, ACC)
     label = tl.load(labels + row)
     if label == IGNORE_INDEX:
         tl.store(logprobs + row, 0.0)
@@ -95,8 +99,10 @@ def backward_kernel(
     out_row_stride,
     cols,
     blocks,
-    scale,
-    softcap,
+    scale_high,
+    scale_low,
+    softcap_high,
+    softcap_low,
     SOFTCAP: tl.constexpr,
     HAS_COEFFICIENTS: tl.constexpr,
     ACC: tl.constexpr,
@@ -106,6 +112,7 @@ def backward_kernel(
     row = (program // blocks).to(tl.int64)
     at = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = at < cols
+    scale, softcap = number(scale_high, scale_low, ACC), number(softcap_high, softcap_low, ACC)
     label = tl.load(labels + row)
     coefficient = tl.full((), 1.0, ACC)
     if HAS_COEFFICIENTS:
@@ -131,9 +138,13 @@ def backward_kernel(
 
 def _options(logits: torch.Tensor, scale: float, softcap: float | None) -> dict[str, object]:
     acc = tl.float64 if accumulation_dtype(logits.dtype) == torch.float64 else tl.float32
+    scale_high, scale_low = split(scale)
+    softcap_high, softcap_low = split(softcap or 0.0)
     return {
-        "scale": scale,
-        "softcap": softcap or 0.0,
+        "scale_high": scale_high,
+        "scale_low": scale_low,
+        "softcap_high": softcap_high,
+        "softcap_low": softcap_low,
         "SOFTCAP": softcap is not None,
         "ACC": acc,
         "BLOCK": BLOCK_BYTES // logits.element_size(),
