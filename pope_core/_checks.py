@@ -10,9 +10,11 @@ instead of an illegal access, and one asynchronous assertion per operator stops 
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
+from torch.autograd import forward_ad
 
 from .types import IGNORE_INDEX, MAX_LOG_WEIGHT
 
@@ -158,7 +160,32 @@ def finite_rows(name: str, lse: torch.Tensor, first_row: int = 0) -> None:
     """A log-sum-exp that is not finite betrays a NaN or an infinity in its row of logits."""
     bad = (~lse.isfinite()).nonzero()
     if bad.numel():
-        _fail(name, "logits without NaN or +inf", f"one in row {first_row + int(bad[0])}")
+        row = int(bad[0])
+        if float(lse[row]) == -math.inf:
+            _fail(name, "a logit above -inf in every row", f"none in row {first_row + row}")
+        _fail(name, "logits without NaN or +inf", f"one in row {first_row + row}")
+
+
+def finite_value(value: torch.Tensor) -> None:
+    """A value [] that is infinite though every input was finite."""
+    if not value.isfinite():
+        _fail(
+            "utility, diversity_weight",
+            f"a finite value in {str(value.dtype).removeprefix('torch.')}",
+            str(float(value)),
+        )
+
+
+def no_tangent(**inputs: torch.Tensor | None) -> None:
+    """Forward-mode differentiation would go on without a tangent, as if the derivative were zero."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    for name, value in inputs.items():
+        if value is not None and forward_ad.unpack_dual(value).tangent is not None:
+            raise RuntimeError(
+                f"{name}: has a tangent, but forward-mode differentiation is not implemented; use backward, or "
+                "backend='reference'"
+            )
 
 
 def log_weight_bound(largest: float, slate: int, clip: float | None) -> None:
@@ -169,11 +196,3 @@ def log_weight_bound(largest: float, slate: int, clip: float | None) -> None:
             "and clip=None; set a maximum weight (clip) or length_normalize=True, or check that logging_logprobs are "
             "totals over the same tokens"
         )
-
-
-def weight_mass(mass: torch.Tensor) -> None:
-    """The sum of the weights that ``normalization="batch"`` divides by, where it was formed in parts."""
-    if deferred(mass.device):
-        later(mass > 0, "the weights: normalization='batch' divides by their sum, and every one underflows to 0")
-    elif float(mass) == 0.0:
-        raise ValueError("normalization: 'batch' divides by the sum of the weights, and every weight underflows to 0")

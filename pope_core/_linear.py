@@ -23,7 +23,7 @@ from pope_kernels.values import accumulation_dtype
 from . import _checks
 from ._objective import GroupCoefficients, evaluate_checked
 from ._offsets import Offsets, both, capturing
-from ._plan import Batch, Chunk, front_order, plan_groups, plan_rows
+from ._plan import Batch, Chunk, front_order, plan_rows
 from .backends import Kernels
 from .types import IGNORE_INDEX
 
@@ -240,21 +240,20 @@ class HeadGradient:
 class Products:
     """Turns chunks of logits into ``G @ W`` and into the gradients of the head."""
 
-    def __init__(self, head: ChunkedHead, needs: Needs, num_terms: int, may_vanish: bool) -> None:
+    def __init__(self, head: ChunkedHead, needs: Needs, may_vanish: bool) -> None:
         hidden = head.tokens.hidden
         self.head, self.need_hidden = head, needs.hidden
         # On a GPU, to learn which coefficients are zero is to wait for them: only where some are likely to be.
         self.skip_zeros = hidden.device.type == "cpu" or (may_vanish and not capturing(hidden.device))
         self.unit = torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0, hidden.shape[1])
-        self.totals = [HeadGradient(head, needs) for _ in range(num_terms if needs.head else 0)]
+        self.total = HeadGradient(head, needs) if needs.head else None
 
-    def take(self, chunk: Chunk, logits: torch.Tensor, coefficients: list[torch.Tensor]) -> None:
-        """``coefficients`` of the chunk's tokens, one vector per accumulated term; ``logits`` are used up."""
+    def take(self, chunk: Chunk, logits: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """``coefficients`` [n] of the chunk's tokens; ``logits`` are used up."""
         head, hidden = self.head, self.head.tokens.hidden[chunk.span]
         order = self._move_front(logits, coefficients) if self.skip_zeros else None
         if order is not None:
-            hidden, logits = hidden[order], logits[: order.numel()]
-            coefficients = [c[order] for c in coefficients]
+            hidden, logits, coefficients = hidden[order], logits[: order.numel()], coefficients[order]
             if self.need_hidden:
                 self.unit[chunk.span] = 0
             if order.numel() == 0:
@@ -267,12 +266,16 @@ class Products:
             else:
                 moved = out.new_empty(order.numel(), out.shape[1])
                 out.index_copy_(0, order, head.kernels.back_project(gradient, head.weight, moved))
-        for total, coefficient in zip(self.totals, coefficients):
-            total.add(gradient, hidden, coefficient)
+        if self.total is not None:
+            self.total.add(gradient, hidden, coefficients)
 
-    def _move_front(self, logits: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor | None:
+    def head_gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``d_weight`` and ``d_bias``, empty where neither is wanted."""
+        return nothing(self.head) if self.total is None else self.total.totals()
+
+    def _move_front(self, logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor | None:
         """Move the rows with a coefficient to the front; returns their order, or None where all rows have one."""
-        nonzero = (torch.stack(coefficients) != 0).any(0).cpu()
+        nonzero = (coefficients != 0).cpu()
         if bool(nonzero.all()):
             return None
         order, holes, movers = (index.to(logits.device) for index in front_order(nonzero))
@@ -307,13 +310,13 @@ def recompute_gradients(
     """``d_hidden``, ``d_weight`` and ``d_bias`` for given token coefficients ``[n]`` and ``head.lse``, at the price of
     computing the logits again.
     """
-    products = Products(head, needs, num_terms=1, may_vanish=False)
+    products = Products(head, needs, may_vanish=False)
     for chunk in head.chunks():
-        products.take(chunk, head.logits(chunk), [coefficients[chunk.span]])
+        products.take(chunk, head.logits(chunk), coefficients[chunk.span])
     head.release()  # before the gradients are scaled and rounded
     if needs.hidden:
         multiply(products.unit, coefficients.unsqueeze(1), products.unit)
-    return products.unit, *(products.totals[0].totals() if needs.head else nothing(head))
+    return products.unit, *products.head_gradient()
 
 
 def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
@@ -355,11 +358,13 @@ class LossPass:
         # Without a reward for diversity, clipped and unrewarded responses have no gradient.
         may_vanish = self.options.diversity_weight == 0
         if self.needs.head or (self.needs.hidden and may_vanish):
-            products = Products(head, self.needs, len(groups.terms), may_vanish)
+            products = Products(head, self.needs, may_vanish)
             self._grouped(groups, products)
-            unit, totals = products.unit, products.totals
+            unit = products.unit
+            head.release()  # before the gradient is rounded
+            d_weight, d_bias = products.head_gradient()
         else:
-            unit, totals = forward(head, self.needs), []
+            unit, (d_weight, d_bias) = forward(head, self.needs), nothing(head)
             self.response_logprobs = head.response_logprobs(0, num_responses, self.mean)
         values = evaluate_checked(
             head.kernels,
@@ -373,17 +378,12 @@ class LossPass:
         coefficients = head.logprobs.new_empty(0)
         if self.needs.hidden:
             coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
-        if not totals:
-            return values, LossGradients(unit, coefficients, *nothing(head))
-        head.release()  # before the gradient is rounded
-        weights, biases = zip(*(total.totals() for total in totals))
-        d_weight, d_bias = groups.combine(weights, values), groups.combine(biases, values)
         return values, LossGradients(unit, coefficients, d_weight.to(head.gradient_dtype), d_bias)
 
     def _grouped(self, groups: GroupCoefficients, products: Products) -> None:
         """Batches of whole groups: log-probabilities, coefficients, gradients, while the logits are in the buffer."""
         head = self.head
-        for batch in plan_groups(head.tokens.offsets.host[groups.offsets.host].tolist(), head.rows):
+        for batch in groups.plan(head.tokens.offsets.host, head.rows):
             for chunk in batch.chunks:
                 logits = head.forward(chunk)
             coefficients = self._batch_coefficients(groups, batch)
@@ -392,18 +392,16 @@ class LossPass:
             for chunk in reversed(batch.chunks):
                 if chunk is not batch.chunks[-1]:
                     logits = head.logits(chunk)
-                here = slice(chunk.start - start, chunk.stop - start)
-                products.take(chunk, logits, [coefficient[here] for coefficient in coefficients])
+                products.take(chunk, logits, coefficients[chunk.start - start : chunk.stop - start])
 
-    def _batch_coefficients(self, groups: GroupCoefficients, batch: Batch) -> list[torch.Tensor]:
+    def _batch_coefficients(self, groups: GroupCoefficients, batch: Batch) -> torch.Tensor:
         responses = groups.responses(batch.first_group, batch.last_group)
         tokens, offsets = self.head.span(responses.start, responses.stop)
         self.response_logprobs[responses], coefficients = groups(
             self.head.logprobs[tokens],
             self.head.tokens.labels[tokens],
             offsets,
-            batch.first_group,
-            batch.last_group,
+            batch,
             self.mean,
         )
         return coefficients

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pope_kernels.values import accumulation_dtype
 
@@ -18,7 +17,17 @@ from . import _checks
 from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, head_gradient_dtype, multiply, recompute_gradients
 from ._objective import kernel_options
 from ._offsets import both
-from ._ops import LIBRARY, OBJECTIVE_ARGUMENTS, VALUES, empty, fake_values, num_logprobs, register, restored
+from ._ops import (
+    LIBRARY,
+    OBJECTIVE_ARGUMENTS,
+    VALUES,
+    empty,
+    fake_values,
+    first_derivatives_only,
+    num_logprobs,
+    register,
+    restored,
+)
 from ._plan import rows_at_once
 from .backends import kernels
 from .slates import token_counts
@@ -178,7 +187,7 @@ def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: t
         ctx.save_for_backward(*named[:5], lse)
 
 
-@once_differentiable
+@first_derivatives_only
 def _linear_response_logprobs_autograd(
     ctx: Any, grad: Tensor | None, *unused: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -283,7 +292,7 @@ def _linear_pope_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     ctx.save_for_backward(*output[-4:])
 
 
-@once_differentiable
+@first_derivatives_only
 def _linear_pope_loss_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     nothing = (None,) * len(ctx.needs_input_grad)
     if upstream is None:  # nothing depends on the value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from pope_kernels.values import ObjectiveOptions
 
 from . import _checks
 from ._offsets import Offsets
+from ._plan import Batch, all_groups, plan_groups
 from .backends import Kernels
 from .objective import Objective
 from .types import MAX_LOG_WEIGHT
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 #: What ``SlateValues.sound`` covers.
 _CHECKED = (
-    "labels, offsets, logits, logging_logprobs or utility (not finite or out of range), or clip=None and a log-weight "
-    f"above {MAX_LOG_WEIGHT:.0f} nats"
+    "labels, offsets, logits, logging_logprobs or utility (not finite or out of range), clip=None and a log-weight "
+    f"above {MAX_LOG_WEIGHT:.0f} nats, or a value that overflows"
 )
 
 
@@ -51,18 +52,18 @@ def evaluate_checked(
     values = kernels.slate_objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, dtype)
     if deferred:
         assert values.sound is not None, "a GPU backend checks its inputs"
-        _checks.later(values.sound, _CHECKED)
+        _checks.later(values.sound & values.value.isfinite(), _CHECKED)
     else:
         _checks.log_weight_bound(float(values.largest_log_weight), int(values.largest_slate), options.clip)
+        _checks.finite_value(values.value)
     return values
 
 
 class GroupCoefficients:
-    """``dV / d response_logprobs`` of some groups while the others are still unknown; ``together`` where none are.
+    """``dV / d response_logprobs`` of some groups while the others are still unknown.
 
-    A group is one response where nothing but the size of its slate couples it to the others, else one slate. The value
-    of ``normalization="batch"`` is a quotient A / B of sums over everything, so apart two coefficients are given, of A
-    and of B, and :meth:`combine` joins what was accumulated with them once A / B and B are known.
+    A group is what must be known at once: one response where nothing but the size of its slate couples it to others,
+    else its slate; with ``normalization="batch"``, whose sum runs over the call, and with ``together``, everything.
     """
 
     def __init__(
@@ -75,59 +76,44 @@ class GroupCoefficients:
         *,
         together: bool,
     ) -> None:
-        self.kernels, self.logging_logprobs = kernels, logging_logprobs
-        sizes, num_responses = slate_offsets.device.diff(), utility.numel()
-        by_response = not together and options.weighting == "response" and options.normalization != "slate"
-        # A response's share in the mean of its slate. A lone response is a slate of one and gets its share afterwards.
-        self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)
-        self.by_response = by_response
-        self.offsets = slate_offsets  # [groups + 1]
-        if by_response:
+        self.kernels, self.logging_logprobs, self.utility = kernels, logging_logprobs, utility
+        self.options = options
+        self.together = together or options.normalization == "batch"
+        self.offsets = slate_offsets  # [slates + 1], of lone responses where these are the groups
+        self.share: torch.Tensor | None = None
+        if not self.together and options.weighting == "response" and options.normalization == "none":
+            # A response's share in the mean of its slate: a lone one is a slate of one and gets its share afterwards.
+            sizes, num_responses = slate_offsets.device.diff(), utility.numel()
+            self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)
             host = torch.arange(num_responses + 1)
             self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
-        self.terms = [(options, utility)]
-        if options.normalization == "batch" and not together:
-            numerator = options._replace(normalization="none", num_slates=1)
-            mass = numerator._replace(diversity_weight=0.0, utility_form="feedback")
-            self.terms = [(numerator, utility), (mass, torch.ones_like(utility))]
 
-    def responses(self, first_group: int, last_group: int) -> slice:
-        return slice(int(self.offsets.host[first_group]), int(self.offsets.host[last_group]))
+    def plan(self, response_offsets: torch.Tensor, rows: int) -> Iterator[Batch]:
+        """Batches of slates, or of lone responses, in chunks of at most ``rows`` tokens; offsets on the host."""
+        tokens = response_offsets[self.offsets.host].tolist()
+        return plan_groups(tokens, rows) if not self.together else iter([all_groups(tokens, rows)])
+
+    def responses(self, first: int, last: int) -> slice:
+        return slice(int(self.offsets.host[first]), int(self.offsets.host[last]))
 
     def __call__(
         self,
-        token_logprobs: torch.Tensor,  # [n] of the groups' responses
+        token_logprobs: torch.Tensor,  # [n] of the batch's responses
         labels: torch.Tensor,  # [n]
         response_offsets: torch.Tensor,  # [r + 1] within them
-        first_group: int,
-        last_group: int,
+        batch: Batch,
         mean: bool,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Log-probabilities of the groups' responses, and one coefficient per token and term."""
-        span = self.responses(first_group, last_group)
-        offsets = self.offsets.device[first_group : last_group + 1] - span.start
-        share = self.share[span] if self.by_response else None
-        coefficients = []
-        for options, utility in self.terms:
-            logprobs, each = self.kernels.group_coefficients(
-                token_logprobs,
-                labels,
-                response_offsets,
-                self.logging_logprobs[span],
-                utility[span],
-                offsets,
-                share,
-                mean,
-                options,
-            )
-            coefficients.append(each)
-        return logprobs, coefficients
-
-    def combine(self, accumulated: Sequence[torch.Tensor], values: SlateValues) -> torch.Tensor:
-        """Join one accumulated tensor per term into the gradient of the value (in place, in the first)."""
-        if len(accumulated) == 1:
-            return accumulated[0]
-        numerator, denominator = accumulated
-        mass = (values.weights * self.share).sum()
-        _checks.weight_mass(mass)
-        return numerator.addcmul_(denominator, values.value, value=-1.0).div_(mass)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of the batch's responses, and one coefficient per token."""
+        span = self.responses(batch.first_group, batch.last_group)
+        return self.kernels.group_coefficients(
+            token_logprobs,
+            labels,
+            response_offsets,
+            self.logging_logprobs[span],
+            self.utility[span],
+            self.offsets.device[batch.first_group : batch.last_group + 1] - span.start,
+            None if self.share is None else self.share[span],
+            mean,
+            self.options,
+        )

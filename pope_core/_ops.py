@@ -9,13 +9,13 @@ backward.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pope_kernels.values import accumulation_dtype
 
@@ -54,6 +54,22 @@ def register(name: str, implementation: Callable[..., Any]) -> None:
     """One implementation for every device: the backend was selected by the public function and is an argument."""
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, implementation, key)
+
+
+def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """``backward`` of an operator; refused under ``create_graph=True``, which would take gradients for constants."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "create_graph=True: second derivatives are not implemented, and would be left out of the result; "
+                "backend='reference' has them"
+            )
+        with torch.no_grad():
+            return backward(ctx, *gradients)
+
+    return checked
 
 
 # --- response_logprobs ---
@@ -133,7 +149,7 @@ def _response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Te
     ctx.save_for_backward(logits, labels, response_offsets, output[1])
 
 
-@once_differentiable
+@first_derivatives_only
 def _response_logprobs_autograd(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:  # nothing depends on the value
         return (None,) * len(ctx.needs_input_grad)
@@ -215,7 +231,7 @@ def _slate_objective_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tens
     ctx.save_for_backward(output[-1])
 
 
-@once_differentiable
+@first_derivatives_only
 def _slate_objective_autograd(ctx: Any, upstream: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     if upstream is None:  # nothing depends on the value
         return (None,) * len(ctx.needs_input_grad)

@@ -63,6 +63,11 @@ def plan_rows(num_rows: int, rows: int) -> Iterator[Chunk]:
         yield Chunk(start, min(start + even, num_rows))
 
 
+def all_groups(group_offsets: Sequence[int], rows: int) -> Batch:
+    """All groups as one batch of equal chunks."""
+    return Batch(0, len(group_offsets) - 1, tuple(plan_rows(group_offsets[-1], rows)))
+
+
 def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[Batch]:
     """Cut the groups (CSR ``group_offsets`` in rows) into batches of at most ``rows`` rows, greedily and in order."""
     first, num_groups = 0, len(group_offsets) - 1

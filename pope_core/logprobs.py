@@ -46,10 +46,11 @@ def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
 
 
 def check_head_options(logit_scale: float, logit_softcap: float | None, chunk_bytes: int | None) -> None:
-    if not logit_scale > 0:
-        raise ValueError(f"logit_scale: expected a number > 0, got {logit_scale!r}")
-    if logit_softcap is not None and not logit_softcap > 0:
-        raise ValueError(f"logit_softcap: expected None or a number > 0, got {logit_softcap!r}")
+    # Kernels hold both, and the inverse of a cap, in float32.
+    if not 1e-30 <= logit_scale <= 1e30:
+        raise ValueError(f"logit_scale: expected a number in [1e-30, 1e+30], got {logit_scale!r}")
+    if logit_softcap is not None and not 1e-30 <= logit_softcap <= 1e30:
+        raise ValueError(f"logit_softcap: expected None or a number in [1e-30, 1e+30], got {logit_softcap!r}")
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ValueError(f"chunk_bytes: expected None or a number of bytes >= 1, got {chunk_bytes!r}")
 
@@ -118,6 +119,7 @@ def response_logprobs(
         return in_layout_of(labels, result.to(accumulation_dtype(logits.dtype)), reduction)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
+    _checks.no_tangent(logits=logits)
     logprobs = torch.ops.pope.response_logprobs(rows, flat_labels, offsets, reduction, chosen)[0]
     return in_layout_of(labels, logprobs, reduction)
 
@@ -190,6 +192,7 @@ def linear_response_logprobs(
             logit_softcap=logit_softcap,
         )
         return in_layout_of(labels, result.to(accumulation_dtype(dtype)), reduction)
+    _checks.no_tangent(hidden=hidden, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
     logprobs = torch.ops.pope.linear_response_logprobs(
         rows,
         lm_head_weight,

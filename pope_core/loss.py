@@ -88,6 +88,7 @@ def slate_objective(
             num_slates=num_slates,
         )
         return as_dtype(output, accumulation_dtype(response_logprobs.dtype))
+    _checks.no_tangent(response_logprobs=response_logprobs)
     value, *rest, _ = torch.ops.pope.slate_objective(
         response_logprobs, logging_logprobs, utility, offsets, tokens, chosen, *flattened(objective, num_slates)
     )
@@ -180,10 +181,9 @@ def linear_pope_loss(
     Every token of a response shares one gradient coefficient, known as soon as the response's (or its slate's)
     log-probabilities are, so each chunk of logits becomes its gradient in place: three matrix products (6NDV) with a
     trainable head, two (4NDV) with a frozen one, against four for a fused per-token log-probability. A slate (with
-    weighting="response" and normalization "none" or "batch": a response) that exceeds ``chunk_bytes`` on its own
-    computes its logits twice; normalization="batch", over several chunks, forms the product for the head's gradient
-    twice. Responses with a gradient of exactly zero (diversity_weight=0) join no product but the first. Only wanted
-    gradients are computed, in the forward; backward scales them.
+    weighting="response" and normalization="none": a response; with normalization="batch": the call) that exceeds
+    ``chunk_bytes`` on its own computes its logits twice. Responses with a gradient of exactly zero (diversity_weight=0)
+    join no product but the first. Only wanted gradients are computed, in the forward; backward scales them.
 
     Args:
         hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; its
@@ -242,6 +242,7 @@ def linear_pope_loss(
             logit_softcap=logit_softcap,
         )
         return as_dtype(output, accumulation_dtype(dtype))
+    _checks.no_tangent(hidden=hidden, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
     value, *rest, logprobs, _, _, _, _ = torch.ops.pope.linear_pope_loss(
         rows,
         lm_head_weight,
@@ -302,7 +303,10 @@ def check_tokens(tokens: torch.Tensor | None, objective: Objective, num_response
 
 
 def as_dtype(output: PopeLossOutput, dtype: torch.dtype) -> PopeLossOutput:
-    return PopeLossOutput(*(field.to(dtype) for field in output))
+    output = PopeLossOutput(*(field.to(dtype) for field in output))
+    if not _checks.deferred(output.value.device):
+        _checks.finite_value(output.value)
+    return output
 
 
 def output_of(value: torch.Tensor, rest: list[torch.Tensor], response_logprobs: torch.Tensor) -> PopeLossOutput:

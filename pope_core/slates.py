@@ -36,12 +36,18 @@ def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
         ``[n + 1]`` int64 on the device of ``lengths``.
 
     Raises:
-        ValueError: ``lengths`` is empty or not one-dimensional.
+        ValueError: ``lengths`` is empty, not one-dimensional, or holds something else than positive integers (the
+            values of tensors on a GPU are not read: the operators check offsets).
     """
-    lengths = torch.as_tensor(lengths, dtype=torch.int64)
+    lengths = torch.as_tensor(lengths)
     if lengths.ndim != 1 or lengths.numel() == 0:
         raise ValueError(f"lengths: expected a non-empty list of integers, got shape {list(lengths.shape)}")
-    return F.pad(lengths.cumsum(0), (1, 0))
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths: expected positive integers, got {lengths.dtype}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and int(lengths.min()) < 1:
+        at = int((lengths < 1).nonzero()[0])
+        raise ValueError(f"lengths: expected positive integers, got {int(lengths[at])} at index {at}")
+    return F.pad(lengths.long().cumsum(0), (1, 0))
 
 
 def flatten_padded(

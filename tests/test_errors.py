@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from plain import plain
+from torch.autograd import forward_ad
 
 import pope_core
 from pope_core._checks import CHECK_VARIABLE
@@ -19,7 +20,7 @@ every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
 @pytest.fixture(autouse=True)
 def _values_are_checked_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU too: an assertion of the device ends its process, and with it all later tests (`test_gpu.py` has one)."""
+    """On a GPU too: an assertion of the device ends its process, and all later tests with it (see `test_gpu.py`)."""
     monkeypatch.setenv(CHECK_VARIABLE, "1")
 
 
@@ -152,8 +153,27 @@ CASES: list[tuple[str, tuple[str, ...], Spoil, str]] = [
         option(num_slates=4, normalization="batch"),
         "num_slates: has no meaning with normalization='batch'",
     ),
-    ("logit_scale", HIDDEN, option(logit_scale=0.0), "logit_scale: expected a number > 0, got 0.0"),
-    ("logit_softcap", HIDDEN, option(logit_softcap=-1.0), "logit_softcap: expected None or a number > 0, got -1.0"),
+    ("logit_scale", HIDDEN, option(logit_scale=0.0), "logit_scale: expected a number in [1e-30, 1e+30], got 0.0"),
+    ("tiny logit_scale", HIDDEN, option(logit_scale=1e-40), "logit_scale: expected a number in [1e-30, 1e+30]"),
+    ("NaN logit_scale", HIDDEN, option(logit_scale=float("nan")), "logit_scale: expected a number in [1e-30, 1e+30]"),
+    (
+        "logit_softcap",
+        HIDDEN,
+        option(logit_softcap=-1.0),
+        "logit_softcap: expected None or a number in [1e-30, 1e+30], got -1.0",
+    ),
+    (
+        "logit_softcap that float32 does not hold",
+        HIDDEN,
+        option(logit_softcap=1e-300),
+        "logit_softcap: expected None or a number in [1e-30, 1e+30], got 1e-300",
+    ),
+    (
+        "infinite logit_softcap",
+        HIDDEN,
+        option(logit_softcap=float("inf")),
+        "logit_softcap: expected None or a number in [1e-30, 1e+30], got inf",
+    ),
     ("chunk_bytes", HIDDEN, option(chunk_bytes=0), "chunk_bytes: expected None or a number of bytes >= 1, got 0"),
     # rows and labels
     (
@@ -243,6 +263,30 @@ CASES: list[tuple[str, tuple[str, ...], Spoil, str]] = [
         LOGITS,
         lambda x: x.logits[7].__setitem__(3, torch.inf),
         "logits: expected logits without NaN or +inf, got one in row 7",
+    ),
+    (
+        "only -inf logits",
+        LOGITS,
+        lambda x: x.logits[7].fill_(-torch.inf),
+        "logits: expected a logit above -inf in every row, got none in row 7",
+    ),
+    (
+        "only -inf logits in bfloat16",
+        LOGITS,
+        lambda x: [put("logits", torch.Tensor.bfloat16)(x), x.logits[7].fill_(-torch.inf)],
+        "logits: expected a logit above -inf in every row, got none in row 7",
+    ),
+    (
+        "only -inf logits in float64",
+        LOGITS,
+        lambda x: [put("logits", torch.Tensor.double)(x), x.logits[7].fill_(-torch.inf)],
+        "logits: expected a logit above -inf in every row, got none in row 7",
+    ),
+    (
+        "bias of -inf",
+        HIDDEN,
+        lambda x: x.lm_head_bias.fill_(-torch.inf),
+        "expected a logit above -inf in every row, got none in row 0",
     ),
     (
         "NaN hidden",
@@ -429,9 +473,40 @@ def test_tensors_on_two_devices_are_refused() -> None:
         )
 
 
+@every_target
+@pytest.mark.parametrize("change", [{"diversity_weight": 1e308}, {"utility": 1e308}, {"utility": 1e39}], ids=str)
+@pytest.mark.parametrize("function", OBJECTIVE)
+def test_a_value_that_overflows_is_refused(target: Target, function: str, change: dict[str, float]) -> None:
+    inputs = Inputs(target)
+    inputs.options.update(clip=2.0, **{name: x for name, x in change.items() if name != "utility"})
+    inputs.utility = inputs.utility.double() + change.get("utility", 0.0)
+    with pytest.raises(ValueError, match=r"^utility, diversity_weight: expected a finite value in float32, got -?inf"):
+        getattr(inputs, function)()
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.backend != "reference"], ids=str)
+@pytest.mark.parametrize("function", OBJECTIVE + TOKENS[::2])
+def test_forward_mode_derivatives_are_refused_not_zero(target: Target, function: str) -> None:
+    inputs = Inputs(target)
+    name = {"slate_objective": "logprobs"}.get(function, "logits" if function in LOGITS else "lm_head_weight")
+    with forward_ad.dual_level():
+        setattr(inputs, name, forward_ad.make_dual(getattr(inputs, name), torch.ones_like(getattr(inputs, name))))
+        with pytest.raises(RuntimeError, match=r"has a tangent, but forward-mode differentiation is not implemented"):
+            getattr(inputs, function)()
+
+
 def test_offsets_need_lengths() -> None:
-    for lengths in ([], [[1, 2]], torch.ones(2, 2)):
+    for lengths in ([], [[1, 2]], torch.ones(2, 2, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"^lengths: expected a non-empty list of integers, got shape"):
+            pope_core.offsets_from_lengths(lengths)
+    for lengths, got in (
+        ([1.7, 2.9], "float32"),
+        (torch.ones(2), "float32"),
+        ([True, False], "bool"),
+        ([3, -1], "-1 at index 1"),
+        (torch.tensor([0, 3]), "0 at index 0"),
+    ):
+        with pytest.raises(ValueError, match=rf"^lengths: expected positive integers, got .*{got}"):
             pope_core.offsets_from_lengths(lengths)
     assert pope_core.offsets_from_lengths([3, 1]).tolist() == [0, 3, 4]
     assert pope_core.offsets_from_lengths(torch.tensor([2], dtype=torch.int32)).dtype == torch.int64

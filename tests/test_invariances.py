@@ -245,7 +245,9 @@ def test_gradients_of_single_tokens(target: Target, trained: bool) -> None:
 @every_option
 def test_the_value_is_its_two_parts(target: Target, options: dict[str, Any]) -> None:
     output, _ = from_logits(problem_on(target), target, **options)
-    torch.testing.assert_close(output.value, output.utility_value + 0.3 * output.diversity_value, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(
+        output.value, output.utility_value + 0.3 * output.diversity_value, rtol=1e-14, atol=1e-15
+    )
     torch.testing.assert_close(output.loss.detach(), -output.value, rtol=0, atol=0)
 
 

@@ -351,3 +351,18 @@ def test_rows_without_a_coefficient_get_exact_zeros(target: Target) -> None:
     d_hidden, *_ = gradients(output.loss, leaves)
     assert not d_hidden[: int(p.response_offsets[1])].any()
     assert d_hidden.any(1).sum() == p.labels.numel() - int(p.response_offsets[1])
+
+
+@every_target
+@pytest.mark.parametrize("weighting", ["response", "slate", "geometric"])
+def test_batch_normalisation_has_a_value_where_every_weight_underflows(target: Target, weighting: str) -> None:
+    """exp(-900) is 0 in float64; the quotient of such weights is not 0 / 0, in one chunk or in many."""
+    p = make_slates((2, 1, 3), dtype=torch.float64).to(target.device)
+    p.logging_logprobs.add_(900)
+    options = {"normalization": "batch", "weighting": weighting}
+    for chunk_bytes in (3 * 2 * ROW, None):
+        leaves, others = leaves_of(p), leaves_of(p)
+        output = linear_loss(p, leaves, target, chunk_bytes=chunk_bytes, **options)
+        expected = loss_of_whole_logits(p, others, {}, options)
+        torch.testing.assert_close(output.value, expected.value)
+        torch.testing.assert_close(gradients(output.loss, leaves), gradients(expected.loss, others))

@@ -54,7 +54,7 @@ def problem(num_slates: int, dtype: torch.dtype = torch.float32, k: int = 4) -> 
 def step(p: SlateProblem, *, trains: bool = True, upstream: float = 1.0, **options: Any) -> Callable[[], Any]:
     hidden = p.hidden.clone().requires_grad_()
     weight = p.lm_head_weight.clone().requires_grad_(trains)
-    arguments = plain(response_offsets=p.response_offsets, chunk_bytes=CHUNK_BYTES, **options)
+    arguments = plain(**{"response_offsets": p.response_offsets, "chunk_bytes": CHUNK_BYTES, **options})
 
     def run() -> None:
         output = pope_core.linear_pope_loss(hidden, weight, p.labels, *p.log_data, backend="cpu", **arguments)
@@ -83,7 +83,7 @@ BYTES_PER_TOKEN = 100
         {"trains": False},
         {"weighting": "slate"},
         {"normalization": "slate"},
-        {"normalization": "batch", "heads": 2},
+        {"normalization": "batch"},
         {"upstream": 0.5},
         {"diversity_weight": 0.0, "clip": 1.0},
         {"logit_softcap": 5.0},

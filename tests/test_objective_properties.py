@@ -16,6 +16,7 @@ import pope_core
 from pope_core.testing import TARGETS, Target, make_slates
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+REFERENCE = Target("reference")
 
 
 def total(**options: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class World:
         )
         return self.pi_0[slates].prod(1), (output.weights.cpu() * self.reward[drawn]).view(-1, k).mean(1)
 
-    def moments(self, k: int, weighting: Any, target: Target = Target("reference")) -> tuple[float, float]:
+    def moments(self, k: int, weighting: Any, target: Target = REFERENCE) -> tuple[float, float]:
         """Expectation and variance of the estimate over slates logged by ``pi_0``."""
         probability, estimate = self.estimates(k, weighting, target)
         mean = probability @ estimate

@@ -158,7 +158,8 @@ void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Ac
         block = next;
         count = next_count;
     }
-    const double log_sum = std::log(sum);
+    // A row of nothing but -inf: exp_nonpositive gives 1e-38 for it, not 0.
+    const double log_sum = top == kLowest<Acc> && !std::isnan(sum) ? -INFINITY : std::log(sum);
     *lse = static_cast<double>(top) + log_sum;
     *logprob = (transformed<kSoftcap>(static_cast<Acc>(load(row + label)), t) - top) - static_cast<Acc>(log_sum);
 }

@@ -65,7 +65,8 @@ struct Transform {
 // A sum of exponentials relative to its largest argument.
 template <class Acc>
 struct Online {
-    Acc top = sizeof(Acc) == 8 ? static_cast<Acc>(-DBL_MAX) : static_cast<Acc>(-FLT_MAX);
+    static constexpr Acc kLowest = sizeof(Acc) == 8 ? static_cast<Acc>(-DBL_MAX) : static_cast<Acc>(-FLT_MAX);
+    Acc top = kLowest;
     Acc sum = 0;
 
     template <int kCount>
@@ -127,7 +128,9 @@ POPE_HOST_DEVICE Online<Acc> scan_row(const T* row, int64_t cols, Transform<Acc,
 template <class T, class Acc, bool kSoftcap>
 POPE_HOST_DEVICE void finish_row(const T* row, int64_t cols, int64_t label, Transform<Acc, kSoftcap> transform,
                                  Online<Acc> online, Acc* logprob, double* lse) {
-    const double log_sum = log(static_cast<double>(online.sum));
+    // A row of nothing but -inf has a NaN log-probability.
+    const bool masked = online.top == Online<Acc>::kLowest && online.sum == online.sum;
+    const double log_sum = masked ? -INFINITY : log(static_cast<double>(online.sum));
     // From the same memory as the sum: a target taken from elsewhere could exceed it.
     const bool known = label >= 0 && label < cols;
     const Acc target = known ? transform(to_acc(row[label])) : static_cast<Acc>(NAN);

@@ -22,6 +22,6 @@ def joined(high, low):
 @triton.jit
 def number(high, low, DTYPE: tl.constexpr):
     """The number in the dtype of a kernel's arithmetic; the second part is nothing that float32 could hold."""
-    if DTYPE == tl.float64:
+    if tl.float64 == DTYPE:
         return joined(high, low)
     return tl.full((), high, DTYPE)
