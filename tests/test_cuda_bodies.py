@@ -124,11 +124,12 @@ def test_objective(bodies: ctypes.CDLL, option: tuple[str, str, float | None, st
     p.labels[p.response_offsets[4] + 1 : p.response_offsets[5]] = -100
     token_logprobs = native.token_logprobs(p.logits, p.labels)[0]
     logprobs = native.response_sums(token_logprobs, p.labels, p.response_offsets, True)
-    expected = native.slate_objective(logprobs, *p.log_data, options, torch.float64)
+    data = (p.logging_logprobs / p.tokens, *p.log_data[1:])  # kernels take means where the objective does
+    expected = native.slate_objective(logprobs, *data, options, torch.float64)
     _, expected_coefficients = native.group_coefficients(
-        token_logprobs, p.labels, p.response_offsets, *p.log_data, None, True, options
+        token_logprobs, p.labels, p.response_offsets, *data, None, True, options
     )
-    got = run_objective(bodies, options, token_logprobs, p.labels, p.response_offsets, *p.log_data)
+    got = run_objective(bodies, options, token_logprobs, p.labels, p.response_offsets, *data)
     scalars = [expected.value, expected.utility_value, expected.diversity_value]
     scalars += [expected.effective_sample_size, expected.clip_fraction, expected.largest_log_weight]
     near = {"rtol": 1e-12, "atol": 1e-13}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ class Case(NamedTuple):
 
     inputs: dict[str, Any]
     expected: torch.Tensor  # value, utility_value, diversity_value, value
-    grad_response_logprobs: torch.Tensor  # [R] dV/dl
+    grad_response_logprobs: torch.Tensor  # [R] dV/dl, of totals
 
     def on(self, device: str) -> Case:
         moved = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in self.inputs.items()}
@@ -30,27 +32,17 @@ class Case(NamedTuple):
     def data(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``logging_logprobs``, ``utility`` and ``slate_offsets``."""
         group = self.inputs
-        return self.totals("logging_logprobs").to(dtype), group["utility"].to(dtype), group["slate_offsets"]
-
-    def totals(self, name: str) -> torch.Tensor:
-        """Stored log-probabilities, which are means per token in some groups, as totals."""
-        group = self.inputs
-        return group[name] * group["response_offsets"].diff() if group["length_normalize"] else group[name]
+        return group["logging_logprobs"].to(dtype), group["utility"].to(dtype), group["slate_offsets"]
 
     @property
     def objective(self) -> dict[str, Any]:
         return {name: self.inputs[name] for name in ("diversity_weight", "length_normalize")}
 
-    def grad_totals(self) -> torch.Tensor:
-        """The stored gradient, carried on to totals."""
-        each, lengths = self.grad_response_logprobs, self.inputs["response_offsets"].diff()
-        return each / lengths if self.inputs["length_normalize"] else each
-
     def grad_logits(self) -> torch.Tensor:
-        """The stored gradient carried on to the logits: ``dV/dl / |y| * (onehot - softmax)``."""
+        """The stored gradient carried on to the logits: ``dV/dl * (onehot - softmax)``."""
         logits, lengths = self.inputs["logits"], self.inputs["response_offsets"].diff()
         onehot = torch.nn.functional.one_hot(self.inputs["labels"], logits.shape[1])
-        return self.grad_totals().repeat_interleave(lengths).unsqueeze(1) * (onehot - logits.softmax(-1))
+        return self.grad_response_logprobs.repeat_interleave(lengths).unsqueeze(1) * (onehot - logits.softmax(-1))
 
 
 def tensors(values: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +102,7 @@ def test_objective_from_response_logprobs(combination: tuple[Any, ...], target: 
     options = dict(zip(OPTIONS, combination))
     for case in cases_of(combination, target):
         group = case.inputs
-        logprobs = case.totals("response_logprobs").to(dtype, copy=True).requires_grad_()
+        logprobs = group["response_logprobs"].to(dtype, copy=True).requires_grad_()
         output = pope_core.slate_objective(
             logprobs,
             *case.data(dtype),
@@ -119,7 +111,7 @@ def test_objective_from_response_logprobs(combination: tuple[Any, ...], target: 
             **plain(**case.objective, **options),
         )
         output.loss.backward()
-        assert_golden(output, logprobs.grad, case.grad_totals(), case)
+        assert_golden(output, logprobs.grad, case.grad_response_logprobs, case)
 
 
 @every_target_and_dtype
@@ -174,8 +166,14 @@ def test_response_logprobs(group: dict[str, Any], target: Target, dtype: torch.d
         group["logits"].to(target.device, dtype),
         group["labels"].to(target.device),
         response_offsets=group["response_offsets"],
-        reduction="mean" if group["length_normalize"] else "sum",
         backend=target.backend,
     )
     expected = group["response_logprobs"].to(target.device, dtype)
     torch.testing.assert_close(logprobs, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_the_stored_values_are_those_of_the_reference() -> None:
+    script = Path(__file__).parent.parent / "scripts" / "make_golden.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "72 combinations each, all equal" in done.stdout

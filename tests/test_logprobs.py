@@ -51,7 +51,9 @@ def assert_exact(target: Target, p: SlateProblem, logits: torch.Tensor) -> None:
     truth = with_gradient(lambda x: plain_response_logprobs(x, p.labels, offsets), logits.double(), upstream)
     plain = with_gradient(lambda x: plain_response_logprobs(x, p.labels, offsets), logits, upstream)
     actual = with_gradient(
-        lambda x: pope_core.response_logprobs(x, p.labels, response_offsets=offsets, backend=target.backend),
+        lambda x: pope_core.response_logprobs(
+            x, p.labels, response_offsets=offsets, reduction="mean", backend=target.backend
+        ),
         logits,
         upstream,
     )
