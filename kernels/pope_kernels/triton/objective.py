@@ -1,8 +1,9 @@
 """The slate objective in one launch of one program: a lane takes a slate, and walks over its responses.
 
 So nothing is reduced within a slate, sums over slates are reduced in a fixed order, and no atomics are needed. The
-numbers are few (one a response); arithmetic is in float64, formulas and names are those of ``csrc/cpu/objective.cpp``.
-1024 lanes hold the slates of any training batch at once; longer logs take several rounds.
+numbers are few (one a response); arithmetic is in float64, formulas and names are those of
+``csrc/include/pope/slate_objective.h``. 1024 lanes hold the slates of any training batch at once; longer logs take
+several rounds.
 """
 
 from __future__ import annotations
