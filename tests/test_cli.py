@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pope_align.cli import app, console
+from pope_align.cli.command import modern
 from pope_align.cli.train import parse
 from pope_align.data import read_slates, write_slates
 
@@ -108,3 +112,116 @@ def test_flags_go_over_the_file_and_none_means_no_value(tmp_path: Path) -> None:
     path.write_text("model: m\ntrain_data: t\nlearning_rte: 1e-6\n")
     with pytest.raises(ValueError, match=r"run\.yaml: learning_rte: expected an argument of pope train"):
         parse(["--config", str(path)])
+
+
+# --- what every command has in common -------------------------------------------------------------------------------
+
+COMMANDS = sorted(info.name or info.callback.__name__ for info in app.registered_commands)
+#: Libraries that take seconds to import.
+HEAVY = ("torch", "transformers", "pyarrow", "scipy", "matplotlib", "datasets", "pandas", "sklearn")
+#: Runs ``pope`` and prints which of them it imported.
+PROBE = f"""
+import sys
+from pope_align.cli import main
+try:
+    main()
+except SystemExit as end:
+    print("exit", end.code, [name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+def probe(*arguments: str, cwd: Path, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROBE, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "train"])
+def test_help_and_unknown_options_need_no_heavy_library_and_fit_80_columns(command, tmp_path) -> None:
+    run = probe(command, "--help", cwd=tmp_path)
+    assert run.stdout.splitlines()[-1] == "exit 0 []"
+    assert max(map(len, run.stdout.splitlines())) <= 80
+    assert "…" not in run.stdout
+    names = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", run.stdout))
+    assert not any(name.endswith("-") for name in names)
+    run = probe(command, "--no-such-option", cwd=tmp_path)
+    assert run.stdout.splitlines()[-1] == "exit 2 []"
+    assert "--no-such-option" in run.stderr
+    assert len(run.stderr.splitlines()) <= 4
+
+
+def test_the_list_of_commands_has_whole_sentences(tmp_path) -> None:
+    run = probe("--help", cwd=tmp_path)
+    assert run.stdout.splitlines()[-1] == "exit 0 []"
+    assert "..." not in run.stdout.replace("[ARGS]...", "")
+    assert all(re.search(rf"^  {command} ", run.stdout, re.MULTILINE) for command in COMMANDS)
+
+
+def test_examples_in_help_can_be_copied(tmp_path) -> None:
+    text = probe("score", "--help", cwd=tmp_path).stdout
+    example = re.search(r"^    pope score votes(?:.*\\\n)*.*$", text, re.MULTILINE)
+    assert example is not None
+    assert " ".join(example[0].replace("\\\n", " ").split()).startswith("pope score votes.jsonl --model Hugging")
+
+
+def test_old_spellings_are_translated_with_a_warning_each(capsys) -> None:
+    known = {"--out", "-o", "--max-length", "--model"}
+    renamed = {"--output": "--out", "--log": ""}
+    assert modern(["--log", "a.jsonl", "--output=b", "--max_length", "7"], renamed, known) == [
+        "a.jsonl",
+        "--out=b",
+        "--max-length",
+        "7",
+    ]
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "pope: --log is now the first argument, without a name",
+        "pope: --output is now --out",
+        "pope: --max_length is now --max-length",
+    ]
+    today = ["a.jsonl", "--out", "b_c", "--bad_one", "1", "--", "--output"]
+    assert modern(today, renamed, known) == today
+    assert capsys.readouterr().err == ""
+
+
+def test_an_old_spelling_still_runs(work: Path) -> None:
+    run = pope(
+        "score",
+        "log.jsonl",
+        "--model",
+        "model",
+        "--how",
+        "proxy",
+        "--output",
+        "old.jsonl",
+        "--max_length",
+        64,
+        cwd=work,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "pope score: --output is now --out" in run.stderr
+    assert (work / "old.jsonl").exists()
+
+
+ROWS = [["0", "1,234", "4 of 9", "3.1234", "21.11"], ["[/red] a long name " * 5 + "\x1b[2J", "5", "-", "2.5", "1"]]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_table_keeps_every_name_and_number_at_any_width(width, monkeypatch) -> None:
+    terminal = console._Plain(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "out", terminal)
+    columns = ["fold", "trained on", "kept step", "held-out nats per token", "perplexity"]
+    console.table("a [bold]title[/bold]", columns, ROWS)
+    text = terminal.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for cell in [*ROWS[0], *ROWS[1][1:], *" ".join(columns).split(), "a [bold]title[/bold]"]:
+        assert cell in text
+    assert "[/red]" in text
+    assert "\x1b" not in text
+    assert ("continued" in text) == (width == 40)
+
+
+def test_a_piped_table_is_plain_columns(monkeypatch) -> None:
+    pipe = console._Plain(file=io.StringIO(), width=20)
+    monkeypatch.setattr(console, "out", pipe)
+    console.table("title", ["fold", "nats"], [["0", "1.5"]])
+    assert pipe.file.getvalue() == "# title\nfold\tnats\n0\t1.5\n"

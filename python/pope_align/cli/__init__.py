@@ -11,6 +11,7 @@ import sys
 import typer
 
 from .._text import printable
+from .command import Command, Group, command
 from .convert import convert
 from .demo import demo
 from .env import env
@@ -25,23 +26,30 @@ from .train import train
 
 app = typer.Typer(
     name="pope",
+    cls=Group,
     help="Off-policy evaluation and alignment of language models from logged slates of rated responses.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich cuts the names of options at 80 columns
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(convert)
-app.command()(inspect)
-app.command()(score)
-app.command("fit-logger")(fit_logger)
+
+#: Old spellings of options, until the next minor release.
+_OUTPUT = {"--output": "--out"}
+
+app.command(cls=Command)(demo)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(inspect)
+app.command(cls=command(_OUTPUT))(score)
+app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command()(evaluate)
-app.command()(generate)
-app.command()(metrics)
-app.command()(judge)
-app.command()(env)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(metrics)
+app.command(cls=Command)(judge)
+app.command(cls=Command)(env)
 
 
 def main() -> None:
@@ -49,7 +57,7 @@ def main() -> None:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PrintableFormatter())
     try:
-        app()
+        app(prog_name="pope")
     except (ValueError, ImportError, OSError) as error:
         print(f"pope: {printable(str(error), lines=True)}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -7,11 +7,14 @@ whatever data, models and files are called, nothing that they hold moves the cur
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -43,6 +46,9 @@ class _Plain(Console):
 out = _Plain(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 #: Standard error, for progress and remarks: results can be piped.
 err = _Plain(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+
+#: Columns of a terminal between two columns of a table.
+_GAP = 2
 
 #: Without a terminal, progress is a line every so many seconds.
 _PLAIN_SECONDS = 15.0
@@ -126,16 +132,45 @@ class _Rate(ProgressColumn):
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, tab-separated otherwise. The first column is text, the others numbers."""
+    """Print a table: drawn on a terminal, tab-separated otherwise. The first column is text, the others numbers.
+
+    A table wider than the terminal is drawn in parts, each with the first column: no name and no number is cut.
+    """
     lines = [[printable(cell) for cell in row] for row in [columns, *rows]]
     if not out.is_terminal:
         out.print(f"# {printable(title)}")
         for row in lines:
             print("\t".join(row), file=out.file)  # rich would turn the tabs into spaces
         return
-    drawn = Table(title=Text(printable(title)), title_justify="left")
-    for index, column in enumerate(lines[0]):
-        drawn.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
-    for row in lines[1:]:
-        drawn.add_row(*map(Text, row))
-    out.print(drawn)
+    for index, column in enumerate(lines[0][1:], start=1):
+        least = max(cell_len(text) for text in [*column.split(), *(row[index] for row in lines[1:])])
+        lines[0][index] = textwrap.fill(column, least, break_long_words=False, break_on_hyphens=False)
+    for number, shown in enumerate(parts(lines, out.width)):
+        heading = printable(title) + (", continued" if number else "")
+        drawn = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for index in shown:
+            justify: Literal["left", "right"] = "left" if index == 0 else "right"
+            drawn.add_column(Text(lines[0][index]), justify=justify, overflow="fold", no_wrap=index > 0)
+        for row in lines[1:]:
+            drawn.add_row(*(Text(row[index]) for index in shown))
+        out.print(drawn)
+
+
+def parts(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of every part of a table, so that each part fits ``width``; the first column is in all of them.
+
+    The first column takes at most half of the width (its texts are folded); the others are never folded.
+    """
+    widths = [
+        _GAP + max(cell_len(line) for row in lines for line in row[index].split("\n")) for index in range(len(lines[0]))
+    ]
+    first = min(widths[0], width // 2)
+    shown: list[list[int]] = [[0]]
+    used = first
+    for index in range(1, len(widths)):
+        if len(shown[-1]) > 1 and used + widths[index] > width:
+            shown.append([0])
+            used = first
+        shown[-1].append(index)
+        used += widths[index]
+    return shown

@@ -16,7 +16,7 @@ def fit_logger(
     log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="The start of the fit: hub name, folder, or GGUF file.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the fitted policy; with --folds, a file of scored slates.")
+        Path, typer.Option("--out", "-o", help="Folder of the fitted policy; with --folds, a file of scored slates.")
     ],
     folds: Annotated[
         int | None, typer.Option(help="Cross-fit: so many policies, each scoring groups that it never saw.")
@@ -44,9 +44,9 @@ def fit_logger(
 
     A group is what comes before '#' in a slate's slate_id, or else its prompt; groups are never split. Examples:
 
-        pope fit-logger votes.jsonl --model openai-community/gpt2 --output logger
+        pope fit-logger votes.jsonl --model openai-community/gpt2 -o logger
 
-        pope fit-logger votes.jsonl --model openai-community/gpt2 --folds 5 --output scored.jsonl
+        pope fit-logger votes.jsonl --model openai-community/gpt2 --folds 5 -o scored.jsonl
     """
     from ..data import group_split, read_slates, slate_group, write_slates
     from ..model import best_device, load_model, load_tokenizer

@@ -31,7 +31,7 @@ def score(
 
     Training and evaluation divide by these. Example:
 
-        pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy --output scored.jsonl
+        pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy -o scored.jsonl
     """
     from ..data import read_slates, write_slates
     from ..model import best_device, load_model, load_tokenizer

@@ -1,0 +1,109 @@
+"""What subcommands have in common: help that fits 80 columns whole, in groups; old spellings that still work."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+#: Whether tracebacks are shown; ``--debug`` before or after the subcommand's name.
+debugging = {"on": False}
+
+
+class Command(TyperCommand):
+    """A subcommand of ``pope``.
+
+    Attributes:
+        renamed: options by their old spelling, each with the new one, or "" where the value is the first argument now.
+            The old ones work for one release, with a warning; underscores for hyphens are known without being named.
+    """
+
+    renamed: Mapping[str, str] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's, after `modern` and without ``--debug``."""
+        if "--debug" in args:
+            debugging["on"] = True
+            args = [arg for arg in args if arg != "--debug"]
+        known = {option for parameter in self.get_params(ctx) for option in parameter.opts + parameter.secondary_opts}
+        return super().parse_args(ctx, modern(args, self.renamed, known, command=ctx.command_path))
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """The docstring; lines that begin with ``pope`` are examples to copy, broken as a shell lets them be."""
+        with formatter.indentation():
+            for paragraph in textwrap.dedent(self.help or "").strip().split("\n\n"):
+                formatter.write_paragraph()
+                text = " ".join(paragraph.split())
+                if text.startswith("pope "):
+                    formatter.write(example(text, formatter.width))
+                else:
+                    formatter.write_text(text)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Groups as options name them (``rich_help_panel``), every name and help whole."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                default = "Options" if parameter.param_type_name == "option" else "Arguments"
+                groups.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        plain = ("Arguments", "Options")
+        for name in sorted(groups, key=lambda name: plain.index(name) if name in plain else len(plain)):
+            with formatter.section(name):
+                formatter.write_dl(groups[name], col_max=24)
+
+
+class Group(TyperGroup):
+    """``pope`` itself: every command with the whole first sentence of its help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Names and sentences."""
+        rows = []
+        for name in self.list_commands(ctx):
+            help_text = " ".join((self.commands[name].help or "").split("\n\n")[0].split())
+            rows.append((name, help_text.partition(". ")[0].rstrip(".:") + "."))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def example(text: str, width: int) -> str:
+    """An example as lines of at most ``width``, indented, with a backslash where one goes on."""
+    indent = "    "
+    lines = textwrap.wrap(text, width - len(indent) - 4, break_long_words=False, break_on_hyphens=False)
+    return indent + f" \\\n{indent}  ".join(lines) + "\n"
+
+
+def command(renamed: Mapping[str, str]) -> type[Command]:
+    """`Command` with old spellings."""
+    return type("Command", (Command,), {"renamed": renamed})
+
+
+def modern(args: Sequence[str], renamed: Mapping[str, str], known: set[str], *, command: str = "pope") -> list[str]:
+    """``args`` with today's spelling of every option, and a warning on standard error for each that had another."""
+    first: list[str] = []
+    rest: list[str] = []
+    pending = iter(args)
+    for arg in pending:
+        if arg == "--":
+            rest += [arg, *pending]
+            break
+        name, equals, value = arg.partition("=")
+        new = renamed.get(name)
+        if new is None and name.startswith("--") and name not in known and name.replace("_", "-") in known:
+            new = name.replace("_", "-")
+        if new is None:
+            rest.append(arg)
+        elif new:
+            _warn(command, name, f"now {new}")
+            rest.append(new + equals + value)
+        else:
+            _warn(command, name, "now the first argument, without a name")
+            first.append(value if equals else next(pending, ""))
+    return [*first, *rest]
+
+
+def _warn(command: str, old: str, new: str) -> None:
+    print(f"{command}: {old} is {new}; the old spelling works until the next minor release", file=sys.stderr)
