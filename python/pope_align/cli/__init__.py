@@ -38,14 +38,14 @@ app = typer.Typer(
 #: Old spellings of options, until the next minor release.
 _OUTPUT = {"--output": "--out"}
 
-app.command(cls=Command)(demo)
+app.command(cls=command(_OUTPUT))(demo)
 app.command(cls=Command)(convert)
 app.command(cls=Command)(inspect)
 app.command(cls=command(_OUTPUT))(score)
 app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command(cls=Command)(evaluate)
+app.command(cls=command(_OUTPUT))(evaluate)
 app.command(cls=Command)(generate)
 app.command(cls=Command)(metrics)
 app.command(cls=Command)(judge)

@@ -15,7 +15,7 @@ _ROWS = {"none": "raw", "batch": "self-normalised"}
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model, numbers and pictures.")] = Path(
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, numbers and pictures.")] = Path(
         "demo_output"
     ),
     model: Annotated[

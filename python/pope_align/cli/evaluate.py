@@ -27,7 +27,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="NAME=FILE of `pope generate` on the same log; repeat. Adds reward-model estimates."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON of everything.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="JSON of everything.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Picture: .png, .svg or .pdf.")] = None,
     require: Annotated[
         Literal["reliable", "caution", "none"],

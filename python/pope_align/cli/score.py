@@ -15,7 +15,7 @@ def score(
         Literal["recorded", "behaviour_cloned", "proxy"],
         typer.Option(help="What this model is to the log: it wrote it, was fitted to it, or stands in for the writer."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Scored slates: .jsonl or .parquet.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Scored slates: .jsonl or .parquet.")],
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and response that are kept.")] = 1024,
     batch_tokens: Annotated[int, typer.Option(help="Rows times length of a forward pass, at most.")] = 8192,
     cache: Annotated[Path, typer.Option(help="Folder of finished batches: a killed run goes on from there.")] = Path(
