@@ -140,9 +140,8 @@ def objective_data(
     finite("utility", utility, slate_offsets)
 
 
-def positive_tokens(tokens: torch.Tensor | None) -> None:
+def positive_tokens(tokens: torch.Tensor) -> None:
     """Values of the numbers of tokens that totals are divided by."""
-    assert tokens is not None, "the public function asked for them"
     bad = (tokens < 1).nonzero()
     if bad.numel():
         _fail("tokens", "numbers of tokens >= 1", f"{int(tokens[bad[0]])} at response {int(bad[0])}")

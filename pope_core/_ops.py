@@ -200,22 +200,22 @@ def _slate_objective(*arguments: Any) -> tuple[Tensor, ...]:
     policy, num_responses = inputs.response_logprobs, inputs.response_logprobs.numel()
     if not _checks.deferred(policy.device):
         _checks.objective_data(inputs.logging_logprobs, inputs.utility, inputs.slate_offsets, num_responses)
-        if objective.length_normalize:
+    tokens = torch.ones_like(policy, dtype=torch.float64)
+    if objective.length_normalize:
+        assert inputs.tokens is not None, "the public function asks for them"
+        if not _checks.deferred(policy.device):
             _checks.positive_tokens(inputs.tokens)
-    share = inputs.tokens.double().reciprocal() if objective.length_normalize and inputs.tokens is not None else None
+        tokens = inputs.tokens.double()
     values = evaluate_checked(
         kernels(inputs.backend),
-        *(
-            (total.double() if share is None else total.double() / inputs.tokens).contiguous()
-            for total in (policy, inputs.logging_logprobs)
-        ),
+        (policy.double() / tokens).contiguous(),
+        (inputs.logging_logprobs.double() / tokens).contiguous(),
         inputs.utility.double().contiguous(),
         inputs.slate_offsets,
         kernel_options(objective, num_slates or inputs.slate_offsets.numel() - 1),
         accumulation_dtype(policy.dtype),
     )
-    coefficients = values.coefficients if share is None else values.coefficients * share
-    return *values.reported, coefficients.to(accumulation_dtype(policy.dtype))
+    return *values.reported, (values.coefficients / tokens).to(accumulation_dtype(policy.dtype))
 
 
 @torch.library.register_fake("pope::slate_objective", lib=LIBRARY)

@@ -83,6 +83,7 @@ def slate_objective(
     l_theta, l_0, u = response_logprobs.double(), logging_logprobs.double(), utility.double()
     totals = l_theta.detach()
     if objective.length_normalize:  # Eq. (1): both by the evaluated policy's |y|
+        assert tokens is not None, "totals are divided by the numbers of tokens"
         _checks.positive_tokens(tokens)
         l_theta, l_0 = l_theta / tokens, l_0 / tokens
     slate = segment_ids(slate_offsets, l_theta.numel())
