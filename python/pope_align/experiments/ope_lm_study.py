@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +28,15 @@ def work(prompts: Prompts, rounds: int, targets: Sequence[Policy]) -> Iterator[t
     blocks = len(prompts.blocks)
     for start in range(0, blocks, _STAGE):
         stage = range(start, min(start + _STAGE, blocks))
-        for round_ in range(2):
-            yield from ((Piece(LOGGING, block, round_), None) for block in stage)
-        for target in targets:
-            for block in stage:
-                yield from _target_work(target, block)
+        yield from ((Piece(LOGGING, block, 0), None) for block in stage)
+        for number, target in enumerate(targets):
+            yield from (each for block in stage for each in _target_work(target, block))
+            if number == 2:
+                yield from ((Piece(LOGGING, block, 1), None) for block in stage)
     for round_ in range(2, rounds):
         for block in range(blocks):
             yield Piece(LOGGING, block, round_), None
-            for target in targets:
-                if not target.untouched:
-                    yield Piece(LOGGING, block, round_), target
+            yield from ((Piece(LOGGING, block, round_), target) for target in targets if not target.untouched)
 
 
 def _target_work(target: Policy, block: int) -> Iterator[tuple[Piece, Policy | None]]:
@@ -47,27 +47,43 @@ def _target_work(target: Policy, block: int) -> Iterator[tuple[Piece, Policy | N
             yield Piece(LOGGING, block, round_), target
 
 
-def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: int, workers: int, trained: bool) -> None:
-    """Draw and score what is missing in the cache; a worker takes the blocks that are its own."""
+@dataclass(frozen=True)
+class Worker:
+    """One of several processes that share a cache: it takes every so manieth piece, and its part of the cores."""
+
+    number: int = 0
+    of: int = 1
+    cores: float = 1.5  # that all of them may keep busy
+
+    def rest(self, wall: float, busy: float) -> None:
+        """Sleep off what was used beyond this worker's part."""
+        time.sleep(max(0.0, busy * self.of / self.cores - wall))
+
+
+def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker, trained: bool) -> None:
+    """Draw and score what is missing in the cache; a worker takes the pieces that are its own."""
     from ..demo import packaged_model
     from ..model import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(packaged_model())
     models = PolicyModel(load_model(packaged_model()), tokenizer, cache)
     prompts = choose_prompts(path, tokenizer, blocks=blocks)
-    for piece, scorer in work(prompts, rounds, TARGETS + (TRAINED if trained else ())):
-        if piece.block % workers != worker or not models.ready(scorer or piece.policy):
-            continue
+    targets = [*TARGETS, *(policy for policy in TRAINED if trained and models.ready(policy))]
+    for piece, scorer in islice(work(prompts, rounds, targets), worker.number, None, worker.of):
         target = piece.path(cache) if scorer is None else piece.scored_path(cache, scorer)
-        if target.exists() or (scorer is not None and not piece.path(cache).exists()):
+        if target.exists():
             continue
-        start, block = time.monotonic(), prompts.blocks[piece.block]
+        while scorer is not None and not piece.path(cache).exists():
+            time.sleep(5)  # another worker draws it
+        start, busy, block = time.monotonic(), time.process_time(), prompts.blocks[piece.block]
         if scorer is None:
             arrays = models.draw(piece.policy, block, piece.seed)
         else:
             arrays = models.score(scorer, block, np.load(piece.path(cache))["tokens"])
         write_piece(target, arrays)
-        print(f"{target.relative_to(cache)} in {time.monotonic() - start:.0f} s", flush=True)
+        wall, busy = time.monotonic() - start, time.process_time() - busy
+        print(f"{target.relative_to(cache)} in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
+        worker.rest(wall, busy)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawing.add_argument("--blocks", type=int, default=16, help="of ten prompts (default: 16)")
     drawing.add_argument("--worker", type=int, default=0)
     drawing.add_argument("--workers", type=int, default=1)
+    drawing.add_argument("--cores", type=float, default=1.5, help="that all workers may keep busy (default: 1.5)")
     drawing.add_argument("--trained", action="store_true", help="also the trained policies whose adapters are there")
     given = parser.parse_args(arguments)
     sample(
@@ -87,8 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.cache,
         rounds=given.rounds,
         blocks=given.blocks,
-        worker=given.worker,
-        workers=given.workers,
+        worker=Worker(given.worker, given.workers, given.cores),
         trained=given.trained,
     )
 
