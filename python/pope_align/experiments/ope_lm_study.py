@@ -29,22 +29,27 @@ def work(prompts: Prompts, rounds: int, targets: Sequence[Policy]) -> Iterator[t
     for start in range(0, blocks, _STAGE):
         stage = range(start, min(start + _STAGE, blocks))
         yield from ((Piece(LOGGING, block, 0), None) for block in stage)
-        for number, target in enumerate(targets):
-            yield from (each for block in stage for each in _target_work(target, block))
-            if number == 2:
-                yield from ((Piece(LOGGING, block, 1), None) for block in stage)
+        yield from (each for target in targets[:1] for block in stage for each in _target_work(target, block, 1))
+        yield from ((Piece(LOGGING, block, 1), None) for block in stage)
+        yield from (each for target in targets[:1] for block in stage for each in _scoring(target, block, 1))
+        yield from (each for target in targets[1:] for block in stage for each in _target_work(target, block, 2))
     for round_ in range(2, rounds):
         for block in range(blocks):
             yield Piece(LOGGING, block, round_), None
             yield from ((Piece(LOGGING, block, round_), target) for target in targets if not target.untouched)
 
 
-def _target_work(target: Policy, block: int) -> Iterator[tuple[Piece, Policy | None]]:
+def _target_work(target: Policy, block: int, rounds: int) -> Iterator[tuple[Piece, Policy | None]]:
     yield Piece(target, block, 0), None
     if not target.untouched:
         yield Piece(target, block, 0), LOGGING
-        for round_ in range(2):
-            yield Piece(LOGGING, block, round_), target
+    for round_ in range(rounds):
+        yield from _scoring(target, block, round_)
+
+
+def _scoring(target: Policy, block: int, round_: int) -> Iterator[tuple[Piece, Policy | None]]:
+    if not target.untouched:
+        yield Piece(LOGGING, block, round_), target
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Importance weights to the power that leaves a stated effective sample size: an index of direction for long responses.
 
 A sequence's weight spreads with its length until one response holds all of it. Dividing its logarithm by the number of
-tokens tames it too, but by far more than the log needs: of a true difference at 28 tokens it leaves 15%, the power that
-keeps a quarter of the sample leaves 56%, in the same order of policies (docs/choosing-an-estimator.md).
+tokens tames it too, but by far more than the log needs, and leaves next to nothing of a true difference. The power that
+keeps a quarter of the sample leaves what the log can bear.
 
 `tempered` gives log-weights that go wherever raw ones do; whatever is built on them is biased towards the log's mean
 and belongs into the table of indices, beside the raw weights' own effective sample size.

@@ -1,0 +1,268 @@
+"""Every estimator on replicates of the log, against fresh responses that none of them saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ope import LoggedSlates
+from ..ope.classifier_weights import classifier_weights
+from ..ope.crossfit import best_fit
+from ..ope.diagnostics import effective_sample_size
+from ..ope.features import Features
+from ..ope.kernel_weights import kernel_weights
+from ..ope.model_first import model_first, residual_check, weighted_mean
+from ..ope.placebo import placebo
+from ..ope.support import support
+from ..ope.tempered import tempered
+from ..stats.intervals import Confidence, quantities
+from ..stats.ratios import Ratios
+from .ope_lm_policies import LOGGING
+from .ope_lm_pool import REWARDS, Pool, Responses
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+#: Responses of a slate, and fresh ones that an estimator is given.
+SIZE, FRESH = 4, 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimate of ``V(target) - V(log)`` on one replicate."""
+
+    reward: str
+    length: int
+    target: str
+    replicate: int
+    estimator: str
+    estimate: float
+    standard_error: float
+    low: float
+    high: float
+    heldout: float  # difference in fresh responses that the estimator had not
+    heldout_error: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the diagnostics said of one target on one replicate."""
+
+    reward: str
+    length: int
+    target: str
+    replicate: int
+    sequence_ess_share: float
+    support_share: float
+    features: str
+    r2: float
+    calibration: float
+    residual_z: float
+    classifier_gain: float
+    kernel_bandwidth: float
+    kernel_bias_bound: float
+    placebo_p: float
+    disagreement_z: float  # of the direct method and the doubly robust one, in paired standard errors
+
+
+@dataclass(frozen=True, eq=False)
+class _Replicate:
+    chosen: Integers  # [P, SIZE] of the pool's responses, in the log
+    others: Integers  # [P, M - SIZE]
+    thumbs: dict[str, Floats]  # [P, SIZE]
+
+
+def replicate(pool: Pool, number: int) -> _Replicate:
+    """Slates without overlap as long as the pool lasts, then another deal; thumbs are always new."""
+    prompts, count = pool.logged.tokens.shape
+    deal, part = divmod(number, count // SIZE)
+    order = np.random.default_rng(1000 + deal).random((prompts, count)).argsort(1)
+    chosen = order[:, part * SIZE : (part + 1) * SIZE]
+    others = np.delete(order, np.s_[part * SIZE : (part + 1) * SIZE], axis=1)
+    random = np.random.default_rng(number)
+    thumbs = {
+        name: (random.random(chosen.shape) < np.take_along_axis(pool.logged.reward[name], chosen, 1)).astype(np.float64)
+        for name in REWARDS
+    }
+    return _Replicate(chosen, others, thumbs)
+
+
+def run(pool: Pool, replicates: int) -> Iterator[tuple[list[Row], Check]]:
+    """Every reward, target and replicate at one length."""
+    for number in range(replicates):
+        drawn = replicate(pool, number)
+        for reward in REWARDS:
+            for at, (name, target) in enumerate(pool.targets.items()):
+                split = np.random.default_rng((number, at)).random(target.tokens.shape).argsort(1)
+                yield _one(pool, drawn, reward, name, target, split, number)
+
+
+def _one(
+    pool: Pool, drawn: _Replicate, reward: str, name: str, target: Responses, split: Integers, number: int
+) -> tuple[list[Row], Check]:
+    mine, rest = split[:, :FRESH], split[:, FRESH:]
+    log = _log(pool.logged, drawn, reward, name)
+    owner = np.repeat(np.arange(pool.num_prompts), FRESH)
+
+    def features(seen: str) -> Features:
+        logged, fresh = _take(pool.logged.seen[seen], drawn.chosen), _take(target.seen[seen], mine)
+        return Features(seen, logged, fresh, owner)
+
+    unit = Features("unit", _take(pool.logged.unit, drawn.chosen), _take(target.unit, mine), owner)
+    theirs = (_take(pool.logged.unit, drawn.others[:, :FRESH]), owner)
+    raw = _difference(log, name, length_normalize=False)
+    fit = best_fit(log, [features(seen) for seen in pool.logged.seen])
+    lean = tempered(raw).log_weights
+    classifier = classifier_weights(log, fit.features)
+    kernel = kernel_weights(log, unit, logging_vectors=theirs)
+    kernel_residual = kernel_weights(log, unit, logging_vectors=theirs, predicted=fit.logged)
+    clipped = np.minimum(raw, np.log(10.0))
+    direct, robust = model_first(log, fit).ratios, model_first(log, fit, classifier.log_weights)
+    estimates = {
+        "snips": weighted_mean(log, raw),
+        "clipped snips": weighted_mean(log, clipped),
+        "length-normalised snips": weighted_mean(log, _difference(log, name, length_normalize=True)),
+        "tempered snips": weighted_mean(log, lean),
+        "model first": direct,
+        "model first, clipped dr": model_first(log, fit, clipped).ratios,
+        "model first, tempered dr": model_first(log, fit, lean).ratios,
+        "classifier snips": weighted_mean(log, classifier.log_weights),
+        "model first, classifier dr": robust.ratios,
+        "kernel snips": weighted_mean(log, kernel.log_weights),
+        "model first, kernel dr": model_first(log, fit, kernel_residual.log_weights).ratios,
+    }
+    truth, error = _heldout(pool.logged, drawn, target, rest, reward)
+    base = weighted_mean(log, np.zeros_like(raw))
+    rows = []
+    for estimator, ratios in estimates.items():
+        q = quantities(ratios.minus(base), Confidence())[0]
+        place = (reward, pool.length, name, number, estimator)
+        rows.append(Row(*place, q.value, q.standard_error, q.low, q.high, truth, error))
+    fresh = _take(target.logprobs[name], mine) - _take(target.logprobs[LOGGING.name], mine)
+    gain = robust.shares - 1 / raw.size  # slates are of one size
+    check = Check(
+        reward,
+        pool.length,
+        name,
+        number,
+        effective_sample_size(raw) / raw.size,
+        support(log, name, fresh, owner).share,
+        fit.features.name,
+        fit.r2,
+        fit.calibration,
+        residual_check(log, fit, lean).z,
+        classifier.gain,
+        kernel.bandwidth,
+        kernel.bias_bound,
+        placebo(log, gain, draws=199).p_value,
+        _z(robust.ratios.minus(direct)),
+    )
+    return rows, check
+
+
+def _log(logged: Responses, drawn: _Replicate, reward: str, name: str) -> LoggedSlates:
+    prompts = len(drawn.chosen)
+    return LoggedSlates.from_arrays(
+        drawn.thumbs[reward].ravel(),
+        _take(logged.logprobs[LOGGING.name], drawn.chosen),
+        {name: _take(logged.logprobs[name], drawn.chosen)},
+        np.arange(0, prompts * SIZE + 1, SIZE),
+        tokens=_take(logged.tokens, drawn.chosen),
+        how="recorded",
+    )
+
+
+def _take(values: npt.NDArray[Any], chosen: Integers) -> npt.NDArray[Any]:
+    """``[P, M, ...], [P, k] -> [P k, ...]``."""
+    picked = values[np.arange(len(values))[:, None], chosen]
+    return np.asarray(picked.reshape(-1, *values.shape[2:]))
+
+
+def _difference(log: LoggedSlates, name: str, *, length_normalize: bool) -> Floats:
+    target, logging = log.logprobs(name, length_normalize=length_normalize)
+    return np.asarray(target - logging)
+
+
+def _heldout(
+    logged: Responses, drawn: _Replicate, target: Responses, rest: Integers, reward: str
+) -> tuple[float, float]:
+    """The true difference in responses that no estimator had, and its standard error, both paired by prompt."""
+    prompts = len(rest)
+    new = _take(target.reward[reward], rest).reshape(prompts, -1)
+    old = _take(logged.reward[reward], drawn.others).reshape(prompts, -1)
+    variance = new.var(1, ddof=1) / new.shape[1] + old.var(1, ddof=1) / old.shape[1]
+    return float((new.mean(1) - old.mean(1)).mean()), float(np.sqrt(variance.sum()) / prompts)
+
+
+def _z(difference: Ratios) -> float:
+    error = float(np.sqrt(difference.covariance()[0, 0]))
+    return float(difference.values()[0]) / error if error > 0 else float("nan")
+
+
+def true_differences(pool: Pool, reward: str) -> dict[str, tuple[float, float]]:
+    """``V(target) - V(log)`` over all that was sampled, and its standard error given these prompts."""
+    result = {}
+    old = pool.logged.reward[reward]
+    for name, target in pool.targets.items():
+        new = target.reward[reward]
+        variance = new.var(1, ddof=1) / new.shape[1] + old.var(1, ddof=1) / old.shape[1]
+        difference = float((new.mean(1) - old.mean(1)).mean())
+        result[name] = difference, float(np.sqrt(variance.sum()) / len(old))
+    return result
+
+
+def summarize(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """By estimator, over targets and replicates of one reward and length."""
+    return {
+        estimator: _summary([row for row in rows if row.estimator == estimator], truths)
+        for estimator in dict.fromkeys(row.estimator for row in rows)
+    }
+
+
+def _summary(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dict[str, float]:
+    errors = np.array([row.estimate - row.heldout for row in rows])
+    half = np.array([(row.high - row.low) / 2 for row in rows])
+    # The truth is itself a mean of samples: an interval may miss it by that much.
+    allowed = np.sqrt(np.square(half) + np.square(1.96 * np.array([row.heldout_error for row in rows])))
+    true = np.array([truths[row.target][0] for row in rows])
+    estimates = np.array([row.estimate for row in rows])
+    sure = np.array([abs(truths[row.target][0]) > 2 * truths[row.target][1] for row in rows])
+    orders = [
+        _order([row for row in rows if row.replicate == number], truths) for number in {r.replicate for r in rows}
+    ]
+    return {
+        "rmse": float(np.sqrt(np.square(errors).mean())),
+        "bias": float(errors.mean()),
+        "recovered": float(true @ estimates / (true @ true)),
+        "covered": float((np.abs(errors) <= allowed).mean()),
+        "half_width": float(np.median(half)),
+        "right_signs": float((np.sign(estimates) == np.sign(true))[sure].mean()) if sure.any() else float("nan"),
+        "tau": float(np.mean([tau for tau, _ in orders])),
+        "regret": float(np.mean([regret for _, regret in orders])),
+        "estimates": len(rows),
+    }
+
+
+def _order(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """Kendall's tau of the targets and the log itself, and what is lost by taking the policy that looks best."""
+    estimates = np.array([0.0, *(row.estimate for row in rows)])
+    true = np.array([0.0, *(truths[row.target][0] for row in rows)])
+    i, j = np.triu_indices(len(true), 1)
+    tau = float((np.sign(estimates[i] - estimates[j]) * np.sign(true[i] - true[j])).mean())
+    return tau, float(true.max() - true[int(estimates.argmax())])
+
+
+def check_table(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Medians over replicates, by target."""
+    table = []
+    for target in dict.fromkeys(check.target for check in checks):
+        mine = [asdict(check) for check in checks if check.target == target]
+        chosen = [each["features"] for each in mine]
+        row: dict[str, Any] = {"target": target, "features": max(set(chosen), key=chosen.count)}
+        numbers = [name for name, value in mine[0].items() if isinstance(value, float)]
+        table.append(row | {name: float(np.median([each[name] for each in mine])) for name in numbers})
+    return table
