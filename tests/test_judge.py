@@ -14,7 +14,8 @@ from pope_align.generation.endpoint import Budget, BudgetExceeded, Endpoint, End
 from pope_align.generation.engines import EndpointEngine
 from pope_align.generation.generate import Sampling, generate_for_slates
 from pope_align.generation.generations import Generation, GenerationSet
-from pope_align.judge import JudgeOptions, Verdict, judge, open_calls, parse_verdict, plan, wilson
+from pope_align.judge import JudgeOptions, Verdict, judge, plan, read_verdict, wilson
+from pope_align.judge_asking import open_calls
 from pope_align.judge_figure import win_rates
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -487,7 +488,7 @@ def test_wilson_intervals_are_scipy_s(successes: int, n: int) -> None:
     ],
 )  # fmt: skip
 def test_verdicts_are_read(text: str, winner: str) -> None:
-    assert parse_verdict(text)[0] == winner
+    assert read_verdict(text)[0] == winner
 
 
 @pytest.mark.parametrize(
@@ -500,7 +501,7 @@ def test_verdicts_are_read(text: str, winner: str) -> None:
 )  # fmt: skip
 def test_what_is_no_verdict_is_said(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=re.escape(problem)):
-        parse_verdict(text)
+        read_verdict(text)
 
 
 def test_nothing_in_common_is_an_error(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Every command uses this module for text that comes from data, models, endpoints or file names:
 
 - `printable` before a text is shown: `cli.console` calls it for everything that it prints; pages and cards call it
-  before they escape for their own syntax.
+  before they escape for their own syntax. `in_figure` does it for a title or label of matplotlib.
 - `redact` before a message or reply is stored that an endpoint may have filled with our own key.
 - `without_password` before an address is shown or stored.
 - `utf8` before a text from JSON is stored: JSON can spell half of a surrogate pair, which no file in UTF-8 can hold.
@@ -41,6 +41,11 @@ def _written_out(match: re.Match[str]) -> str:
     code = ord(match[0])
     short = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(match[0])
     return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def in_figure(text: str) -> str:
+    """``text`` for matplotlib, which would read what stands between two dollar signs as a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def utf8(text: str) -> str:

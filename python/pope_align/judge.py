@@ -6,13 +6,10 @@ people wrote, and says which set is more helpful and more diverse for people of 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ._journal import Journal
@@ -20,7 +17,7 @@ from ._text import utf8
 from .data import Slate
 from .generation.endpoint import BudgetExceeded, Endpoint, EndpointError
 from .generation.generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
-from .generation.replies import Reply, without_thoughts
+from .judge_asking import AskOptions, NoVerdict, ask, objects_with, reason_of
 
 #: What one reading of two sets says of set a; the last three are no verdict: no valid JSON after all repairs, the
 #: endpoint gave up, the budget was spent.
@@ -41,19 +38,16 @@ _CHOICES = '{"winner": "1"}\n{"winner": "2"}\n{"winner": "tie"}'
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeOptions:
+class JudgeOptions(AskOptions):
     """The protocol."""
 
     set_size: int = 50  # answers of a set, at most; both sets get as many as the smaller has
     references: int = 3  # human responses shown, best voted first
     max_characters: int | None = None  # of one answer or response; what is cut is counted
-    repairs: int = 2  # further questions after a reply that is no verdict
-    temperature: float = 0.0
-    max_tokens: int = 512  # of a reply
-    json_mode: bool = False  # ask the endpoint to enforce JSON
 
     def __post_init__(self) -> None:
-        for name, least in (("set_size", 1), ("references", 0), ("repairs", 0), ("max_tokens", 1)):
+        AskOptions.__post_init__(self)
+        for name, least in (("set_size", 1), ("references", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {getattr(self, name)}")
 
@@ -161,7 +155,7 @@ def judge(
 
     Args:
         references: slates, joined by key; a prompt without one is judged without human responses.
-        calls: see `open_calls`.
+        calls: see `judge_asking.open_calls`.
         concurrency: requests on their way together.
         progress: called with the number of readings done so far and in all (two a prompt).
 
@@ -196,47 +190,21 @@ def plan(a: GenerationSet, b: GenerationSet, references: Sequence[Slate], option
     return len(tasks), sum(len(message["content"]) for task in tasks for message in task.messages) // 4
 
 
-def open_calls(path: str) -> Journal:
-    """The file that keeps every call. One file may serve any judges, models and options."""
-    return Journal(path, {"calls": "chat completions by the SHA-256 of the request"})
-
-
-class NoVerdict(ValueError):
-    """A reply that holds no verdict, and why."""
-
-
-def read_verdict(reply: Reply) -> tuple[Winner, str]:
-    """Winner and reason of a judge's reply, its thoughts left out.
-
-    Raises:
-        NoVerdict: a reply that was cut at its limit of tokens, since what stands there may be thoughts; what
-            `parse_verdict` refuses.
-    """
-    if reply.finish_reason == "length":
-        raise NoVerdict(f"the reply was cut after {reply.completion_tokens} tokens, before its end")
-    return parse_verdict(without_thoughts(reply.text))
-
-
-def parse_verdict(text: str) -> tuple[Winner, str]:
-    """Winner and reason: a JSON object, alone or inside other text.
+def read_verdict(text: str) -> tuple[Winner, str]:
+    """Winner and reason of a judge's reply: a JSON object, alone or inside other text.
 
     Raises:
         NoVerdict: no object with a winner, a winner that is none of the three, objects that disagree, JSON too deep, or
             text that UTF-8 cannot hold.
     """
-    found = [value for value in _objects(text) if "winner" in value]
-    if not found:
-        raise NoVerdict('expected a JSON object with "winner", got none')
+    found = objects_with("winner", text)
     winners = {re.sub(r"^set\s*", "", str(value["winner"]).strip().lower()) for value in found}
     if len(winners) > 1:
         raise NoVerdict(f"expected one winner, got {utf8(', '.join(sorted(winners)))[:80]}")
     (winner,) = winners
     if winner not in ("1", "2", "tie"):
         raise NoVerdict(f'expected a winner that is "1", "2" or "tie", got {utf8(repr(found[0]["winner"])):.80}')
-    reason = str(found[-1].get("reason", ""))
-    if utf8(reason) != reason:
-        raise NoVerdict("expected text that UTF-8 can hold, got half of a surrogate pair in the reason")
-    return winner, reason  # type: ignore[return-value]
+    return winner, reason_of(found[-1])  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,51 +275,14 @@ def _numbered(texts: list[str]) -> str:
 
 def _read(task: _Task, endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> tuple[Reading, str]:
     """One reading, with as many repairs as it takes and the options allow."""
-    messages = list(task.messages)
-    problem = ""
-    for _ in range(options.repairs + 1):
-        try:
-            reply = _ask(messages, endpoint, calls, options)
-            winner, reason = read_verdict(reply)
-        except NoVerdict as error:
-            problem = str(error)
-            again = f"That is no verdict: {problem}. Reply with one of these and nothing else:\n{_CHOICES}"
-            messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": again}]
-            continue
-        except EndpointError as error:
-            return "failed", str(error)
-        except BudgetExceeded as error:
-            return "unjudged", str(error)
-        if winner == "tie":
-            return "tie", reason
-        return ("win" if (winner == "1") == task.a_first else "loss"), reason
-    return "invalid", problem
-
-
-def _ask(messages: list[dict[str, str]], endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> Reply:
-    parameters: dict[str, Any] = {"temperature": options.temperature, "max_tokens": options.max_tokens}
-    if options.json_mode:
-        parameters["response_format"] = {"type": "json_object"}
-    request = {"model": endpoint.model, "base_url": endpoint.address, "messages": messages, **parameters}
-    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    if key not in calls:
-        reply = endpoint.chat(messages, **parameters)
-        with suppress(NoVerdict):  # read before it is stored: what cannot be read at all must not come back every run
-            read_verdict(reply)
-        calls.keep(key, {"request": request, "reply": asdict(reply)})
-    return Reply(**calls[key]["reply"])
-
-
-def _objects(text: str) -> list[dict[str, Any]]:
-    """Every JSON object that stands in a text, those inside others left out."""
-    found, at, decoder = [], 0, json.JSONDecoder()
-    while (at := text.find("{", at)) >= 0:
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except RecursionError:
-            raise NoVerdict("expected a JSON object of two fields, got JSON that is nested too deep") from None
-        except ValueError:  # no JSON, or an integer of more digits than Python reads
-            at += 1
-            continue
-        found.append(value)
-    return found
+    try:
+        winner, reason = ask(task.messages, endpoint, calls, options, read=read_verdict, choices=_CHOICES)
+    except NoVerdict as error:
+        return "invalid", str(error)
+    except EndpointError as error:
+        return "failed", str(error)
+    except BudgetExceeded as error:
+        return "unjudged", str(error)
+    if winner == "tie":
+        return "tie", reason
+    return ("win" if (winner == "1") == task.a_first else "loss"), reason

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._extras import require
+from ._text import in_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +39,13 @@ def win_rates(summaries: Sequence[dict[str, Any]], *, judge: str) -> Figure:
             else f"win rate {rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
         )
         axis.text(1.02, row, note, va="center", fontsize=9)
-    axis.set_yticks(range(len(summaries)), [f"{match['a']}\nagainst {match['b']}" for match in summaries])
+    axis.set_yticks(
+        range(len(summaries)), [in_figure(match["a"]) + "\nagainst " + in_figure(match["b"]) for match in summaries]
+    )
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of judged prompts; won and lost: in both orders")
-    axis.set_title(f"Judged by {judge}", fontsize=10, loc="left")
+    axis.set_title(f"Judged by {in_figure(judge)}", fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure

@@ -20,6 +20,7 @@ from .fit_logger import fit_logger
 from .generate import generate
 from .inspect import inspect
 from .judge import judge
+from .label import label
 from .metrics import metrics
 from .score import score
 from .train import train
@@ -47,6 +48,7 @@ app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command(cls=command(_OUTPUT))(evaluate)
 app.command(cls=Command)(generate)
+app.command(cls=Command)(label)
 app.command(cls=Command)(metrics)
 app.command(cls=Command)(judge)
 app.command(cls=Command)(env)

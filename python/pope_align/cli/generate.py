@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,83 +13,155 @@ import typer
 if TYPE_CHECKING:
     from ..generation.generate import Engine, TransformersEngine
 
+_MODEL, _SAMPLING, _ENDPOINT = "The model", "Sampling", "Endpoints (--engine openai)"
+
 
 def generate(
-    model: Annotated[str, typer.Option(help="Hub name, folder, or GGUF file; with --engine openai, its name there.")],
-    data: Annotated[Path, typer.Option(help="Slates whose prompts to answer: .jsonl or .parquet.", exists=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Generations: .parquet or .jsonl.")],
-    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter for the model.", exists=True)] = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Answers per prompt.", min=1)] = 10,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Hub name, folder, or GGUF file; with --engine openai, its name there.",
+            rich_help_panel=_MODEL,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Generations: .parquet or .jsonl.")],
+    log: Annotated[Path | None, typer.Argument(help="Slates whose prompts to answer: .jsonl or .parquet.")] = None,
+    data: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    n: Annotated[int, typer.Option("--n", "-n", metavar="N", help="Answers per prompt.", min=1)] = 10,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first prompts.", min=1)] = None,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Record how probable each token was, so that answers can be a log.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write counts as JSON; - for standard output.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Adapter for the model.", rich_help_panel=_MODEL)
+    ] = None,
     engine: Annotated[
-        Literal["transformers", "vllm", "openai"], typer.Option(help="What runs the model.")
+        Literal["transformers", "vllm", "openai"],
+        typer.Option(metavar="NAME", help="transformers, vllm or openai.", rich_help_panel=_MODEL),
     ] = "transformers",
-    limit: Annotated[int | None, typer.Option(help="Only the first prompts of the data.", min=1)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: the likeliest token each time.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from so many likeliest tokens; 0: from all.")] = 0,
-    seed: Annotated[int, typer.Option(help="With the slate and the answer's number, decides the answer.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Answers decoded together (transformers); changes no text.")] = 16,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="In tables and figures; default: from --model.", rich_help_panel=_MODEL),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Answers decoded together; changes no text.", rich_help_panel=_MODEL),
+    ] = 16,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
-        typer.Option(help="Of the weights; only float32 makes answers independent of the batch to the last tie."),
+        typer.Option(
+            metavar="NAME",
+            help="Of the weights: float32, bfloat16, float16 or auto. Only float32 makes answers independent of the "
+            "batch to the last tie.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "float32",
-    base_url: Annotated[
-        str | None, typer.Option(help="Of the endpoint (openai), e.g. http://localhost:8000/v1.")
+    template_date: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY", help="As 2026-11-28, for chat templates that write a date.", rich_help_panel=_MODEL
+        ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests on their way together (openai).")] = 8,
-    name: Annotated[str | None, typer.Option(help="Of the model in tables and figures; default: from --model.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens of an answer, at most.", rich_help_panel=_SAMPLING)
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="0: the likeliest token each time.", rich_help_panel=_SAMPLING)
+    ] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            metavar="P", help="Only the likeliest tokens of this total probability.", rich_help_panel=_SAMPLING
+        ),
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Only so many likeliest tokens; 0: all.", rich_help_panel=_SAMPLING)
+    ] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Decides the answers, with slate and number.", rich_help_panel=_SAMPLING)
+    ] = 0,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="E.g. http://localhost:8000/v1.", rich_help_panel=_ENDPOINT)
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests on their way together.", rich_help_panel=_ENDPOINT)
+    ] = 8,
 ) -> None:
     """Sample answers of a model to the prompts of a log.
 
     A killed run goes on where it stopped, and ends with the same file. Example:
 
-        pope generate --model HuggingFaceTB/SmolLM2-135M-Instruct --data slates.jsonl --n 10 --out gens.parquet
+        pope generate slates.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct -n 10 -o gens.parquet
     """
-    from ..data import read_slates
-    from ..generation.generate import Sampling, generate_for_slates
-    from ..generation.generations import check_path, write_generations
-    from .console import err, progress
+    from .._files import claim_output
+    from ..generation.sampling import Sampling
+    from .options import check_folder, check_key, check_model, first_positional, write_json_to
 
-    check_path(out)
+    log = first_positional(log, data, "log", "--data")
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
-    slates = list(read_slates(data))[:limit]
-    if engine == "transformers":
-        runner: Engine = _transformers(model, adapter, dtype, batch_size)
-    elif engine == "vllm":
-        from ..generation.engines import VllmEngine
-
-        runner = VllmEngine(model, adapter=adapter, dtype=dtype)
-    else:
-        from ..generation.endpoint import Endpoint
-        from ..generation.engines import EndpointEngine
-
+    if logprobs:
+        sampling.check_logprobs()
+        if engine != "transformers":
+            raise ValueError(f"logprobs: expected --engine transformers, which sees all probabilities, got {engine}")
+    if engine == "openai":
+        check_key("OPENAI_API_KEY", base_url)
+        if top_k:
+            raise ValueError(f"top_k: expected 0 (off) with an OpenAI-compatible endpoint, got {top_k}")
         if adapter is not None:
             raise ValueError("adapter: expected none with --engine openai, which serves what it serves")
-        runner = EndpointEngine(Endpoint(model, base_url), concurrency=concurrency)
-    journal = out.with_name(out.name + ".journal")
-    start = time.monotonic()
-    with progress("generating", "answers") as report:
+    else:
+        check_model(model)
+    check_folder(adapter, "adapter_config.json", "--adapter")
+    with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        from ..data import read_slates
+        from ..generation.generate import generate_for_slates
+        from ..generation.generations import write_generations
+        from .console import err, progress
 
-        def show(done: int, of: int, tokens: int) -> None:
-            report(done, of, f"{tokens / max(time.monotonic() - start, 1e-9):.0f} tokens/s" if tokens else "")
+        slates = list(read_slates(log))[:limit]
+        if engine == "transformers":
+            runner: Engine = _transformers(model, adapter, dtype, batch_size, logprobs, template_date)
+        elif engine == "vllm":
+            from ..generation.engines import VllmEngine
 
-        generations = generate_for_slates(
-            runner,
-            slates,
-            name=name or Path(model).stem,
-            n=n,
-            sampling=sampling,
-            seed=seed,
-            journal=journal,
-            progress=show,
-        )
-    write_generations(generations, out)
-    os.remove(journal)
-    err.print(f"wrote {generations} to {out}", markup=False)
+            runner = VllmEngine(model, adapter=adapter, dtype=dtype)
+        else:
+            from ..generation.endpoint import Endpoint
+            from ..generation.engines import EndpointEngine
+
+            runner = EndpointEngine(Endpoint(model, base_url), concurrency=concurrency)
+        journal = out.with_name(out.name + ".journal")
+        start = time.monotonic()
+        with progress("generating", "answers") as report:
+
+            def show(done: int, of: int, tokens: int) -> None:
+                report(done, of, f"{tokens / max(time.monotonic() - start, 1e-9):.0f} tokens/s" if tokens else "")
+
+            generations = generate_for_slates(
+                runner,
+                slates,
+                name=name or Path(model).stem,
+                n=n,
+                sampling=sampling,
+                seed=seed,
+                journal=journal,
+                progress=show,
+            )
+        write_generations(generations, out)
+        with suppress(FileNotFoundError):
+            os.remove(journal)
+    err.print(f"wrote {generations} to {out}")
+    write_json_to(json_out, {"out": str(out), **generations.counts(), "settings": generations.settings})
 
 
-def _transformers(model: str, adapter: Path | None, dtype: str, batch_size: int) -> TransformersEngine:
+def _transformers(
+    model: str, adapter: Path | None, dtype: str, batch_size: int, logprobs: bool, template_date: str | None
+) -> TransformersEngine:
     from ..generation.generate import TransformersEngine, load_adapter
     from ..model import best_device, load_model, load_tokenizer
     from ..propensity.scoring import model_fingerprint
@@ -101,4 +174,11 @@ def _transformers(model: str, adapter: Path | None, dtype: str, batch_size: int)
         "adapter": str(adapter) if adapter is not None else None,
         "model_fingerprint": model_fingerprint(policy),
     }
-    return TransformersEngine(policy.to(best_device()), load_tokenizer(model), batch_size=batch_size, about=about)
+    return TransformersEngine(
+        policy.to(best_device()),
+        load_tokenizer(model),
+        batch_size=batch_size,
+        about=about,
+        logprobs=logprobs,
+        template_date=template_date,
+    )

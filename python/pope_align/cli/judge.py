@@ -10,63 +10,115 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..judge import Match
+
+
+_SETS, _REPLIES, _ENDPOINT = "What the judge sees", "Replies", "The endpoint"
 
 
 def judge(
     gens: Annotated[
         list[str],
-        typer.Option(help="Generations, FILE or NAME=FILE, at least two: the first is compared with every other."),
+        typer.Option(metavar="NAME=FILE", help="Generations, at least two: the first is compared with the others."),
     ],
-    refs: Annotated[Path, typer.Option(help="Slates with people's responses.", exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="The judge's name at the endpoint.")],
-    base_url: Annotated[
-        str | None, typer.Option(help="Of an OpenAI-compatible endpoint; default: OpenAI's own.")
+    refs: Annotated[Path, typer.Option(metavar="LOG", help="Slates with people's responses.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The judge's, at the endpoint.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for verdicts, figure, and every call.")
+    ] = Path("judge"),
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first prompts.", min=1)] = None,
+    level: Annotated[float, typer.Option(metavar="P", help="Of the intervals.")] = 0.95,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would ask for, and ask nothing.")] = False,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Results as JSON, too; -: instead of the table.")
     ] = None,
-    key_variable: Annotated[str, typer.Option(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for verdicts, figure, and every call.")] = Path(
-        "judge"
-    ),
-    limit: Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)] = None,
-    set_size: Annotated[int, typer.Option(help="Answers of a set, at most.")] = 50,
-    references: Annotated[int, typer.Option(help="Human responses shown.")] = 3,
-    max_characters: Annotated[int | None, typer.Option(help="Of one answer or response shown; default: all.")] = None,
-    repairs: Annotated[int, typer.Option(help="Further questions after a reply that is no verdict.")] = 2,
-    max_tokens: Annotated[int, typer.Option(help="Of a reply.")] = 512,
-    json_mode: Annotated[bool, typer.Option(help="Have the endpoint enforce JSON, if it can.")] = False,
-    concurrency: Annotated[int, typer.Option(help="Requests on their way together.", min=1)] = 4,
-    requests_per_minute: Annotated[float | None, typer.Option(help="At most; default: as many as go.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for a reply.")] = 120.0,
-    max_attempts: Annotated[int, typer.Option(help="Sendings of one request.")] = 6,
-    budget_requests: Annotated[int | None, typer.Option(help="Requests of this run, at most.")] = None,
-    budget_tokens: Annotated[int | None, typer.Option(help="Tokens of this run, at most, both ways.")] = None,
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    dry_run: Annotated[bool, typer.Option(help="Say what it would ask for, and ask for nothing.")] = False,
+    set_size: Annotated[int, typer.Option(metavar="N", help="Answers of a set, at most.", rich_help_panel=_SETS)] = 50,
+    references: Annotated[int, typer.Option(metavar="N", help="Human responses shown.", rich_help_panel=_SETS)] = 3,
+    max_characters: Annotated[
+        int | None, typer.Option(metavar="N", help="Of one answer or response; default: all.", rich_help_panel=_SETS)
+    ] = None,
+    repairs: Annotated[
+        int, typer.Option(metavar="N", help="Questions after a reply that is no verdict.", rich_help_panel=_REPLIES)
+    ] = 2,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Of a reply; thoughts count.", rich_help_panel=_REPLIES)
+    ] = 512,
+    json_mode: Annotated[
+        bool, typer.Option("--json-mode", help="Have the endpoint enforce JSON, if it can.", rich_help_panel=_REPLIES)
+    ] = False,
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Any OpenAI-compatible one; default: OpenAI's.", rich_help_panel=_ENDPOINT),
+    ] = None,
+    key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="Holds the API key.", rich_help_panel=_ENDPOINT)
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", help="Requests on their way together.", min=1, rich_help_panel=_ENDPOINT)
+    ] = 4,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(metavar="N", help="At most; default: as many as go.", rich_help_panel=_ENDPOINT)
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Seconds to wait for a reply.", rich_help_panel=_ENDPOINT)
+    ] = 120.0,
+    max_attempts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Sendings of one request.", rich_help_panel=_ENDPOINT)
+    ] = 6,
+    budget_requests: Annotated[
+        int | None, typer.Option(metavar="N", help="Of this run, at most.", rich_help_panel=_ENDPOINT)
+    ] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Of this run, both ways, at most.", rich_help_panel=_ENDPOINT)
+    ] = None,
 ) -> None:
     """Win rates of sets of answers by an LLM judge, in both orders, with the paper's protocol.
 
     Every reply is kept in the output folder: a run that stopped for whatever reason goes on where it was. Example:
 
-        pope judge --gens pope=pope.parquet --gens sft=sft.parquet --refs slates.jsonl --model gpt-4o --out judge
+        pope judge --gens pope=pope.parquet --gens sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
     """
-    from ..data import read_slates
-    from ..generation.endpoint import Budget, Endpoint
-    from ..generation.generations import GenerationSet, read_generations
-    from ..judge import JudgeOptions, open_calls, plan
-    from ..judge import judge as judge_sets
-    from ..judge_figure import win_rates
-    from .console import err, progress
+    from .._files import check_output_folder, write_json
+    from .options import check_file, check_key
 
     if len(gens) < 2:
         raise ValueError(f"gens: expected at least two sets to compare, got {len(gens)}")
+    given = [
+        (name or None, check_file(Path(file), "--gens")) for name, _, file in (each.rpartition("=") for each in gens)
+    ]
+    check_file(refs, "--refs")
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a number in (0, 1), got {level}")
+    if not dry_run:
+        check_key(key_variable, base_url)
+    # A folder with calls is one to go on in: what it asked before is never asked again, and results follow from them.
+    check_output_folder(out, overwrite=(out / "calls.jsonl").is_file())
+
+    from ..data import read_slates
+    from ..generation.endpoint import Budget, Endpoint
+    from ..generation.generations import GenerationSet, read_generations
+    from ..judge import JudgeOptions, plan
+    from ..judge import judge as judge_sets
+    from ..judge_asking import open_calls
+    from .console import err, progress
+    from .options import write_json_to
+
+    options = JudgeOptions(
+        set_size=set_size,
+        references=references,
+        max_characters=max_characters,
+        repairs=repairs,
+        max_tokens=max_tokens,
+        json_mode=json_mode,
+    )
     sets = []
-    for given in gens:
-        name, _, file = given.rpartition("=")
-        generations = read_generations(file, model=name or None)
+    for name, file in given:
+        generations = read_generations(file, model=name)
         sets.append(GenerationSet(generations.model, generations.rows[:limit], generations.settings))
-        err.print(str(sets[-1]), markup=False)
+        err.print(str(sets[-1]))
     slates = read_slates(refs)
-    options = JudgeOptions(set_size, references, max_characters, repairs, max_tokens=max_tokens, json_mode=json_mode)
     for other in sets[1:]:
         requests, tokens = plan(sets[0], other, slates, options)
         err.print(f"{sets[0].model} against {other.model}: {requests} requests, {tokens} prompt tokens or so")
@@ -101,29 +153,41 @@ def judge(
             )
     summaries = [match.summary(level) for match in matches]
     content = {
-        "judge": {"model": model, "base_url": base_url, **asdict(options)},
+        "judge": {"model": model, "base_url": endpoint.address, **asdict(options)},
         "level": level,
         "spent": {"requests": budget.requests, "tokens": budget.tokens},
         "matches": summaries,
     }
-    (out / "judge.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "judge.json", content)
     _write_verdicts(matches, out / "verdicts.jsonl")
-    win_rates(summaries, judge=model).savefig(out / "judge.png", dpi=150)
-    _show(summaries, level)
+    write_json_to(json_out, content)
+    if json_out != "-":
+        _show(summaries, level)
+    _draw(summaries, model, out / "judge.png")
     err.print(
         f"{budget.requests} requests, {budget.tokens} tokens; wrote {out}/judge.json, verdicts.jsonl, judge.png, "
-        "calls.jsonl",
-        markup=False,
+        "calls.jsonl"
     )
 
 
 def _write_verdicts(matches: list[Match], path: Path) -> None:
+    from .._files import write_text
+
     lines = [
         json.dumps({"a": match.a, "b": match.b, **asdict(verdict), "outcome": verdict.outcome}, ensure_ascii=False)
         for match in matches
         for verdict in match.verdicts
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _draw(summaries: list[dict[str, Any]], model: str, path: Path) -> None:
+    """The figure comes last: all results are written when it fails."""
+    from .._files import replacing
+    from ..judge_figure import win_rates
+
+    with replacing(path) as partial:
+        win_rates(summaries, judge=model).savefig(partial, dpi=150)
 
 
 def _show(summaries: list[dict[str, Any]], level: float) -> None:
@@ -132,26 +196,20 @@ def _show(summaries: list[dict[str, Any]], level: float) -> None:
     def share(of: dict[str, Any]) -> str:
         return "n/a" if of["value"] is None else f"{of['value']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"
 
-    rows = []
-    for each in summaries:
-        missing = each["invalid_count"] + each["failed_count"] + each["unjudged_count"]
-        rows.append(
-            [
-                f"{each['a']} against {each['b']}",
-                f"{each['win_count']} / {each['tie_count']} / {each['loss_count']}",
-                str(missing),
-                share(each["win_rate"]),
-                share(each["first_shown"]),
-                share(each["consistent"]),
-            ]
-        )
-    columns = ["Sets", "Won / tied / lost", "No verdict", "Win rate, ties half", "First shown won", "Orders agree"]
-    table(f"Judged in both orders, {level:.0%} Wilson intervals", columns, rows)
+    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("won / tied / lost", lambda of: f"{of['win_count']} / {of['tie_count']} / {of['loss_count']}"),
+        ("no verdict", lambda of: str(of["invalid_count"] + of["failed_count"] + of["unjudged_count"])),
+        ("win rate, ties half", lambda of: share(of["win_rate"])),
+        ("first shown won", lambda of: share(of["first_shown"])),
+        ("orders agree", lambda of: share(of["consistent"])),
+    ]
+    title = f"{summaries[0]['a']}, judged in both orders; {level:.0%} Wilson intervals"
+    columns = ["", *(f"against {each['b']}" for each in summaries)]
+    table(title, columns, [[name, *map(show, summaries)] for name, show in lines])
     for each in summaries:
         if each["invalid_count"] or each["failed_count"] or each["unjudged_count"]:
             out.print(
                 f"{each['a']} against {each['b']}: {each['invalid_count']} without valid JSON, {each['failed_count']} "
                 f"where the endpoint failed, {each['unjudged_count']} beyond the budget; the last two are asked again "
                 "by the same command",
-                markup=False,
             )

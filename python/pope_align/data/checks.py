@@ -140,6 +140,11 @@ class Place:
             raise self.error(field, "a log-probability <= 0 (nats, the total over the response)", value)
         return number
 
+    def boolean(self, field: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.error(field, "true or false", value)
+        return value
+
     def positive_integer(self, field: str, value: Any) -> int:
         if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**63:
             raise self.error(field, "an integer >= 1", value)

@@ -32,6 +32,7 @@ class Slate:
     logging_policy: dict[str, Any] | None = None  # where logging_logprobs came from; see propensity.logging_policy
     group_scores: list[dict[str, float]] | None = None  # [k] feedback by group of raters; a group may have none
     origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
+    finished: list[bool] | None = None  # [k] False: cut at a limit, so the log has no end-of-turn token of it
 
 
 def text_of(value: str | list[Turn]) -> str:
@@ -151,6 +152,7 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
         logging_policy=optional("logging_policy", place.provenance),
         group_scores=each("group_scores", place.groups),
         origin=optional("origin", place.provenance),
+        finished=each("finished", place.boolean),
     )
 
 

@@ -34,7 +34,8 @@ _ANCHORS = ("", "\n", ".", "x")
 class EncodedSlate:
     """The token ids of a slate: one prompt and ``k`` responses.
 
-    The model reads ``prompt_ids + completion_ids[i]``. A response ends with its end-of-turn token unless it was cut.
+    The model reads ``prompt_ids + completion_ids[i]``. A response ends with its end-of-turn token unless it was cut,
+    here or, by ``Slate.finished``, when it was logged.
     """
 
     prompt_ids: list[int]
@@ -208,6 +209,8 @@ class _Format:
         tails = [self.tail(prompt, prompt_ids, *whole, where) for whole in zip(wholes, whole_ids, strict=True)]
         prompt_ids = opening + prompt_ids
         completion_ids = [tail + closing for tail, _ in tails]
+        if slate.finished is not None:  # a response that was cut at a limit has no end-of-turn token
+            completion_ids = [ids if done else ids[:-1] for ids, done in zip(completion_ids, slate.finished)]
         prompt_limit, completion_limit = _fit(len(prompt_ids), max(map(len, completion_ids)), max_length)
         return EncodedSlate(
             prompt_ids=self.cut_left(prompt_ids, prompt_limit),

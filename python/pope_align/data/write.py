@@ -96,6 +96,7 @@ def _schema(pa: Any, turns: dict[str, bool]) -> Row:
         "ranks": pa.list_(pa.int64()),
         "slate_id": pa.string(),
         "responders": pa.list_(pa.string()),
+        "finished": pa.list_(pa.bool_()),
         **{name: pa.string() for name in _JSON_COLUMNS},
     }
 

@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -43,6 +44,16 @@ class SamplingOptions(Protocol):
     def top_k(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The tokens of an answer, and their log-probabilities where those were asked for, in nats."""
+
+    ids: list[int]  # [t] with the stop token, unless the limit came first
+    sampled: list[float] | None = None  # [t] under the distribution they were drawn from
+    model: list[float] | None = None  # [t] under the model itself
+    candidates: list[int] | None = None  # [t] vocabulary entries that top-k and top-p left to draw from
+
+
 def decode_batch(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],  # [B] token ids
@@ -51,11 +62,13 @@ def decode_batch(
     stop_ids: Sequence[int],
     *,
     use_cache: bool = True,
-) -> list[list[int]]:
+    logprobs: bool = False,
+) -> list[Decoded]:
     """The answers to ``prompts``, as token ids that end with a stop token unless the limit came first.
 
     Args:
         use_cache: keep keys and values of earlier tokens; False where they change with the length (`pope_align.rope`).
+        logprobs: give the log-probability of every token, too; see `propensities`.
     """
     decide_alone(model)
     device = model.device
@@ -65,7 +78,7 @@ def decode_batch(
     for row, ids in enumerate(prompts):  # padded on the left: every row's next token stands at the same place
         input_ids[row, length - len(ids) :] = torch.tensor(ids)
         attention_mask[row, length - len(ids) :] = 1
-    chooser = _Chooser(model, [length - len(ids) for ids in prompts], seeds, sampling, stop_ids)
+    chooser = _Chooser(model, [length - len(ids) for ids in prompts], seeds, sampling, stop_ids, logprobs)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=False,
@@ -79,7 +92,8 @@ def decode_batch(
             attention_mask=attention_mask.to(device),
             logits_processor=LogitsProcessorList([chooser]),
         )
-    return [_until_stop(row, stop_ids) for row in output[:, length:].tolist()]
+    answers = [_until_stop(row, stop_ids) for row in output[:, length:].tolist()]
+    return chooser.decoded(answers) if logprobs else [Decoded(ids) for ids in answers]
 
 
 class _Chooser:
@@ -92,6 +106,7 @@ class _Chooser:
         seeds: Sequence[int],
         sampling: SamplingOptions,
         stop_ids: Sequence[int],
+        logprobs: bool,
     ) -> None:
         self.model = model
         self.padding = padding
@@ -100,6 +115,8 @@ class _Chooser:
         self.streams = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
         self.ended = torch.zeros(len(seeds), dtype=torch.bool, device=model.device)
         self.started = False
+        self.logprobs = logprobs
+        self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of `propensities`
         # A 16-bit model rounds its logits so coarsely that most choices would have to be made alone.
         self.tolerance = FLOAT32_TOLERANCE if model.dtype in (torch.float32, torch.float64) else 0.0
         names = inspect.signature(model.forward).parameters
@@ -114,7 +131,16 @@ class _Chooser:
         for row in (~(sure | self.ended)).nonzero().flatten().tolist():
             alone = self._logits_alone(input_ids[row : row + 1, self.padding[row] :])
             choice[row] = choose(alone, noise[row : row + 1], self.sampling, 0.0)[0]
+            if self.logprobs:
+                scores = scores.index_put((torch.tensor([row], device=scores.device),), alone.to(scores.dtype))
+        if self.logprobs:
+            self.steps.append(propensities(scores, choice, self.sampling))
         return torch.full_like(scores, -torch.inf).scatter_(1, choice[:, None], 0.0)
+
+    def decoded(self, answers: Sequence[list[int]]) -> list[Decoded]:
+        """The answers with what was recorded of them."""
+        of_rows = [torch.stack(steps, dim=1).tolist() for steps in zip(*self.steps)]
+        return [Decoded(ids, *(of_row[row][: len(ids)] for of_row in of_rows)) for row, ids in enumerate(answers)]
 
     def _noise(self, scores: torch.Tensor) -> torch.Tensor:
         """Standard Gumbel noise, [B, V]: the largest of logit + noise is a sample of the softmax (Gumbel-max)."""
@@ -157,6 +183,28 @@ def choose(
     winner = tokens[:, :1]
     clearly_kept = scaled.gather(1, winner) > highest_dropped
     return winner[:, 0], (best[:, 0] - best[:, 1] > slack) & clearly_kept[:, 0]
+
+
+def propensities(
+    logits: torch.Tensor,  # [B, V]
+    tokens: torch.Tensor,  # [B]
+    sampling: SamplingOptions,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of ``tokens``, as `choose` draws them and under the model itself.
+
+    Equivalent: ``warped.log_softmax(-1)`` gathered at the tokens, where ``warped`` is what the temperature, top-k and
+    top-p warpers of transformers make of the logits, and ``logits.log_softmax(-1)``. A token that is left out has -inf.
+
+    Returns:
+        ``[B]`` nats as drawn, ``[B]`` nats under the model, ``[B]`` vocabulary entries left to draw from.
+    """
+    picked = tokens[:, None]
+    logits = logits.float()
+    own = logits.log_softmax(1).gather(1, picked)[:, 0].clamp(max=0)
+    scaled = logits / sampling.temperature
+    kept = scaled >= _cut(scaled, sampling.top_k, sampling.top_p, 0.0)[0]
+    drawn = scaled.masked_fill(~kept, -torch.inf).log_softmax(1).gather(1, picked)[:, 0].clamp(max=0)
+    return drawn, own, kept.sum(1)
 
 
 def _cut(scaled: torch.Tensor, top_k: int, top_p: float, more: float) -> tuple[torch.Tensor, torch.Tensor]:

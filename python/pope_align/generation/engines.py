@@ -24,7 +24,7 @@ class VllmEngine:
     """
 
     def __init__(self, model: str, *, adapter: str | os.PathLike[str] | None = None, dtype: str = "auto") -> None:
-        vllm = require("vllm", extra="scale", purpose="for --engine vllm")
+        vllm = require("vllm", extra="vllm", purpose="for --engine vllm")
         self.about: dict[str, Any] = {
             "engine": f"vllm {vllm.__version__}",
             "model": model,
@@ -35,7 +35,7 @@ class VllmEngine:
         self._model = vllm.LLM(model=model, dtype=dtype, enable_lora=adapter is not None)
         self._lora: Any = None
         if adapter is not None:
-            lora = require("vllm.lora.request", extra="scale", purpose="to load adapters into vLLM")
+            lora = require("vllm.lora.request", extra="vllm", purpose="to load adapters into vLLM")
             self._lora = lora.LoRARequest("adapter", 1, os.fspath(adapter))
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:

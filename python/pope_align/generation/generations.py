@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .._extras import require
 from .._files import replacing, write_text
+from .._text import utf8
 from ..data.schema import Slate, Turn, text_of
+
+
+@dataclass(frozen=True, slots=True)
+class Propensity:
+    """How probable one sampled answer was, token by token and in all; natural logarithms.
+
+    ``logging`` is the distribution that the tokens were drawn from, temperature, top-k and top-p included; ``model`` is
+    the model itself, at temperature 1 and without cuts. An end-of-turn token counts where the model wrote one; an
+    answer that was cut at the limit has the probability of what stands there.
+    """
+
+    logging_logprob: float  # total: the sum over tokens
+    model_logprob: float  # total
+    token_ids: list[int]  # [t]
+    token_logging_logprobs: list[float]  # [t]
+    token_model_logprobs: list[float]  # [t]
+    candidates: list[int]  # [t] vocabulary entries that top-k and top-p left; all others had probability 0
+    exact: bool  # the text, tokenised as training does it, is these tokens again
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +45,7 @@ class Generation:
     texts: list[str]  # [n]
     tokens: list[int] | None = None  # [n] generated tokens, the end-of-turn token included
     finished: list[bool] | None = None  # [n] ended by the model, not by the limit
+    propensities: list[Propensity] | None = None  # [n] where they were recorded
 
 
 @dataclass(frozen=True)
@@ -41,11 +62,21 @@ class GenerationSet(Sequence[Generation]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __str__(self) -> str:
+    def counts(self) -> dict[str, Any]:
+        """How many prompts and answers there are, and how many answers are empty or were cut."""
         answers = [text for row in self.rows for text in row.texts]
-        empty = sum(not text.strip() for text in answers)
-        cut = sum(not done for row in self.rows for done in row.finished or [])
-        return f"{self.model}: {len(self)} prompts, {len(answers)} answers, {empty} empty, {cut} cut at the limit"
+        return {
+            "model": self.model,
+            "prompts": len(self),
+            "answers": len(answers),
+            "empty": sum(not text.strip() for text in answers),
+            "cut": sum(not done for row in self.rows for done in row.finished or []),
+        }
+
+    def __str__(self) -> str:
+        return "{model}: {prompts} prompts, {answers} answers, {empty} empty, {cut} cut at the limit".format(
+            **self.counts()
+        )
 
 
 def slate_keys(slates: Sequence[Slate]) -> list[str]:
@@ -70,6 +101,17 @@ def prompt_key(prompt: str | list[Turn]) -> str:
 prompt_text = completion_text = text_of
 
 
+def join_slates(generations: GenerationSet, slates: Sequence[Slate]) -> list[tuple[Generation, int]]:
+    """Every generation that belongs to a slate, by key or, where it comes from elsewhere, by prompt; and its index."""
+    by_key = {key: index for index, key in enumerate(slate_keys(slates))}
+    seen: Counter[str] = Counter()
+    for index, slate in enumerate(slates):  # how `read_generations` names rows that came without a key
+        name = prompt_key(slate.prompt)
+        seen[name] += 1
+        by_key.setdefault(name if seen[name] == 1 else f"{name}#{seen[name]}", index)
+    return [(generation, by_key[generation.key]) for generation in generations.rows if generation.key in by_key]
+
+
 def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) -> None:
     """Write to ``.jsonl`` or ``.parquet`` so that `read_generations` gives an equal set back.
 
@@ -82,7 +124,7 @@ def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) 
     path = Path(path)
     check_path(path)
     head = {"model": generations.model, "settings": generations.settings}
-    rows = [asdict(row) for row in generations.rows]
+    rows = [{name: value for name, value in asdict(row).items() if value is not None} for row in generations.rows]
     if path.suffix == ".jsonl":
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in [head, *rows]]
         write_text(path, "".join(lines))
@@ -100,11 +142,19 @@ def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) 
                 "texts": pa.list_(pa.string()),
                 "tokens": pa.list_(pa.int64()),
                 "finished": pa.list_(pa.bool_()),
+                "propensities": pa.list_(_propensity_type(pa)),
             },
             metadata={"pope_generations": json.dumps(head)},
         )
         with replacing(path) as partial:
             parquet.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+
+
+def _propensity_type(pa: Any) -> Any:
+    numbers, whole = pa.list_(pa.float64()), pa.list_(pa.int64())
+    kinds = {"logging_logprob": pa.float64(), "model_logprob": pa.float64(), "token_ids": whole}
+    kinds |= {"token_logging_logprobs": numbers, "token_model_logprobs": numbers, "candidates": whole}
+    return pa.struct({**kinds, "exact": pa.bool_()})
 
 
 def read_generations(path: str | os.PathLike[str], *, model: str | None = None) -> GenerationSet:
@@ -130,13 +180,7 @@ def read_generations(path: str | os.PathLike[str], *, model: str | None = None) 
         if seen[generation.key] > 1:
             if row.get("key"):
                 raise ValueError(f"{path}, row {number}: key: expected a new one, got {generation.key!r} again")
-            generation = Generation(
-                f"{generation.key}#{seen[generation.key]}",
-                generation.prompt,
-                generation.texts,
-                generation.tokens,
-                generation.finished,
-            )
+            generation = replace(generation, key=f"{generation.key}#{seen[generation.key]}")
         read.append(generation)
     if not read:
         raise ValueError(f"{path}: expected at least one row of generations, got none")
@@ -173,15 +217,83 @@ def _row(row: Any, where: str) -> Generation:
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: expected an object with prompt and texts, got {row!r:.80}")
     prompt, texts = row.get("prompt"), row.get("texts")
-    if not isinstance(prompt, str) and not (
-        isinstance(prompt, list)
-        and prompt
-        and all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in prompt)
-    ):
+    if not _is_prompt(prompt):
         raise ValueError(f"{where}: prompt: expected text or a list of turns, got {prompt!r:.80}")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where}: texts: expected a list of at least one text, got {texts!r:.80}")
-    for name in ("tokens", "finished"):
-        if row.get(name) is not None and len(row[name]) != len(texts):
-            raise ValueError(f"{where}: {name}: expected {len(texts)} entries, one per text, got {len(row[name])}")
-    return Generation(row.get("key") or prompt_key(prompt), prompt, texts, row.get("tokens"), row.get("finished"))
+    for index, text in enumerate(texts):
+        _check_utf8(text, f"{where}: texts[{index}]")
+    key = row.get("key")
+    if key is not None and not isinstance(key, str):
+        raise ValueError(f"{where}: key: expected text, got {key!r:.80}")
+    count = len(texts)
+    return Generation(
+        key or prompt_key(prompt),
+        [{"role": turn["role"], "content": turn["content"]} for turn in prompt] if isinstance(prompt, list) else prompt,
+        texts,
+        _each(row, "tokens", count, where, "an integer >= 0", _is_count),
+        _each(row, "finished", count, where, "true or false", lambda value: isinstance(value, bool)),
+        _read_propensities(row, count, where),
+    )
+
+
+def _is_prompt(prompt: Any) -> bool:
+    return isinstance(prompt, str) or (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(
+            isinstance(turn, Mapping) and isinstance(turn.get("content"), str) and isinstance(turn.get("role"), str)
+            for turn in prompt
+        )
+    )
+
+
+def _check_utf8(text: str, where: str) -> None:
+    if utf8(text) != text:
+        raise ValueError(f"{where}: expected text that UTF-8 can hold, got {text!r:.80}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _each(
+    row: Mapping[str, Any], name: str, count: int, where: str, expected: str, fits: Callable[[Any], bool]
+) -> list[Any] | None:
+    """An optional column with one entry per text."""
+    values = row.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ValueError(f"{where}: {name}: expected a list of {count}, one per text, got {values!r:.80}")
+    if len(values) != count:
+        raise ValueError(f"{where}: {name}: expected {count} entries, one per text, got {len(values)}")
+    for index, value in enumerate(values):
+        if not fits(value):
+            raise ValueError(f"{where}: {name}[{index}]: expected {expected}, got {value!r:.80}")
+    return values
+
+
+def _read_propensities(row: Mapping[str, Any], count: int, where: str) -> list[Propensity] | None:
+    values = _each(row, "propensities", count, where, "an object", lambda value: isinstance(value, Mapping))
+    return values and [_propensity(value, f"{where}: propensities[{index}]") for index, value in enumerate(values)]
+
+
+def _propensity(value: Mapping[str, Any], where: str) -> Propensity:
+    if set(value) != {field.name for field in fields(Propensity)}:
+        raise ValueError(f"{where}: expected the fields of a recorded propensity, got {sorted(value)!r:.200}")
+    read = Propensity(**value)
+    size = len(read.token_ids) if isinstance(read.token_ids, list) else -1
+    for name in ("token_logging_logprobs", "token_model_logprobs", "candidates"):
+        of_tokens = getattr(read, name)
+        if not isinstance(of_tokens, list) or len(of_tokens) != size or not all(map(_is_number, of_tokens)):
+            raise ValueError(f"{where}: {name}: expected {size} numbers, one per token, got {of_tokens!r:.80}")
+    for total, name in (("logging_logprob", "token_logging_logprobs"), ("model_logprob", "token_model_logprobs")):
+        given, expected = getattr(read, total), math.fsum(getattr(read, name))
+        if not _is_number(given) or abs(given - expected) > 1e-6 * max(1, abs(expected)):
+            raise ValueError(f"{where}: {total}: expected {expected}, the sum over the tokens, got {given!r:.80}")
+    return read
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

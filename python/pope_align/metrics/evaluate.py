@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ..generation.generations import (
     Generation,
     GenerationSet,
     completion_text,
+    join_slates,
     prompt_key,
     prompt_text,
     slate_keys,
@@ -84,7 +84,7 @@ def evaluate_generations(
         ValueError: no generation belongs to any slate.
     """
     options = options or MetricOptions()
-    joined = _join(generations, references)
+    joined = join_slates(generations, references)
     if not joined:
         raise ValueError(
             f"generations of {generations.model!r}: expected prompts or keys of the references, got none: first key "
@@ -131,17 +131,6 @@ def policy_scores(
     """The policy's ``l_theta(y_j | q)`` of every completion of every slate: nats per token."""
     scores = score_model(slates, model, tokenizer, max_length=max_length, progress=progress)
     return [np.divide(totals, tokens) for totals, tokens in zip(scores.totals, scores.tokens, strict=True)]
-
-
-def _join(generations: GenerationSet, references: Sequence[Slate]) -> list[tuple[Generation, int]]:
-    """Every generation that belongs to a slate, and the slate's index."""
-    by_key = {key: index for index, key in enumerate(slate_keys(references))}
-    seen: Counter[str] = Counter()
-    for index, slate in enumerate(references):  # how `read_generations` names rows that came without a key
-        name = prompt_key(slate.prompt)
-        seen[name] += 1
-        by_key.setdefault(name if seen[name] == 1 else f"{name}#{seen[name]}", index)
-    return [(generation, by_key[generation.key]) for generation in generations.rows if generation.key in by_key]
 
 
 def _embed(

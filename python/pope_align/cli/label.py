@@ -1,0 +1,137 @@
+"""``pope label``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ..generation.labels import Labeller
+
+_REFS, _JUDGE = "By embeddings (similarity, energy, set-utility)", "By a judge"
+_BY_REFERENCES = ("similarity", "energy", "set-utility")
+#: What each kind of feedback must be given, and what only it takes.
+_NEEDS = {**dict.fromkeys(_BY_REFERENCES, "refs"), "command": "command", "python": "function", "judge": "model"}
+
+
+def label(
+    gens: Annotated[Path, typer.Argument(help="Generations, as pope generate writes them.")],
+    by: Annotated[
+        Literal["similarity", "energy", "set-utility", "command", "python", "judge"],
+        typer.Option(
+            "--with", metavar="HOW", help="similarity, energy, set-utility, command, python or judge: see below."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Slates: .jsonl or .parquet.")],
+    refs: Annotated[
+        Path | None, typer.Option(metavar="LOG", help="Slates with people's responses.", rich_help_panel=_REFS)
+    ] = None,
+    embedding_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Default: all-MiniLM-L6-v2.", rich_help_panel=_REFS)
+    ] = None,
+    vote_weights: Annotated[
+        Literal["log1p", "votes", "softmax", "uniform"],
+        typer.Option(metavar="NAME", help="log1p, votes, softmax or uniform.", rich_help_panel=_REFS),
+    ] = "log1p",
+    cache: Annotated[
+        Path, typer.Option(metavar="DIR", help="Embeddings that are known already.", rich_help_panel=_REFS)
+    ] = Path(".pope_cache"),
+    command: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Reads JSON lines, writes a number for each.")
+    ] = None,
+    function: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="name(prompt, completions) gives their scores.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The judge's, at the endpoint.", rich_help_panel=_JUDGE)
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Default: OpenAI's.", rich_help_panel=_JUDGE)
+    ] = None,
+    key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="Holds the API key.", rich_help_panel=_JUDGE)
+    ] = "OPENAI_API_KEY",
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Of a reply.", rich_help_panel=_JUDGE)] = 512,
+    concurrency: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests on their way together.", rich_help_panel=_JUDGE)
+    ] = 4,
+    budget_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Of this run, both ways.", rich_help_panel=_JUDGE)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write counts as JSON; - for standard output.")
+    ] = None,
+) -> None:
+    """Give a model's answers feedback, so that they are a log: slates to train on and to evaluate with.
+
+    Generations made with --logprobs give slates with recorded propensities: logging_logprobs of the distribution that
+    was sampled. Feedback by embeddings: similarity (nearness to what people wrote), energy (far from the other answers,
+    near to people: the reward whose gradient lowers the energy distance) and set-utility (what each answer adds for
+    people who each take the nearest one); the last two are brought to [0, 1] over the log. Example:
+
+        pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
+    """
+    from .._files import claim_output
+    from .options import check_file, check_key, required, write_json_to
+
+    check_file(gens, "gens")
+    given = {"refs": refs, "command": command, "function": function, "model": model}
+    for name, value in given.items():
+        if name == _NEEDS[by]:
+            required(value, f"--{name} (for --with {by})")
+        elif value is not None:
+            wanted = ", ".join(how for how, need in _NEEDS.items() if need == name)
+            raise ValueError(f"--{name}: expected with --with {wanted} only, got --with {by}")
+    if refs is not None:
+        check_file(refs, "--refs")
+    if by == "judge":
+        check_key(key_variable, base_url)
+    with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        from ..data import write_slates
+        from ..generation.generations import read_generations
+        from ..generation.labelled import labelled_slates, rescaled
+        from .console import err, progress
+
+        generations = read_generations(gens)
+        err.print(str(generations))
+        labeller: Labeller
+        if by in _BY_REFERENCES:
+            labeller = _by_references(by, required(refs, "--refs"), embedding_model, vote_weights, cache)
+        elif by == "command":
+            from ..generation.labels import ByCommand
+
+            labeller = ByCommand(required(command, "--command"))
+        elif by == "python":
+            from ..generation.labels import ByFunction
+
+            labeller = ByFunction(required(function, "--function"))
+        else:
+            from ..generation.endpoint import Budget, Endpoint
+            from ..judge_asking import AskOptions, open_calls
+            from ..judge_rating import ByJudge
+
+            endpoint = Endpoint(model or "", base_url, key_variable, budget=Budget(max_tokens=budget_tokens))
+            calls = open_calls(str(out.with_name(out.name + ".calls.jsonl")))
+            labeller = ByJudge(endpoint, calls, AskOptions(max_tokens=max_tokens), concurrency)
+        with progress("labelling", "answers") as report:
+            scores = labeller(generations, report)
+        about: dict[str, Any] = dict(labeller.about)
+        if by in ("energy", "set-utility"):
+            scores, about["rescaled"] = rescaled(scores)
+        slates, what = labelled_slates(generations, scores, about)
+        if not slates:
+            raise ValueError(f"gens: expected answers that slates can hold, got none: {what}")
+        write_slates(slates, out)
+    err.print(f"wrote {what} to {out}")
+    write_json_to(json_out, {"out": str(out), **about, **what.to_dict()})
+
+
+def _by_references(by: str, refs: Path, embedding_model: str | None, weights: Any, cache: Path) -> Labeller:
+    from ..data import read_slates
+    from ..generation.labels import ByReferences
+    from ..metrics.embeddings import Embedder
+
+    return ByReferences(by, read_slates(refs), Embedder(embedding_model, cache_dir=cache), weights)

@@ -1,0 +1,116 @@
+"""Answers with feedback become slates like any other, their recorded propensities included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..data import Slate
+from .generations import Generation, GenerationSet
+
+#: What of a generation's settings says where its propensities come from; see `propensity.logging_policy`.
+_PROVENANCE = ("model", "adapter", "model_fingerprint", "tokenizer_fingerprint", "dtype", "template_date", "engine")
+
+
+@dataclass(slots=True)
+class LabelReport:
+    """What became of the answers of a set of generations."""
+
+    slates: int = 0
+    answers: int = 0  # in the slates
+    cut: int = 0  # of them, answers that the limit of tokens ended
+    blank: int = 0  # left out: no text
+    inexact: int = 0  # left out: their text, tokenised again, is other tokens than were sampled
+    empty_slates: int = 0  # left out: no answer was left
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        left_out = [
+            f"{count} {what}"
+            for count, what in (
+                (self.blank, "blank answers"),
+                (self.inexact, "answers whose text gives other tokens than were sampled"),
+                (self.empty_slates, "prompts without an answer left"),
+            )
+            if count
+        ]
+        cut = f", {self.cut} of them cut at the limit" if self.cut else ""
+        return f"{self.slates} slates, {self.answers} answers{cut}; left out: {', '.join(left_out) or 'none'}"
+
+
+def labelled_slates(
+    generations: GenerationSet, scores: Sequence[Sequence[float]], about: dict[str, Any]
+) -> tuple[list[Slate], LabelReport]:
+    """Slates of a model's answers and their feedback.
+
+    Where the generations have propensities, ``logging_logprobs`` are those of the distribution that was sampled from,
+    ``completion_tokens`` count the sampled tokens, and ``logging_policy`` says ``recorded`` and how was sampled. A
+    blank answer is left out, since no slate can hold one, and so is one whose text gives other tokens than were
+    sampled, since its propensity would be that of another sequence. Answers cut at the limit stay, marked in
+    ``finished``: their propensity is that of what stands there, without an end-of-turn token.
+
+    Args:
+        scores: one list a row, one number an answer, larger is better.
+        about: the labeller's; kept in ``origin``.
+    """
+    report = LabelReport()
+    slates = []
+    for row, of_row in zip(generations.rows, scores, strict=True):
+        kept = [index for index in range(len(row.texts)) if _usable(row, index, report)]
+        if not kept:
+            report.empty_slates += 1
+            continue
+        report.slates += 1
+        report.answers += len(kept)
+        slates.append(_slate(row, kept, of_row, generations, about))
+        report.cut += sum(not done for done in slates[-1].finished or [])
+    return slates, report
+
+
+def rescaled(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], dict[str, float]]:
+    """Scores brought to [0, 1] over the whole log, by one line for all, and the two numbers that undo it."""
+    flat = [score for of_row in scores for score in of_row]
+    low, high = min(flat), max(flat)
+    width = high - low or 1.0
+    return [[(score - low) / width for score in of_row] for of_row in scores], {"low": low, "high": high}
+
+
+def _usable(row: Generation, index: int, report: LabelReport) -> bool:
+    if not row.texts[index].strip():
+        report.blank += 1
+        return False
+    if row.propensities is not None and not row.propensities[index].exact:
+        report.inexact += 1
+        return False
+    return True
+
+
+def _slate(
+    row: Generation, kept: list[int], scores: Sequence[float], generations: GenerationSet, about: dict[str, Any]
+) -> Slate:
+    texts = [row.texts[index] for index in kept]
+    finished = None if row.finished is None else [row.finished[index] for index in kept]
+    slate = Slate(
+        prompt=row.prompt,
+        completions=texts,
+        scores=[float(scores[index]) for index in kept],
+        slate_id=row.key,
+        responders=[generations.model] * len(kept),
+        origin={"generations": generations.model, **about},
+        finished=None if finished is None or all(finished) else finished,
+    )
+    if row.propensities is None:
+        return slate
+    recorded = [row.propensities[index] for index in kept]
+    given = generations.settings
+    policy = {name: given[name] for name in _PROVENANCE if given.get(name) is not None}
+    sampling = {name: given.get(name) for name in ("sampling", "seed", "n")}
+    return replace(
+        slate,
+        logging_logprobs=[each.logging_logprob for each in recorded],
+        completion_tokens=[len(each.token_ids) for each in recorded],
+        logging_policy={"how": "recorded", "model": generations.model, **policy, **sampling},
+    )

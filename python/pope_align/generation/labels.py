@@ -1,0 +1,209 @@
+"""Feedback for a model's own answers: by embeddings, a command, a Python function or a judge.
+
+A labeller takes a set of generations and gives every answer a number, larger is better; `labelled.labelled_slates`
+turns both into slates, with the recorded propensities where there are any. `pope_align.judge_rating` has the judge.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..data import Slate
+from ..metrics.energy import energy_reward
+from ..metrics.set_utility import marginal_contributions
+from ..metrics.similarity import Floats, VoteWeights, vote_weights
+from .generations import Generation, GenerationSet, completion_text, join_slates
+
+if TYPE_CHECKING:
+    from ..metrics.embeddings import Embedder
+
+#: Called with the number of answers labelled so far and in all.
+OnLabel = Callable[[int, int], None]
+
+
+class Labeller(Protocol):
+    """Something that gives answers feedback."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the feedback depends on; kept in every slate's ``origin``."""
+        ...
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """One list a row, one finite number an answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByReferences:
+    """Feedback by what people wrote: ``reward(answers, references, weights)`` on unit vectors.
+
+    Attributes:
+        name: of the reward: one of `REFERENCE_REWARDS`.
+        references: slates with people's responses and votes, joined to the generations by key or prompt.
+        weights: how votes weigh the references.
+    """
+
+    name: str
+    references: Sequence[Slate]
+    embedder: Embedder
+    weights: VoteWeights = "log1p"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"labeller": self.name, "embedding_model": self.embedder.report.model, "weights": self.weights}
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """Raises ValueError for a row without references, or a reward that is not defined there."""
+        joined = join_slates(generations, self.references)
+        found = {generation.key: self.references[index] for generation, index in joined}
+        texts: dict[str, None] = {}
+        for number, row in enumerate(generations.rows, start=1):
+            if row.key not in found:
+                raise ValueError(f"row {number} ({row.key}): expected references with its key or prompt, got none")
+            texts.update(dict.fromkeys([*row.texts, *map(completion_text, found[row.key].completions)]))
+        vectors = dict(zip(texts, self.embedder(list(texts), progress=progress)))
+        return [self._row(number, row, found[row.key], vectors) for number, row in enumerate(generations.rows, 1)]
+
+    def _row(self, number: int, row: Generation, slate: Slate, vectors: dict[str, Floats]) -> list[float]:
+        answers = np.stack([vectors[text] for text in row.texts])
+        people = np.stack([vectors[completion_text(completion)] for completion in slate.completions])
+        rewards = REFERENCE_REWARDS[self.name](answers, people, vote_weights(slate.scores, self.weights))
+        if not np.isfinite(rewards).all():
+            raise ValueError(
+                f"row {number} ({row.key}): {self.name}: expected at least two answers and a reference, got "
+                f"{len(row.texts)} and {len(slate.completions)}"
+            )
+        return rewards.tolist()  # type: ignore[no-any-return]
+
+
+def similarity_reward(answers: Floats, references: Floats, weights: Floats) -> Floats:
+    """How near each answer is to what people wrote: ``sum_j p_j cos(x_i, y_j)``, ``[n]`` in [-1, 1]."""
+    return np.asarray((answers @ references.T) @ weights)
+
+
+def set_utility_reward(answers: Floats, references: Floats, weights: Floats) -> Floats:
+    """What each answer adds to the slate's worth for people who each take the answer nearest to their own, ``[n]``."""
+    return marginal_contributions(np.maximum(answers @ references.T, 0), weights)
+
+
+REFERENCE_REWARDS: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
+    "similarity": similarity_reward,
+    "energy": energy_reward,
+    "set-utility": set_utility_reward,
+}
+
+
+@dataclass(frozen=True)
+class ByCommand:
+    """Feedback by another program, which reads JSON lines and writes one number a line.
+
+    It is started once, without a shell. Every answer is a line ``{"key": ..., "prompt": ..., "completion": ...,
+    "index": ...}`` on its standard input; for each it writes a number, or an object with ``score``, in the same order.
+    """
+
+    command: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"labeller": "command", "command": self.command}
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """Raises ValueError if the program is not found or fails, or writes other than one number an answer."""
+        lines = [
+            json.dumps({"key": row.key, "prompt": row.prompt, "completion": text, "index": index})
+            for row in generations.rows
+            for index, text in enumerate(row.texts)
+        ]
+        progress(0, len(lines))
+        try:
+            arguments = shlex.split(self.command)
+            done = subprocess.run(arguments, input="\n".join(lines) + "\n", capture_output=True, text=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"command: expected a program that can be started, got {self.command!r}: {error}"
+            ) from None
+        if done.returncode:
+            raise ValueError(f"command: {self.command!r} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        replies = done.stdout.split("\n")
+        replies = replies[:-1] if replies[-1] == "" else replies
+        if len(replies) != len(lines):
+            raise ValueError(f"command: expected {len(lines)} lines, one per answer, got {len(replies)}")
+        scores = iter([_score(reply, f"command: line {number}") for number, reply in enumerate(replies, start=1)])
+        progress(len(lines), len(lines))
+        return [[next(scores) for _ in row.texts] for row in generations.rows]
+
+
+def _score(reply: str, where: str) -> float:
+    try:
+        value = json.loads(reply)
+    except (ValueError, RecursionError):
+        value = reply
+    return _finite(value.get("score") if isinstance(value, dict) else value, where)
+
+
+@dataclass(frozen=True)
+class ByFunction:
+    """Feedback by a Python function: ``function(prompt, completions)`` gives one number per completion.
+
+    Attributes:
+        name: ``module:function``; the module is looked for in the current folder, too.
+    """
+
+    name: str
+    function: Callable[[Any, list[str]], Sequence[float]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        module, colon, name = self.name.partition(":")
+        if not (module and colon and name):
+            raise ValueError(f"function: expected module:function, got {self.name!r}")
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            function = importlib.import_module(module)
+            for part in name.split("."):
+                function = getattr(function, part)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"function: expected a function that can be imported, got {self.name!r}: {error}"
+            ) from None
+        if not callable(function):
+            raise ValueError(f"function: expected a function, got {self.name!r}, a {type(function).__name__}")
+        object.__setattr__(self, "function", function)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"labeller": "python", "function": self.name}
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """Raises ValueError if the function gives other than one number a completion."""
+        of = sum(len(row.texts) for row in generations.rows)
+        labelled: list[list[float]] = []
+        for number, row in enumerate(generations.rows, start=1):
+            scores = list(self.function(row.prompt, list(row.texts)))
+            where = f"function: row {number} ({row.key})"
+            if len(scores) != len(row.texts):
+                raise ValueError(f"{where}: expected {len(row.texts)} numbers, one per completion, got {len(scores)}")
+            labelled.append([_finite(score, f"{where}: [{index}]") for index, score in enumerate(scores)])
+            progress(sum(map(len, labelled)), of)
+        return labelled
+
+
+def _finite(value: Any, where: str) -> float:
+    try:
+        number = math.nan if isinstance(value, (str, bool)) or value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: expected a finite number, got {value!r:.80}")
+    return number
