@@ -12,8 +12,9 @@ import pytest
 from pope_align.data import Slate
 from pope_align.generation.endpoint import Budget, BudgetExceeded, Endpoint, EndpointRefused
 from pope_align.generation.engines import EndpointEngine
-from pope_align.generation.generate import Sampling, generate_for_slates
+from pope_align.generation.generate import generate_for_slates
 from pope_align.generation.generations import Generation, GenerationSet
+from pope_align.generation.sampling import Sampling
 from pope_align.judge import JudgeOptions, Verdict, judge, plan, read_verdict, wilson
 from pope_align.judge_asking import open_calls
 from pope_align.judge_figure import win_rates
@@ -546,3 +547,46 @@ def test_what_was_paid_for_is_kept_when_the_budget_ends_a_generation(tmp_path: P
         assert set(server.served.values()) == {1}
         assert sum(server.served.values()) == 2 * COUNT
     assert all(row.texts == ["x", "x"] for row in made.rows)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_takes_any_name_for_a_name_and_writes_before_it_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 1536b0c a model called [/evil] or $x^{$ ended the run with an error after the work."""
+    from pope_align import cli
+    from pope_align.data import write_slates
+    from pope_align.generation.generations import write_generations
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    write_slates(references(), "refs.jsonl")
+    for model in "ab":
+        write_generations(generations(model), f"{model}.jsonl")
+    evil = "[/evil] $x^{$ \x1b[31m"
+    with running(FaultyServer(honest)) as server:
+        url = server.url.replace("http://", "http://someone:hunter22@")
+        command = ["pope", "judge", "--gens", f"{evil}=a.jsonl", "--gens", f"b{evil}=b.jsonl", "--refs", "refs.jsonl"]
+        command += ["--model", "judge$x^{$", "--base-url", url, "-o", "out", "--json", "-"]
+        for _ in range(2):  # the second time goes on in the folder, and asks nothing
+            monkeypatch.setattr(sys, "argv", command)
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            shown = capsys.readouterr()
+            assert stop.value.code in (0, None), shown.err
+            assert "\x1b" not in shown.out + shown.err
+            content = json.loads(shown.out)
+            assert content["matches"][0]["a"] == evil
+            assert len(server.requests) == 2 * COUNT
+        monkeypatch.setattr(sys, "argv", command[:-2])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "won / tied / lost\t4 / 4 / 4" in capsys.readouterr().out
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "calls.jsonl", "judge.json", "judge.png", "verdicts.jsonl"
+    ]  # fmt: skip
+    for file in (tmp_path / "out").glob("*.json*"):
+        assert "hunter22" not in file.read_text()
+    assert json.loads((tmp_path / "out" / "judge.json").read_text()) == content

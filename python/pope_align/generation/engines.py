@@ -10,7 +10,8 @@ from typing import Any
 
 from .._extras import require
 from .endpoint import Endpoint
-from .generate import Completion, Prompt, Request, Sampling
+from .generate import Completion, Prompt, Request
+from .sampling import Sampling
 
 
 class VllmEngine:

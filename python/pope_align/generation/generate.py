@@ -17,7 +17,7 @@ from ..data.schema import Turn
 from ..data.tokenize import reads_clock, today, tokenizer_fingerprint
 from ..rope import length_rule
 from .generations import Generation, GenerationSet, Propensity, slate_keys
-from .sampling import Sampling
+from .sampling import Sampling as Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

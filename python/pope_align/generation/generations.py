@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .._extras import require
 from .._files import replacing, write_text
@@ -237,7 +237,7 @@ def _row(row: Any, where: str) -> Generation:
     )
 
 
-def _is_prompt(prompt: Any) -> bool:
+def _is_prompt(prompt: Any) -> TypeGuard[str | list[Turn]]:
     return isinstance(prompt, str) or (
         isinstance(prompt, list)
         and bool(prompt)

@@ -84,7 +84,7 @@ class ByReferences:
                 f"row {number} ({row.key}): {self.name}: expected at least two answers and a reference, got "
                 f"{len(row.texts)} and {len(slate.completions)}"
             )
-        return rewards.tolist()  # type: ignore[no-any-return]
+        return rewards.tolist()
 
 
 def similarity_reward(answers: Floats, references: Floats, weights: Floats) -> Floats:

@@ -42,7 +42,7 @@ def marginal_contributions(values: Floats, weights: Floats | None = None) -> Flo
     best = v.argmax(0)  # of each person
     second = np.sort(np.vstack([np.zeros(v.shape[1]), v]), axis=0)[-2]
     gains = w * (v.max(0) - second)
-    return np.bincount(best, gains, minlength=k)
+    return np.bincount(best, gains, minlength=k).astype(np.float64)
 
 
 def _checked(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
