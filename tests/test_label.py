@@ -382,8 +382,8 @@ def test_from_prompts_to_a_log_to_training(
     ("arguments", "message"),
     [
         (["generate", "none.jsonl", "--model", "m", "-o", "g.jsonl"], "log: expected a file that exists"),
-        (["generate", "--model", "m", "-o", "g.jsonl"], "log: expected a value (it is required)"),
-        (["generate", "log.jsonl", "--data", "log.jsonl", "--model", "m", "-o", "g.jsonl"], "log: expected it once"),
+        (["generate", "--model", "m", "-o", "g.jsonl"], "Missing argument 'log'"),
+        (["generate", "log.jsonl", "--data", "log.jsonl", "--model", "m", "-o", "g.jsonl"], "extra argument"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.csv"], "expected a file ending in .jsonl or .parquet"),
         (["generate", "log.jsonl", "--model", "m", "-o", "no/g.jsonl"], "expected a folder that exists"),
         (["generate", "log.jsonl", "--model", "./no", "-o", "g.jsonl"], "expected a hub name, or a folder or file"),
@@ -451,7 +451,7 @@ def test_the_old_spelling_of_the_log_works_with_a_warning(
     with running(FaultyServer(lambda messages: "abc")) as server:
         command = ["generate", "--data", "log.jsonl", "--model", "m", "--engine", "openai", "--base-url", server.url]
         assert pope(monkeypatch, *command, "-n", 1, "-o", "g.jsonl") == 0
-    assert "pope: --data is deprecated: give the log as the first argument" in capsys.readouterr().err
+    assert "pope generate: --data is now the first argument, without a name" in capsys.readouterr().err
     assert read_generations("g.jsonl").rows[0].texts == ["abc"]
 
 

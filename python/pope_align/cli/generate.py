@@ -17,6 +17,7 @@ _MODEL, _SAMPLING, _ENDPOINT = "The model", "Sampling", "Endpoints (--engine ope
 
 
 def generate(
+    log: Annotated[Path, typer.Argument(help="Slates whose prompts to answer: .jsonl or .parquet.")],
     model: Annotated[
         str,
         typer.Option(
@@ -26,8 +27,6 @@ def generate(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Generations: .parquet or .jsonl.")],
-    log: Annotated[Path | None, typer.Argument(help="Slates whose prompts to answer: .jsonl or .parquet.")] = None,
-    data: Annotated[Path | None, typer.Option(hidden=True)] = None,
     n: Annotated[int, typer.Option("--n", "-n", metavar="N", help="Answers per prompt.", min=1)] = 10,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first prompts.", min=1)] = None,
     logprobs: Annotated[
@@ -100,9 +99,9 @@ def generate(
     """
     from .._files import claim_output
     from ..generation.sampling import Sampling
-    from .options import check_folder, check_key, check_model, first_positional, write_json_to
+    from .options import check_file, check_folder, check_key, check_model, write_json_to
 
-    log = first_positional(log, data, "log", "--data")
+    check_file(log, "log")
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
     if logprobs:
         sampling.check_logprobs()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,20 +19,6 @@ def required(value: T | None, option: str) -> T:
     if value is None or value == "":
         raise ValueError(f"{option}: expected a value (it is required), got none")
     return value
-
-
-def first_positional(given: Path | None, old: Path | None, what: str, old_option: str) -> Path:
-    """A file that is the first argument now and was an option before; the option works for one release.
-
-    Raises:
-        ValueError: neither or both, or no such file.
-    """
-    if old is not None:
-        if given is not None:
-            raise ValueError(f"{what}: expected it once, got {given} and {old_option} {old}")
-        print(f"pope: {old_option} is deprecated: give the {what} as the first argument", file=sys.stderr)
-    path = required(given if old is None else old, what)
-    return check_file(path, what)
 
 
 def check_file(path: Path, what: str) -> Path:
