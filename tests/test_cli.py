@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pope_align.cli import app, console
+from pope_align.cli import app, console, main
 from pope_align.cli.command import modern
 from pope_align.cli.train import parse
 from pope_align.data import read_slates, write_slates
@@ -65,6 +65,7 @@ def test_score_then_train_leaves_a_model_metrics_and_curves(work: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "step 3 of 3: V " in run.stderr
     assert "held out: V " in run.stderr
+    assert not re.search(r"%\||\{'|Warning", run.stderr)  # no bars, raw dicts or remarks of libraries in a log
     metrics = json.loads((work / "out" / "metrics.json").read_text())
     assert metrics["objective"]["diversity_weight"] == 0.2
     assert metrics["objective"]["clip"] is None
@@ -225,3 +226,23 @@ def test_a_piped_table_is_plain_columns(monkeypatch) -> None:
     monkeypatch.setattr(console, "out", pipe)
     console.table("title", ["fold", "nats"], [["0", "1.5"]])
     assert pipe.file.getvalue() == "# title\nfold\tnats\n0\t1.5\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError("a file: bad\x1b[2J"), 2, "pope: a file: bad\\x1b[2J\n"),
+        (FileNotFoundError(2, "No such file", "x.jsonl"), 2, "pope: [Errno 2] No such file: 'x.jsonl'\n"),
+    ],
+)
+def test_the_end_of_a_command_is_a_line_and_a_code(error, code, line, monkeypatch, capsys) -> None:
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr("pope_core.env.report", fail)
+    monkeypatch.setattr(sys, "argv", ["pope", "env"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == code
+    assert capsys.readouterr().err == line

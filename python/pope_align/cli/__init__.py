@@ -6,7 +6,9 @@ A subcommand parses, calls a public function of ``pope_align``, and shows the re
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import warnings
 
 import typer
 
@@ -56,6 +58,7 @@ app.command(cls=Command)(env)
 
 def main() -> None:
     """Run ``pope``; a mistake in the input is one line on standard error and exit code 2, never a traceback."""
+    quiet()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PrintableFormatter())
     try:
@@ -63,6 +66,15 @@ def main() -> None:
     except (ValueError, ImportError, OSError) as error:
         print(f"pope: {printable(str(error), lines=True)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def quiet() -> None:
+    """Keep other libraries' remarks, and their progress bars where nobody watches a terminal, out of what we print."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(?!pope_)")
 
 
 class _PrintableFormatter(logging.Formatter):
