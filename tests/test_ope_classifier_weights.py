@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pope_align.experiments.ope_similar_world import World
 from pope_align.ope.classifier_weights import classifier_weights
 from pope_align.ope.crossfit import cross_fit
 from pope_align.ope.model_first import model_first, weighted_mean
 from pope_align.stats.intervals import Confidence, quantities
-from similar_world import World
 
 pytest.importorskip("scipy")
 WORLD = World()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pope_align.experiments.ope_similar_world import World
 from pope_align.ope import LoggedSlates
 from pope_align.ope.crossfit import cross_fit
 from pope_align.ope.features import Features
@@ -12,7 +13,6 @@ from pope_align.ope.model_first import model_first, weighted_mean
 from pope_align.ope.paired_choice import least_error
 from pope_align.stats.intervals import Confidence, quantities
 from pope_align.stats.ratios import Ratios
-from similar_world import World
 
 WORLD = World()
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pope_align.experiments.ope_similar_world import World
 from pope_align.ope import LoggedSlates
 from pope_align.ope.crossfit import Ridge, best_fit, cross_fit, deal
 from pope_align.ope.features import Features, fresh_mean, given_prompt, surface
 from pope_align.ope.model_first import model_first, residual_check, weighted_mean
 from pope_align.ope.tempered import tempered
 from pope_align.stats.intervals import Confidence, quantities
-from similar_world import World
 
 WORLD = World()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pope_align.experiments.ope_similar_world import World
 from pope_align.ope import LoggedSlates
 from pope_align.ope.support import support
-from similar_world import World
 
 
 def test_shares_and_bounds_by_hand() -> None:

@@ -10,19 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ope import LoggedSlates
-from ..ope.classifier_weights import classifier_weights
-from ..ope.crossfit import best_fit
-from ..ope.diagnostics import effective_sample_size
 from ..ope.features import Features
-from ..ope.kernel_weights import kernel_weights
-from ..ope.model_first import model_first, residual_check, weighted_mean
-from ..ope.placebo import placebo
 from ..ope.support import support
-from ..ope.tempered import tempered
 from ..stats.intervals import Confidence, quantities
-from ..stats.ratios import Ratios
 from .ope_lm_policies import LOGGING
 from .ope_lm_pool import REWARDS, Pool, Responses
+from .ope_long_estimators import estimate_all
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -56,8 +49,8 @@ class Check:
     length: int
     target: str
     replicate: int
-    sequence_ess_share: float
     support_share: float
+    sequence_ess_share: float
     features: str
     r2: float
     calibration: float
@@ -114,54 +107,15 @@ def _one(
 
     unit = Features("unit", _take(pool.logged.unit, drawn.chosen), _take(target.unit, mine), owner)
     theirs = (_take(pool.logged.unit, drawn.others[:, :FRESH]), owner)
-    raw = _difference(log, name, length_normalize=False)
-    fit = best_fit(log, [features(seen) for seen in pool.logged.seen])
-    lean = tempered(raw).log_weights
-    classifier = classifier_weights(log, fit.features)
-    kernel = kernel_weights(log, unit, logging_vectors=theirs)
-    kernel_residual = kernel_weights(log, unit, logging_vectors=theirs, predicted=fit.logged)
-    clipped = np.minimum(raw, np.log(10.0))
-    direct, robust = model_first(log, fit).ratios, model_first(log, fit, classifier.log_weights)
-    estimates = {
-        "snips": weighted_mean(log, raw),
-        "clipped snips": weighted_mean(log, clipped),
-        "length-normalised snips": weighted_mean(log, _difference(log, name, length_normalize=True)),
-        "tempered snips": weighted_mean(log, lean),
-        "model first": direct,
-        "model first, clipped dr": model_first(log, fit, clipped).ratios,
-        "model first, tempered dr": model_first(log, fit, lean).ratios,
-        "classifier snips": weighted_mean(log, classifier.log_weights),
-        "model first, classifier dr": robust.ratios,
-        "kernel snips": weighted_mean(log, kernel.log_weights),
-        "model first, kernel dr": model_first(log, fit, kernel_residual.log_weights).ratios,
-    }
+    all_of_them = estimate_all(log, name, [features(seen) for seen in pool.logged.seen], unit, theirs)
     truth, error = _heldout(pool.logged, drawn, target, rest, reward)
-    base = weighted_mean(log, np.zeros_like(raw))
     rows = []
-    for estimator, ratios in estimates.items():
-        q = quantities(ratios.minus(base), Confidence())[0]
+    for estimator, ratios in all_of_them.values.items():
+        q = quantities(ratios.minus(all_of_them.base), Confidence())[0]
         place = (reward, pool.length, name, number, estimator)
         rows.append(Row(*place, q.value, q.standard_error, q.low, q.high, truth, error))
     fresh = _take(target.logprobs[name], mine) - _take(target.logprobs[LOGGING.name], mine)
-    gain = robust.shares - 1 / raw.size  # slates are of one size
-    check = Check(
-        reward,
-        pool.length,
-        name,
-        number,
-        effective_sample_size(raw) / raw.size,
-        support(log, name, fresh, owner).share,
-        fit.features.name,
-        fit.r2,
-        fit.calibration,
-        residual_check(log, fit, lean).z,
-        classifier.gain,
-        kernel.bandwidth,
-        kernel.bias_bound,
-        placebo(log, gain, draws=199).p_value,
-        _z(robust.ratios.minus(direct)),
-    )
-    return rows, check
+    return rows, Check(reward, pool.length, name, number, support(log, name, fresh, owner).share, **all_of_them.checks)
 
 
 def _log(logged: Responses, drawn: _Replicate, reward: str, name: str) -> LoggedSlates:
@@ -182,11 +136,6 @@ def _take(values: npt.NDArray[Any], chosen: Integers) -> npt.NDArray[Any]:
     return np.asarray(picked.reshape(-1, *values.shape[2:]))
 
 
-def _difference(log: LoggedSlates, name: str, *, length_normalize: bool) -> Floats:
-    target, logging = log.logprobs(name, length_normalize=length_normalize)
-    return np.asarray(target - logging)
-
-
 def _heldout(
     logged: Responses, drawn: _Replicate, target: Responses, rest: Integers, reward: str
 ) -> tuple[float, float]:
@@ -196,11 +145,6 @@ def _heldout(
     old = _take(logged.reward[reward], drawn.others).reshape(prompts, -1)
     variance = new.var(1, ddof=1) / new.shape[1] + old.var(1, ddof=1) / old.shape[1]
     return float((new.mean(1) - old.mean(1)).mean()), float(np.sqrt(variance.sum()) / prompts)
-
-
-def _z(difference: Ratios) -> float:
-    error = float(np.sqrt(difference.covariance()[0, 0]))
-    return float(difference.values()[0]) / error if error > 0 else float("nan")
 
 
 def true_differences(pool: Pool, reward: str) -> dict[str, tuple[float, float]]:
@@ -248,7 +192,7 @@ def _summary(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dic
 
 
 def _order(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> tuple[float, float]:
-    """Kendall's tau of the targets and the log itself, and what is lost by taking the policy that looks best."""
+    """Kendall's tau of the targets and the log itself, and what is lost by taking what looks best."""
     estimates = np.array([0.0, *(row.estimate for row in rows)])
     true = np.array([0.0, *(truths[row.target][0] for row in rows)])
     i, j = np.triu_indices(len(true), 1)

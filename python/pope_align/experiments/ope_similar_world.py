@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pope_align.ope import LoggedSlates
-from pope_align.ope.features import Features
+
+from ..ope import LoggedSlates
+from ..ope.features import Features
 
 MEANING, PROMPT = 6, 3
 _RANDOM = np.random.default_rng(7)
@@ -29,6 +30,7 @@ class World:
 
     shift: float = 0.6  # along the taste of the raters
     wording: float = 2.0
+    tokens: int = 40
 
     @property
     def direction(self) -> Floats:
@@ -67,7 +69,7 @@ class World:
             np.full(rows.size, -200.0),
             {"target": np.minimum(-200.0 + ratio, 0.0)},
             np.arange(0, rows.size + 1, size),
-            tokens=np.full(rows.size, 40),
+            tokens=np.full(rows.size, self.tokens),
             how="recorded",
         )
         features = Features("meaning", np.column_stack([logged, x[rows]]), np.column_stack([target, x[owner]]), owner)

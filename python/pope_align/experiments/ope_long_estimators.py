@@ -1,0 +1,96 @@
+"""The estimators that the studies of long responses compare, and what the checks say beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ope import LoggedSlates
+from ..ope.classifier_weights import classifier_weights
+from ..ope.crossfit import best_fit
+from ..ope.diagnostics import effective_sample_size
+from ..ope.features import Features
+from ..ope.kernel_weights import kernel_weights
+from ..ope.model_first import model_first, residual_check, weighted_mean
+from ..ope.placebo import placebo
+from ..ope.tempered import tempered
+from ..stats.ratios import Ratios
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """Of one policy on one log: values, the log's own mean, and the checks by name."""
+
+    values: Mapping[str, Ratios]
+    base: Ratios
+    checks: Mapping[str, Any]
+
+
+def estimate_all(
+    log: LoggedSlates,
+    policy: str,
+    candidates: Sequence[Features],
+    unit: Features,
+    logging_vectors: tuple[Floats, npt.NDArray[np.int64]],
+) -> Estimates:
+    """Every estimator of the value of ``policy``.
+
+    Args:
+        candidates: feature sets of the reward model; the classifier reads the one that is chosen.
+        unit: embeddings for the kernel.
+        logging_vectors: embeddings of fresh responses of the logging policy, and their slates, for the kernel.
+    """
+    raw = _difference(log, policy, length_normalize=False)
+    per_token = _difference(log, policy, length_normalize=True)
+    clipped, lean = np.minimum(raw, np.log(10.0)), tempered(raw).log_weights
+    values = {
+        "snips": weighted_mean(log, raw),
+        "clipped snips": weighted_mean(log, clipped),
+        "length-normalised snips": weighted_mean(log, per_token),
+        "tempered snips": weighted_mean(log, lean),
+    }
+    fit = best_fit(log, candidates)
+    classifier = classifier_weights(log, fit.features)
+    kernel = kernel_weights(log, unit, logging_vectors=logging_vectors)
+    residual = kernel_weights(log, unit, logging_vectors=logging_vectors, predicted=fit.logged)
+    direct, robust = model_first(log, fit), model_first(log, fit, classifier.log_weights)
+    values |= {
+        "model first": direct.ratios,
+        "model first, clipped dr": model_first(log, fit, clipped).ratios,
+        "model first, tempered dr": model_first(log, fit, lean).ratios,
+        "classifier snips": weighted_mean(log, classifier.log_weights),
+        "model first, classifier dr": robust.ratios,
+        "kernel snips": weighted_mean(log, kernel.log_weights),
+        "model first, kernel dr": model_first(log, fit, residual.log_weights).ratios,
+    }
+    base = weighted_mean(log, np.zeros_like(raw))
+    gain = robust.shares - 1 / log.per_response(log.sizes.astype(np.float64)) / log.num_slates
+    checks = {
+        "sequence_ess_share": effective_sample_size(raw) / raw.size,
+        "features": fit.features.name,
+        "r2": fit.r2,
+        "calibration": fit.calibration,
+        "residual_z": residual_check(log, fit, lean).z,
+        "classifier_gain": classifier.gain,
+        "kernel_bandwidth": kernel.bandwidth,
+        "kernel_bias_bound": kernel.bias_bound,
+        "placebo_p": placebo(log, gain, draws=199).p_value,
+        "disagreement_z": _z(robust.ratios.minus(direct.ratios)),
+    }
+    return Estimates(values, base, checks)
+
+
+def _difference(log: LoggedSlates, policy: str, *, length_normalize: bool) -> Floats:
+    target, logging = log.logprobs(policy, length_normalize=length_normalize)
+    return np.asarray(target - logging)
+
+
+def _z(difference: Ratios) -> float:
+    error = float(np.sqrt(difference.covariance()[0, 0]))
+    return float(difference.values()[0]) / error if error > 0 else float("nan")
