@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +62,89 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     write_slates(LOG, tmp_path / "log.jsonl")
     write_slates(LOG[1:2], tmp_path / "train.jsonl")
     arguments = ["inspect", str(tmp_path / "log.jsonl"), "--against", str(tmp_path / "train.jsonl")]
-    result = CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "log.png")])
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "log.png")])
     assert result.exit_code == 0, result.output
     for line in (
         "slates whose scores are all equal\t2 (66.7%)",
         "slates whose prompt is in the other log\t2 (66.7%)",
         "responses per slate\t1\t1.1\t2\t2.9\t3",
-        "behaviour_cloned\t2\t2.0000\t7.39\t-2.900\t-5.8\t1\tgpt2",
+        "# propensities: behaviour_cloned",
+        "model\tgpt2",
+        "  fitted to\t1",
+        "nats per token\t2.0000",
+        "perplexity\t7.39",
+        "  5% of responses below, nats per token\t-2.900",
+        "  5% of responses below, nats\t-5.8",
     ):
         assert line in result.output
     assert (tmp_path / "log.png").read_bytes().startswith(b"\x89PNG")
     plot_inspection(inspect_slates(LOG[1:]), tmp_path / "unscored.svg")
     assert "no log-probabilities per token" in (tmp_path / "unscored.svg").read_text()
+
+
+def test_splits_that_leak_by_group_or_by_a_prompt_in_other_words_are_told(tmp_path: Path) -> None:
+    """Ids ``POST/COMMENT`` hold a post that the default group does not see."""
+    asked = "Which tea is the best one to drink early in the morning, and why is that so?"
+    train = [Slate(asked, ["Green.", "Black."], [1, 0], slate_id="reddit/p1/c1")]
+    test = [
+        Slate("Another comment of the post?", ["Yes.", "No."], [1, 0], slate_id="reddit/p1/c2"),
+        Slate(asked.lower().replace(",", "") + "!", ["a", "b"], [1, 0], slate_id="reddit/p2/c1"),
+        Slate("Nothing of the kind, and long enough to have triples.", ["a", "b"], [1, 0], slate_id="reddit/p3/c1"),
+    ]
+    blind = inspect_slates(test, against=train)
+    assert (blind.shared_prompts, blind.shared_groups, blind.near_prompts) == (0, 0, 1)
+    for group in ("prefix:/", "regex:^reddit/([^/]+)/", "regex:p\\d"):
+        seen = inspect_slates(test, against=train, group=group)
+        assert (seen.groups, seen.shared_groups) == (3, 1)
+    marked = [replace(slate, origin={"group": slate.slate_id.split("/")[1]}) for slate in [*train, *test]]
+    assert inspect_slates(marked[1:], against=marked[:1]).shared_groups == 1
+    assert inspect_slates(marked[1:], against=marked[:1], group="column:origin.group").shared_groups == 1
+    write_slates(test, tmp_path / "test.jsonl")
+    write_slates(train, tmp_path / "train.jsonl")
+    arguments = ["inspect", str(tmp_path / "test.jsonl"), "--against", str(tmp_path / "train.jsonl")]
+    result = CliRunner().invoke(app, [*arguments, "--group", "prefix:/"])
+    assert "warning: 1 of 3 slates share their group with the other log" in result.output
+    assert "warning: 1 of 3 slates have a prompt that is nearly one of the other log" in result.output
+
+
+def test_votes_with_a_heavy_tail_suggest_another_transform() -> None:
+    heavy = [Slate("q", [f"a{i}" for i in range(9)], [0, 1, 2, 3, 4, 5, 6, 7, 9000])]
+    (hint,) = inspect_slates(heavy).hints
+    assert "log1p_minmax" in hint
+    assert not inspect_slates(heavy, transform="log1p_minmax").hints
+    assert not inspect_slates([Slate("q", ["a", "b", "c"], [1, 2, 3])]).hints
+
+
+def test_the_numbers_come_as_json_and_a_picture_is_not_overwritten(tmp_path: Path) -> None:
+    write_slates(LOG, tmp_path / "log.jsonl")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "log.jsonl"), "--json", "-"])
+    numbers = json.loads(result.stdout)
+    assert (numbers["slates"], numbers["distributions"]["k"]["greatest"]) == (3, 3)
+    assert numbers["propensities"][0]["perplexity"] == pytest.approx(math.e**2)
+    (tmp_path / "a.png").write_text("mine")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "log.jsonl"), "-o", str(tmp_path / "a.png")])
+    assert "exists already; pass --overwrite" in str(result.exception)
+    assert (tmp_path / "a.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("scores", [[0.0, 0.0], [1.0, 2.0], [0.0, 9e5], [-400.0, 3.0]])
+@pytest.mark.parametrize("text", ["a", "ab", "a" * 5000])
+def test_no_panel_repeats_a_mark_or_counts_halves(scores: list[float], text: str, tmp_path: Path, monkeypatch) -> None:
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: figures.append(figure))
+    plot_inspection(
+        inspect_slates([Slate("Why?", ["b", text + "c"], scores)]), tmp_path / "a.png", name="my $log$.jsonl"
+    )
+    (figure,) = figures
+    assert "my " in figure.get_suptitle()
+    for panel in figure.axes:
+        if panel.axison:
+            figure.canvas.draw()
+            for axis in (panel.xaxis, panel.yaxis):
+                low, high = axis.get_view_interval()
+                labels = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+                marks = [label.get_text() for at, label in labels if low <= at <= high]
+                assert len(marks) == len(set(marks)), (panel.get_title(), marks)
+            assert all("." not in label.get_text() for label in panel.yaxis.get_ticklabels())
+            assert panel.get_ylim()[0] == 0
+            assert any(patch.get_height() > 0 for patch in panel.patches)

@@ -140,6 +140,19 @@ def report_path(output: StrPath) -> Path:
     return output.with_name(output.name + ".report.json")
 
 
+_reading: list[str] = []
+
+
+def note_reading(path: StrPath | None) -> None:
+    """Remember the file that is being read, for an error that nobody foresaw; None when it has been read."""
+    _reading[:] = [] if path is None else [os.fspath(path)]
+
+
+def now_reading() -> str | None:
+    """The file that is being read."""
+    return _reading[0] if _reading else None
+
+
 def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ._extras import require
-from .data.feedback import UtilityTransform, is_constant, to_utility
+from ._files import replacing
+from .data.feedback import SMALL_UTILITY, UtilityTransform, heavy_tail_hint, is_constant, to_utility
 from .data.merge import content
+from .data.near import near_duplicates
 from .data.schema import Slate, text_of
-from .data.split import slate_group
+from .data.split import grouping
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +42,11 @@ class Propensities:
     def perplexity(self) -> float | None:
         return None if self.nats_per_token is None else float(np.exp(self.nats_per_token))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON has them."""
+        names = ("how", "model", "responses", "nats_per_token", "perplexity", "in_sample", "cross_fitted")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -50,8 +57,9 @@ class Inspection:
         constant: slates whose scores are all equal, so that their utility is the same throughout.
         repeated_prompts: slates whose prompt came before, in a slate of the same log.
         repeated_responses: responses whose text came before, anywhere in the log; `in_slate`, in the same slate.
-        groups: distinct groups (`slate_group`).
+        groups: distinct groups, by `slate_group` or what ``group`` says.
         shared_prompts, shared_groups: slates of this log whose prompt or group is also in the log it is compared to.
+        near_prompts: slates whose prompt is nearly one of that log, and not one of them (`near_duplicates`).
         propensities: of each logging policy that scored the log.
         origins: slates by format and kind of feedback.
     """
@@ -71,13 +79,66 @@ class Inspection:
     groups: int
     shared_prompts: int | None
     shared_groups: int | None
+    near_prompts: int | None
     propensities: tuple[Propensities, ...]
     unscored: int
     origins: dict[str, int]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What should not be as it is."""
+        found = [
+            (self.shared_prompts, "share their prompt with the other log"),
+            (self.shared_groups, "share their group with the other log"),
+            (self.near_prompts, "have a prompt that is nearly one of the other log"),
+        ]
+        leaks = [f"{count:,} of {self.slates:,} slates {what}" for count, what in found if count]
+        return leaks + ["split with --split-by group (and --group) so that they stay together"] * bool(leaks)
+
+    @property
+    def hints(self) -> list[str]:
+        """What the distributions suggest."""
+        if self.transform != "minmax":
+            return []
+        return heavy_tail_hint(int((self.utilities < SMALL_UTILITY).sum()), self.responses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON has them, distributions by their quantiles."""
+        spreads = {name: quantiles(getattr(self, name)) for name in _SPREADS}
+        names = ("least", "5%", "median", "95%", "greatest")
+        return {
+            **{name: getattr(self, name) for name in _COUNTS},
+            "distributions": {name: dict(zip(names, values, strict=True)) for name, values in spreads.items()},
+            "propensities": [policy.to_dict() for policy in self.propensities],
+            "warnings": self.warnings,
+            "hints": self.hints,
+        }
+
+
+_SPREADS = ("k", "prompt_chars", "response_chars", "scores", "utilities")
+_COUNTS = (
+    "slates",
+    "responses",
+    "groups",
+    "constant",
+    "repeated_prompts",
+    "repeated_responses",
+    "repeated_in_slate",
+    "shared_prompts",
+    "shared_groups",
+    "near_prompts",
+    "unscored",
+    "origins",
+    "transform",
+)
+
 
 def inspect_slates(
-    slates: Sequence[Slate], *, transform: UtilityTransform = "minmax", against: Sequence[Slate] | None = None
+    slates: Sequence[Slate],
+    *,
+    transform: UtilityTransform = "minmax",
+    against: Sequence[Slate] | None = None,
+    group: str | None = None,
 ) -> Inspection:
     """Measure a log.
 
@@ -85,6 +146,7 @@ def inspect_slates(
         slates: at least one.
         transform: of scores to utilities, as training would apply it.
         against: another log that should share no prompts or groups with this one, such as the training split.
+        group: what makes a group, as `grouping` takes it; None for `slate_group`.
 
     Raises:
         ValueError: no slates; scores that ``transform`` refuses.
@@ -94,13 +156,16 @@ def inspect_slates(
     texts = Counter(content(completion).strip() for slate in slates for completion in slate.completions)
     prompts = Counter(content(slate.prompt) for slate in slates)
     in_slate = sum(len(s.completions) - len({content(c).strip() for c in s.completions}) for s in slates)
-    groups = {slate_group(slate) for slate in slates}
-    shared_prompts = shared_groups = None
+    group_of = grouping(group)
+    groups = {group_of(slate) for slate in slates}
+    shared_prompts = shared_groups = near_prompts = None
     if against is not None:
         other_prompts = {content(slate.prompt) for slate in against}
-        other_groups = {slate_group(slate) for slate in against}
+        other_groups = {group_of(slate) for slate in against}
         shared_prompts = sum(content(slate.prompt) in other_prompts for slate in slates)
-        shared_groups = sum(slate_group(slate) in other_groups for slate in slates)
+        shared_groups = sum(group_of(slate) in other_groups for slate in slates)
+        others = [text_of(slate.prompt) for slate in slates if content(slate.prompt) not in other_prompts]
+        near_prompts = sum(near_duplicates(others, (text_of(slate.prompt) for slate in against)))
     origins = Counter(_origin(slate) for slate in slates)
     return Inspection(
         slates=len(slates),
@@ -118,30 +183,32 @@ def inspect_slates(
         groups=len(groups),
         shared_prompts=shared_prompts,
         shared_groups=shared_groups,
+        near_prompts=near_prompts,
         propensities=tuple(_propensities(slates)),
         unscored=sum(slate.logging_logprobs is None for slate in slates),
         origins=dict(origins.most_common()),
     )
 
 
-def plot_inspection(inspection: Inspection, path: str | os.PathLike[str]) -> None:
-    """Draw the distributions of an `Inspection` into a picture (.png, .pdf, .svg)."""
+def plot_inspection(inspection: Inspection, path: str | os.PathLike[str], *, name: str = "") -> None:
+    """Draw the distributions of an `Inspection` into a picture (.png, .pdf, .svg), under the name of the log."""
     pyplot = require("matplotlib.pyplot", extra="train", purpose="to draw pictures")
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     sizes, responses, prompts, scores, utilities, policies = axes.ravel()
     _sizes(sizes, inspection.k)
     _lengths(responses, inspection.response_chars, "length of responses", "responses")
     _lengths(prompts, inspection.prompt_chars, "length of prompts", "slates")
-    values, heavy = inspection.scores, np.ptp(inspection.scores) > 50
-    shown = np.sign(values) * np.log10(1 + np.abs(values)) if heavy else values
-    scores.hist(shown, bins=_bins(shown))
-    scores.set(title="scores", xlabel="sign(s) log10(1 + |s|)" if heavy else "score", ylabel="responses")
-    utilities.hist(inspection.utilities, bins=np.linspace(0, 1, 26))
+    _scores(scores, inspection.scores)
+    utilities.hist(inspection.utilities, bins=np.linspace(0, 1, 26).tolist())
     utilities.set(title=f"utilities ({inspection.transform})", xlabel="utility", ylabel="responses")
     _policies(policies, inspection.propensities)
     for panel in axes.ravel():
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+        _whole_counts(panel)
+    title = f"{name}   slates: {inspection.slates:,}, responses: {inspection.responses:,}".strip()
+    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
     pyplot.close(figure)
 
 
@@ -151,12 +218,37 @@ def quantiles(values: Numbers) -> tuple[float, float, float, float, float]:
     return float(least), float(low), float(middle), float(high), float(most)
 
 
+def _whole_counts(axes: Axes) -> None:
+    """Bars count things: no half of one, and the scale begins at none of them."""
+    ticker = require("matplotlib.ticker", extra="train", purpose="to draw pictures")
+    if axes.axison:
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1))
+
+
+def _scores(axes: Axes, values: Numbers) -> None:
+    """On a scale that is linear around 0 and logarithmic beyond, where a few scores are far larger than the rest."""
+    if np.ptp(values) > 50:
+        shown = np.sign(values) * np.log10(1 + np.abs(values))
+        edges = np.linspace(shown.min(), shown.max(), _bins(values) + 1)
+        axes.hist(values, bins=(np.sign(edges) * (10 ** np.abs(edges) - 1)).tolist())
+        axes.set_xscale("symlog", linthresh=1)
+    elif np.ptp(values) == 0:
+        axes.bar(values[:1], [values.size], width=0.2)
+        axes.set_xlim(values[0] - 1, values[0] + 1)
+    else:
+        axes.hist(values, bins=_bins(values))
+    axes.set(title="scores", xlabel="score", ylabel="responses")
+
+
 def _sizes(axes: Axes, k: Numbers) -> None:
     largest = int(k.max())
     if largest <= 24:
         numbers, counts = np.unique(k, return_counts=True)
         axes.bar(numbers, counts)
-        axes.set_xticks(range(1, largest + 1))
+        axes.set_xticks(range(1, largest + 1, 1 + largest // 13))
+        axes.set_xlim(0.4, largest + 0.6)
     else:
         axes.hist(k, bins=_bins(k))
     axes.set(title="responses per slate", xlabel="k", ylabel="slates")
@@ -165,11 +257,18 @@ def _sizes(axes: Axes, k: Numbers) -> None:
 def _lengths(axes: Axes, characters: Numbers, title: str, unit: str) -> None:
     ticker = require("matplotlib.ticker", extra="train", purpose="to draw pictures")
     low, high = max(characters.min(), 1), max(characters.max(), 2)
-    axes.hist(np.maximum(characters, 1), bins=np.geomspace(low, high * 1.001, _bins(characters) + 1).tolist())
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    if high < 3 * low:  # no power of ten may lie between them
+        step = int(np.ceil((high - low + 1) / _bins(characters)))
+        axes.hist(characters, bins=np.arange(low - 0.5, high + step, step).tolist())
+        middle, half = (low + high) / 2, max((high - low) / 2 + 1, 3)  # no two marks may read alike
+        axes.set_xlim(middle - half, middle + half)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
+    else:
+        axes.hist(np.maximum(characters, 1), bins=np.geomspace(low, high * 1.001, _bins(characters) + 1).tolist())
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set(title=title, xlabel="characters", ylabel=unit)
 
 

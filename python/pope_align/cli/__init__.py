@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
+from typing import Annotated, NoReturn
 
 import typer
 
+from .._files import now_reading
 from .._text import printable
-from .command import Command, Group, command
+from .command import Command, Group, command, debugging
 from .convert import convert
 from .demo import demo
 from .env import env
@@ -30,7 +33,6 @@ from .train import train
 app = typer.Typer(
     name="pope",
     cls=Group,
-    help="Off-policy evaluation and alignment of language models from logged slates of rated responses.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich cuts the names of options at 80 columns
@@ -43,7 +45,7 @@ _OUTPUT = {"--output": "--out"}
 
 app.command(cls=command(_OUTPUT))(demo)
 app.command(cls=Command)(convert)
-app.command(cls=Command)(inspect)
+app.command(cls=command({"--plot": "--out"}))(inspect)
 app.command(cls=command(_OUTPUT))(score)
 app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
@@ -56,16 +58,38 @@ app.command(cls=Command)(judge)
 app.command(cls=Command)(env)
 
 
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error came from.")] = False,
+) -> None:
+    """Off-policy evaluation and alignment of language models from logged slates of rated responses."""
+    debugging["on"] = debug
+
+
 def main() -> None:
-    """Run ``pope``; a mistake in the input is one line on standard error and exit code 2, never a traceback."""
+    """Run ``pope``; an error is one line on standard error, and its traceback comes with ``--debug`` alone.
+
+    The exit code is 2 for a mistake in the input and 1 for what nobody foresaw, of which the line says what kind it is
+    and which file was being read.
+    """
     quiet()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PrintableFormatter())
     try:
         app(prog_name="pope")
     except (ValueError, ImportError, OSError) as error:
-        print(f"pope: {printable(str(error), lines=True)}", file=sys.stderr)
-        raise SystemExit(2) from error
+        _fail(str(error), error, 2)
+    except Exception as error:
+        place = f" while reading {now_reading()}" if now_reading() else ""
+        message = str(error).partition("\n")[0]
+        _fail(f"{type(error).__name__}{place}: {message} (the same with --debug shows where)", error, 1)
+
+
+def _fail(message: str, error: Exception, code: int) -> NoReturn:
+    if debugging["on"]:
+        traceback.print_exception(error)
+    print(f"pope: {printable(message, lines=True)}", file=sys.stderr)
+    raise SystemExit(code) from error
 
 
 def quiet() -> None:

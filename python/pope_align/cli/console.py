@@ -6,6 +6,7 @@ whatever data, models and files are called, nothing that they hold moves the cur
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 import time
@@ -129,6 +130,16 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "")
+
+
+def show_json(value: Any, path: str) -> None:
+    """Write a result as JSON to a file, or to standard output for ``-``: what ``--json`` of a command does."""
+    from .._files import write_json
+
+    if path == "-":
+        print(json.dumps(value, indent=1, allow_nan=False), file=out.file)
+    else:
+        write_json(path, value)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

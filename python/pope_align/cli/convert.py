@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,55 +10,125 @@ import typer
 if TYPE_CHECKING:
     from ..data.convert import ConvertReport
 
+_KEEP, _SPLIT, _TEXT, _INPUT = "What is kept", "Splits", "Prompts, votes and people", "Tables and bad rows"
+
 
 def convert(
-    format: Annotated[str, typer.Option("--from", help="Format of the input; `pope convert --list` names them.")] = "",
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Files or folders, or hub:NAME@SPLIT; .gz, .bz2, .xz, .zst are fine.")
+        list[str] | None, typer.Argument(help="Files or folders, or hub:NAME@SPLIT; .gz, .bz2, .xz and .zst are fine.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Slates: .jsonl or .parquet.")] = None,
+    format: Annotated[
+        str, typer.Option("--from", metavar="FORMAT", help="Format of the input: a name in `--list`, or auto.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Slates: .jsonl or .parquet.")] = None,
     to: Annotated[
-        Literal["slates", "preference"], typer.Option(help="Slates, or TRL's prompt, chosen, rejected.")
+        Literal["slates", "preference"],
+        typer.Option(metavar="FORM", help="slates, or preference: TRL's prompt, chosen, rejected."),
     ] = "slates",
-    feedback: Annotated[str | None, typer.Option(help="Which feedback becomes the score; default: the first.")] = None,
-    min_k: Annotated[int, typer.Option(help="Drop slates with fewer responses.")] = 2,
-    max_k: Annotated[int | None, typer.Option(help="Drop slates with more responses.")] = None,
-    sample_k: Annotated[int | None, typer.Option(help="Sample so many responses of larger slates.")] = None,
-    fraction: Annotated[float, typer.Option(help="Share of the slates to keep, chosen by hash.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling and splits.")] = 0,
-    split_by: Annotated[
-        Literal["slate", "item", "user"] | None, typer.Option(help="Write train, validation and test files.")
+    feedback: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Which feedback becomes the score; the first in `--list` unless.")
     ] = None,
-    splits: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
-    min_chars: Annotated[int, typer.Option(help="Drop shorter responses.")] = 1,
-    max_chars: Annotated[int | None, typer.Option(help="Drop longer responses.")] = None,
-    language: Annotated[str | None, typer.Option(help="Drop responses in other languages, e.g. en.")] = None,
-    missing_prompt: Annotated[
-        str | None, typer.Option(help="Stands for a prompt that is missing, e.g. 'Item {key}'; default: drop.")
-    ] = None,
-    prompt_template: Annotated[str, typer.Option(help="Text around the prompt.")] = "{prompt}",
-    age_scale_days: Annotated[
-        float | None, typer.Option(help="Correct votes for age: e-folding time of the rate at which they come.")
-    ] = None,
-    as_of: Annotated[str | None, typer.Option(help="Time of the log, e.g. 2023-09-30.")] = None,
-    keep_users: Annotated[bool, typer.Option(help="Copy user identifiers into responders.")] = False,
-    map: Annotated[str, typer.Option(help="Of the table format, e.g. prompt=question,score=stars.")] = "",
-    sql: Annotated[str | None, typer.Option(help="Of the table format: a DuckDB query instead of files.")] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="The counts as JSON; - for standard output.")] = None,
     list_formats: Annotated[bool, typer.Option("--list", help="List the formats and their feedback.")] = False,
+    min_k: Annotated[
+        int, typer.Option(metavar="K", help="Drop slates with fewer responses.", rich_help_panel=_KEEP)
+    ] = 2,
+    max_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Drop slates with more responses.", rich_help_panel=_KEEP)
+    ] = None,
+    sample_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Sample so many responses of larger slates.", rich_help_panel=_KEEP)
+    ] = None,
+    fraction: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of the slates, chosen by hash.", rich_help_panel=_KEEP)
+    ] = 1.0,
+    min_chars: Annotated[int, typer.Option(metavar="N", help="Drop shorter responses.", rich_help_panel=_KEEP)] = 1,
+    max_chars: Annotated[
+        int | None, typer.Option(metavar="N", help="Drop longer responses.", rich_help_panel=_KEEP)
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Drop responses in other languages, e.g. en.", rich_help_panel=_KEEP),
+    ] = None,
+    split_by: Annotated[
+        Literal["slate", "group", "item", "user"] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="Write train, validation and test files, keeping together a slate, a group (see --group) or a user.",
+            rich_help_panel=_SPLIT,
+        ),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(metavar="A,B,C", help="Shares of the three; one of 0 gets no file.", rich_help_panel=_SPLIT)
+    ] = "0.8,0.1,0.1",
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Slates that belong together: column:NAME of the input, prefix:SEP (the id up to its last SEP) or "
+            "regex:PATTERN (what it finds in the id). Written into the slates, so that later steps find it.",
+            rich_help_panel=_SPLIT,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of sampling and splits.", rich_help_panel=_SPLIT)] = 0,
+    missing_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Stands for a prompt that is missing, e.g. 'Item {key}'; default: drop.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    prompt_template: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text around the prompt.", rich_help_panel=_TEXT)
+    ] = "{prompt}",
+    age_scale_days: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Correct votes for age: e-folding time of the rate at which they come.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Time of the log, e.g. 2023-09-30.", rich_help_panel=_TEXT)
+    ] = None,
+    keep_users: Annotated[
+        bool, typer.Option("--keep-users", help="Copy user identifiers into responders.", rich_help_panel=_TEXT)
+    ] = False,
+    map: Annotated[
+        str,
+        typer.Option(
+            metavar="A=B,...",
+            help="Columns of the table format, e.g. prompt=question,score=stars.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = "",
+    sql: Annotated[
+        str | None,
+        typer.Option(metavar="QUERY", help="Of the table format: DuckDB instead of files.", rich_help_panel=_INPUT),
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-rows", help="Leave bad rows out and count them; default: stop.", rich_help_panel=_INPUT
+        ),
+    ] = False,
 ) -> None:
-    """Turn a log of any known format into slates, and say what was read, kept and dropped. Example:
+    """Turn a log of any known format into slates, and say what was read, kept and dropped.
 
-    pope convert --from amazon-2023 Movies_and_TV.jsonl.gz meta_Movies_and_TV.jsonl.gz --out movies.parquet
+    pope convert --from amazon-2023 Movies.jsonl.gz meta_Movies.jsonl.gz -o movies.parquet
     """
     from ..data.convert import ConvertOptions
     from ..data.convert import convert as convert_files
     from ..data.formats import FORMATS
-    from .console import counting, err, table
+    from .console import counting, err, show_json
+    from .console import out as out_
 
     if list_formats:
-        rows = [[entry.name, entry.summary, ", ".join(entry.feedback)] for entry in FORMATS.values()]
-        table("formats", ["--from", "what", "--feedback"], rows)
+        for entry in FORMATS.values():
+            out_.print(f"{entry.name}: {entry.summary}\n    --feedback {', '.join(entry.feedback)}")
         return
     if out is None or not format:
         raise ValueError("convert: expected --from FORMAT and --out FILE")
@@ -71,6 +140,7 @@ def convert(
         fraction=fraction,
         seed=seed,
         split_by=split_by,
+        group=group,
         splits=_shares(splits),
         min_chars=min_chars,
         max_chars=max_chars,
@@ -85,16 +155,21 @@ def convert(
         skip_bad_rows=skip_bad_rows,
     )
     with counting("reading", "records") as report:
-        result = convert_files(format, inputs or [], out, options, to=to, progress=report)
-    show(result)
-    err.print(f"wrote {out} and its report", markup=False)
+        result = convert_files(format, inputs or [], out, options, to=to, overwrite=overwrite, progress=report)
+    if json is not None:
+        show_json(result.to_dict(), json)
+    if json != "-":
+        show(result)
+    for hint in result.hints:
+        err.print(f"hint: {hint}")
+    err.print(f"wrote {', '.join(result.outputs)} and {out}.report.json")
 
 
 def show(report: ConvertReport) -> None:
     """Print the counts of a conversion."""
     from .console import table
 
-    rows = [["records read", f"{report.records_read:,}"], ["bad rows skipped", f"{len(report.bad_rows):,}"]]
+    rows = [["records read", f"{report.records_read:,}"], ["bad rows skipped", f"{report.bad_row_count:,}"]]
     rows += [[f"  without a response: {reason}", f"{n:,}"] for reason, n in report.without_response.most_common()]
     rows += [["responses read", f"{report.responses_read:,}"], ["responses kept", f"{report.responses_kept:,}"]]
     rows += [[f"  dropped: {reason}", f"{n:,}"] for reason, n in report.responses_dropped.most_common() if n]
@@ -107,10 +182,12 @@ def show(report: ConvertReport) -> None:
 
 
 def _shares(text: str) -> tuple[float, float, float]:
-    try:
-        train, validation, test = map(float, text.split(","))
-    except ValueError:
-        raise ValueError(f"splits: expected three numbers such as 0.8,0.1,0.1, got {text!r}") from None
+    from ..data.checks import as_number
+
+    shares = [as_number(part) for part in text.split(",")]
+    if len(shares) != 3 or any(share is None for share in shares):
+        raise ValueError(f"splits: expected three numbers such as 0.8,0.1,0.1, got {text!r}")
+    train, validation, test = (float(share or 0) for share in shares)
     return train, validation, test
 
 
@@ -118,11 +195,14 @@ def _mapping(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part]
     if any(not (name and column) for name, _, column in pairs):
         raise ValueError(f"map: expected NAME=COLUMN,..., got {text!r}")
-    return {name.strip(): column.strip() for name, _, column in pairs}
+    mapping = {name.strip(): column.strip() for name, _, column in pairs}
+    if len(mapping) < len(pairs):
+        raise ValueError(f"map: expected every name once, got {text!r}")
+    return mapping
 
 
 def _seconds(text: str) -> float:
-    from datetime import datetime
+    from datetime import UTC, datetime
 
     try:
         time = datetime.fromisoformat(text)

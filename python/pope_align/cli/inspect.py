@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,29 +14,59 @@ if TYPE_CHECKING:
 def inspect(
     log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
     against: Annotated[
-        Path | None, typer.Option(help="Another split, with which no prompt should be shared.", exists=True)
+        Path | None,
+        typer.Option(metavar="LOG", help="Another split, which should share no prompt or group.", exists=True),
     ] = None,
-    transform: Annotated[str, typer.Option(help="Of scores to utilities.")] = "minmax",
-    plot: Annotated[Path | None, typer.Option(help="Draw the distributions: .png, .pdf or .svg.")] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Slates that belong together: column:NAME, prefix:SEP (the id up to its last SEP) or regex:PATTERN; "
+            "default: what convert wrote, or the id up to its first #, or the prompt.",
+        ),
+    ] = None,
+    transform: Annotated[
+        Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"],
+        typer.Option(metavar="NAME", help="Of scores to utilities, as in training."),
+    ] = "minmax",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw the distributions: .png, .pdf or .svg.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that is there already.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="The numbers as JSON; - to print them.")] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on; default: stop.")
+    ] = False,
 ) -> None:
-    """What to look at before trusting a log: sizes, feedback, utilities, repeats, overlap, propensities. Example:
+    """What to look at before trusting a log: sizes, feedback, utilities, repeats, overlap, propensities.
 
-    pope inspect movies.test.parquet --against movies.train.parquet --plot movies.png
+    pope inspect movies.test.parquet --against movies.train.parquet -o movies.png
     """
-    from typing import cast
-
-    from ..data import UtilityTransform, read_slates
+    from .._files import check_output
+    from ..data.schema import read_slates
+    from ..data.split import grouping
     from ..inspect import inspect_slates, plot_inspection
-    from .console import err
+    from .console import err, show_json
 
+    grouping(group)
+    if out is not None:
+        check_output(out, overwrite=overwrite, endings=(".png", ".pdf", ".svg"))
     slates = read_slates(log, skip_bad_rows=skip_bad_rows)
     other = None if against is None else read_slates(against, skip_bad_rows=skip_bad_rows)
-    inspection = inspect_slates(slates, transform=cast(UtilityTransform, transform), against=other)
-    show(str(log), inspection)
-    if plot is not None:
-        plot_inspection(inspection, plot)
-        err.print(f"drew {plot}", markup=False)
+    inspection = inspect_slates(slates, transform=transform, against=other, group=group)
+    if json is not None:
+        show_json({"log": str(log), **inspection.to_dict()}, json)
+    if json != "-":
+        show(str(log), inspection)
+    for skipped in (slates, other):
+        if skipped is not None and skipped.skipped:
+            err.print(f"{skipped.source}: {skipped.skipped:,} bad rows skipped, the first: {skipped.skip_reasons[0]}")
+    for kind, remarks in (("warning", inspection.warnings), ("hint", inspection.hints)):
+        for remark in remarks:
+            err.print(f"{kind}: {remark}")
+    if out is not None:
+        plot_inspection(inspection, out, name=log.name)
+        err.print(f"drew {out}")
 
 
 def show(name: str, inspection: Inspection) -> None:
@@ -56,11 +86,12 @@ def show(name: str, inspection: Inspection) -> None:
         ["responses whose text came before", part(inspection.repeated_responses, responses)],
         ["  in the same slate", part(inspection.repeated_in_slate, responses)],
     ]
-    if inspection.shared_prompts is not None and inspection.shared_groups is not None:
-        rows += [
-            ["slates whose prompt is in the other log", part(inspection.shared_prompts, slates)],
-            ["slates whose group is in the other log", part(inspection.shared_groups, slates)],
-        ]
+    compared = [
+        ("slates whose prompt is in the other log", inspection.shared_prompts),
+        ("slates whose prompt is nearly in the other log", inspection.near_prompts),
+        ("slates whose group is in the other log", inspection.shared_groups),
+    ]
+    rows += [[what, part(count, slates)] for what, count in compared if count is not None]
     rows += [["slates without log-probabilities", part(inspection.unscored, slates)]]
     table(name, ["", "count"], rows)
     spreads = {
@@ -72,32 +103,15 @@ def show(name: str, inspection: Inspection) -> None:
     }
     rows = [[label, *(f"{value:,.4g}" for value in quantiles(values))] for label, values in spreads.items()]
     table("distributions", ["", "least", "5%", "median", "95%", "greatest"], rows)
-    if not inspection.propensities:
-        return
-    rows = []
     for policy in inspection.propensities:
-        rare = "-" if not policy.per_token.size else f"{quantiles(policy.per_token)[1]:.3f}"
         known = policy.nats_per_token is not None
-        rows.append(
-            [
-                policy.how + (", cross-fitted" if policy.cross_fitted else ""),
-                f"{policy.responses:,}",
-                f"{policy.nats_per_token:.4f}" if known else "-",
-                f"{policy.perplexity:.2f}" if known else "-",
-                rare,
-                f"{quantiles(policy.totals)[1]:,.1f}",
-                f"{policy.in_sample:,}",
-                policy.model.rpartition("/")[2],
-            ]
-        )
-    columns = [
-        "logging policy",
-        "responses",
-        "nats/token",
-        "perplexity",
-        "5% nats/token",
-        "5% total",
-        "fitted to",
-        "model",
-    ]
-    table("propensities", columns, rows)
+        rows = [
+            ["model", policy.model.rpartition("/")[2]],
+            ["responses", f"{policy.responses:,}"],
+            ["  fitted to", f"{policy.in_sample:,}"],
+            ["nats per token", f"{policy.nats_per_token:.4f}" if known else "-"],
+            ["perplexity", f"{policy.perplexity:.2f}" if known else "-"],
+            ["  5% of responses below, nats per token", f"{quantiles(policy.per_token)[1]:.3f}" if known else "-"],
+            ["  5% of responses below, nats", f"{quantiles(policy.totals)[1]:,.1f}"],
+        ]
+        table("propensities: " + policy.how + (", cross-fitted" if policy.cross_fitted else ""), ["", ""], rows)

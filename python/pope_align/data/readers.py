@@ -19,6 +19,7 @@ from uuid import UUID
 from xml.parsers import expat
 
 from .._extras import require
+from .._files import note_reading
 from . import streams
 from .checks import SlateError
 from .records import Record
@@ -45,7 +46,13 @@ def read_records(path: Path) -> Rows:
             "input: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .xml, also with "
             f"{', '.join(streams.COMPRESSED)}, got {str(path)!r}"
         )
-    return readers[plain.suffix](path)
+    return _noted(path, readers[plain.suffix](path))
+
+
+def _noted(path: Path, rows: Rows) -> Rows:
+    note_reading(path)
+    yield from rows
+    note_reading(None)
 
 
 def query_records(sql: str) -> Rows:
