@@ -73,7 +73,7 @@ def convert(
     with ExitStack() as stack:
         for path in files.values():
             stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS))
-        check_output(report_path(output), overwrite=overwrite)
+        check_output(report_path(output), overwrite=True)  # which is of no use without its file
         make = pair_writer if to == "preference" else slate_writer
         writing = stack.enter_context(ExitStack())
         writers: dict[str | None, Writer] = {split: writing.enter_context(make(path)) for split, path in files.items()}

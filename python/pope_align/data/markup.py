@@ -137,6 +137,7 @@ class _Text:
     def begin(self) -> None:
         """What stands between the text so far and the text to come."""
         if self.parts and self.newlines:
+            self.parts[-1] = self.parts[-1].rstrip("\n")  # of preformatted text
             self.parts.append("\n" * min(self.newlines, 2))
         elif self.parts and self.space and not self.parts[-1].endswith("\n"):
             self.parts.append(" ")

@@ -72,7 +72,9 @@ def query_records(sql: str) -> Rows:
                     row += 1
                     yield Record("query", row, plain_values(values))
         except (duckdb.Error, AttributeError) as error:  # a statement without a result is None
-            raise ValueError(f"sql: expected a query that DuckDB can run, got {error}") from error
+            raise ValueError(
+                f"sql: expected a query that DuckDB can run, got {' '.join(str(error).split())}"
+            ) from error
 
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +118,8 @@ def _array(source: str, row: list[int], file: io.BufferedReader) -> Rows:
         for element in streams.elements(file):
             row[0] += 1
             yield _too_long(source, row[0]) if element is None else _parsed(source, row[0], element)
-    except EOFError:
-        yield SlateError(source, row[0] + 1, "row", "JSON (an array up to its end)", "an array that breaks off there")
-        return
-    if rest := file.read(1 << 10).strip():
-        yield SlateError(source, row[0] + 1, "row", "the end of the file after its array", _shown(rest))
+    except streams.NoArrayError as error:
+        yield SlateError(source, row[0] + 1, "row", "JSON (an array and nothing else)", str(error))
 
 
 def _parsed(source: str, row: int, text: bytes) -> Record | SlateError:

@@ -89,6 +89,11 @@ class Record:
     def optional_name(self, field: str) -> str | None:
         return self.name(field) if field in self else None
 
+    def optional_label(self, field: str) -> str | None:
+        """A name, or true or false as the name of one of two groups."""
+        value = self.get(field)
+        return str(value) if isinstance(value, bool) else self.optional_name(field)
+
     def number(self, field: str) -> float:
         """A finite number, or text that spells one."""
         return self.as_number(field, self.required(field))

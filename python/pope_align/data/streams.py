@@ -31,6 +31,10 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n\v\f"
 
 
+class NoArrayError(Exception):
+    """A file that begins with an array is no array."""
+
+
 class _Expanded(Exception):
     """An archive holds more than any log would."""
 
@@ -97,14 +101,16 @@ def elements(file: io.BufferedReader) -> Iterator[bytes | None]:
     """The elements of the JSON array that starts here, as they are spelled; None for one that is too long.
 
     Raises:
-        EOFError: the file ends before the array, after the last element that was whole.
+        NoArrayError: the file ends before the array or goes on after it; all its whole elements came before.
     """
     scanner = _Scanner()
     while chunk := file.read(1 << 20):
         yield from scanner.feed(chunk)
         if scanner.done:
+            if rest := (scanner.rest + file.read(80)).strip():
+                raise NoArrayError(f"one with more after it, {rest[:40].decode('utf-8', 'replace')!r}")
             return
-    raise EOFError("the array breaks off")
+    raise NoArrayError("one that breaks off there")
 
 
 class _Scanner:
@@ -117,6 +123,7 @@ class _Scanner:
         self.depth = 0
         self.in_string = self.escaped = self.done = self.too_long = False
         self.element = bytearray()
+        self.rest = b""  # of the chunk that ended the array
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
         at = start = 0  # start: of what belongs to the element and is not kept yet
@@ -137,7 +144,7 @@ class _Scanner:
             elif mark in b"]}":
                 self.depth -= 1
                 if self.depth == 0:
-                    self.done = True
+                    self.done, self.rest = True, chunk[at:]
                     yield from self.end(chunk[start : at - 1])
                     return
             elif self.depth == 1:

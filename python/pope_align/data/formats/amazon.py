@@ -104,7 +104,6 @@ AMAZON_2018 = Format(
     scattered=True,
     marks=(
         "reviewerID asin vote",
-        "reviewerID asin overall",
         "reviewerID asin",
         "asin title",
         "asin description",

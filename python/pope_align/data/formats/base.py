@@ -81,6 +81,7 @@ class Format:
         repeats: what a response that comes again in its slate means: a copy of which the "best" score is kept, or
             another rating, which goes into the "mean".
         marks: sets of fields, in one text each, of which one is in every record of the format; none for any record.
+        any_columns: whether a user says which columns are read, so that no record is of another format.
         looks: what else its records have, where another format has the same marks.
     """
 
@@ -91,6 +92,7 @@ class Format:
     scattered: bool
     repeats: Literal["best", "mean"] = "best"
     marks: tuple[str, ...] = ()
+    any_columns: bool = False
     looks: Callable[[Mapping[str, Any]], bool] = lambda values: True
 
     def mark(self, fields: frozenset[str]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def foreign(kind: Format, formats: Sequence[Format]) -> Callable[[Record], None]
 
     A record is another format's where that one's mark is among its fields and holds all of this one's, and more.
     """
+    if kind.any_columns or not kind.marks:
+        return lambda record: None
     known: dict[frozenset[str], list[Format]] = {}
 
     def check(record: Record) -> None:
@@ -27,7 +30,7 @@ def foreign(kind: Format, formats: Sequence[Format]) -> Callable[[Record], None]
             if len(known) > 10_000:  # files in which every record has fields of its own
                 known.clear()
             own = kind.mark(fields)
-            known[fields] = [other for other in formats if kind.marks and other.mark(fields) > own]
+            known[fields] = [other for other in formats if other.mark(fields) > own]
         others = [other for other in known[fields] if other.looks(record.values)]
         if others:
             names = " or ".join(f"--from {other.name}" for other in others)
@@ -41,23 +44,22 @@ def detect(paths: Sequence[Path], formats: Sequence[Format]) -> Format:
     """The format of files, from the first records of each.
 
     Raises:
-        ValueError: no format fits all of them, or several do equally well.
+        ValueError: no format fits most of them, or several do equally well.
     """
     if paths and all(path.is_dir() for path in paths):
         return next(entry for entry in formats if entry.name == "polis")
-    fitting = {entry.name: 0 for entry in formats if entry.marks}
+    fitting: Counter[str] = Counter()  # records that fit
+    weight: Counter[str] = Counter()  # fields that told so
     seen = 0
     for record in first_records(paths, _LOOK):
         seen += 1
         fields = _fields(record)
         for entry in formats:
-            if entry.name in fitting:
-                mark = entry.mark(fields) if entry.looks(record.values) else frozenset()
-                if mark:
-                    fitting[entry.name] += len(mark)
-                else:
-                    del fitting[entry.name]
-    best = [name for name, count in fitting.items() if count and count == max(fitting.values())]
+            mark = entry.mark(fields) if entry.looks(record.values) else frozenset()
+            fitting[entry.name] += bool(mark)
+            weight[entry.name] += len(mark)
+    candidates = [name for name, count in fitting.items() if count > seen / 2]
+    best = [name for name in candidates if weight[name] == max(weight[each] for each in candidates)]
     if len(best) == 1:
         return next(entry for entry in formats if entry.name == best[0])
     if not seen:

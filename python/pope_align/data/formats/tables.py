@@ -43,7 +43,7 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
                 raise _no_column(record, name, columns[name])
         prompt = record.place.prompt(columns["prompt"], record.content(columns["prompt"]))
         completion = record.content(columns["completion"])
-        score, group = record.feedback(columns["score"]), record.optional_name(columns["group"])
+        score, group = record.feedback(columns["score"]), record.optional_label(columns["group"])
         logprob, tokens = _recorded(record, columns)
         response = Response(
             completion,
@@ -115,6 +115,7 @@ TABLE = Format(
     table,
     scattered=True,
     marks=("prompt completion score",),
+    any_columns=True,
 )
 SLATES = Format(
     "slates",
