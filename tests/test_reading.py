@@ -40,7 +40,7 @@ def converted(kind: str, path: Path, **options: Any) -> tuple[ConvertReport, lis
     return report, list(read_slates(out))
 
 
-# --- bad rows: each is named by file and line, and can be skipped ------------------------------------------------------
+# --- bad rows: each is named by file and line, and can be skipped -----------------------------------------------------
 
 TURN = {"role": "assistant", "content": "y"}
 PAIR = {"prompt": "Which tea?", "chosen": "Green", "rejected": "Black"}
@@ -125,7 +125,7 @@ def test_of_very_many_bad_rows_a_thousand_messages_are_kept_and_all_are_counted(
     assert (report.bad_row_count, len(report.bad_rows), report.records_read) == (3_000, 1_000, 3_001)
 
 
-# --- what people's tools write is taken --------------------------------------------------------------------------------
+# --- what people's tools write is taken -------------------------------------------------------------------------------
 
 
 def test_null_is_absent_everywhere(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_table_of_pandas_has_labels_and_blank_answers(tmp_path: Path) -> None:
     assert (slate.completions, report.responses_dropped["blank"]) == (["a", "b"], 1)
 
 
-# --- tables: refused by line -------------------------------------------------------------------------------------------
+# --- tables: refused by line ------------------------------------------------------------------------------------------
 
 HEAD = "prompt,completion,score\nq,a,1\n"
 TABLES: dict[str, tuple[str, str]] = {
@@ -249,7 +249,7 @@ def test_numbers_are_spelled_as_numbers() -> None:
     assert [v for v in (2.9, "2.9", True, "1_0", "", None, float("inf"), 1e300) if as_integer(v) is not None] == []
 
 
-# --- formats -----------------------------------------------------------------------------------------------------------
+# --- formats ----------------------------------------------------------------------------------------------------------
 
 
 def test_texts_that_reddit_took_away_are_no_texts(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_review_of_2014_read_as_one_of_2018_would_lose_its_votes(tmp_path: Pat
         converted("amazon-2014", path, missing_prompt="Movie {id}")
 
 
-# --- HTML --------------------------------------------------------------------------------------------------------------
+# --- HTML -------------------------------------------------------------------------------------------------------------
 
 HTML = {
     "code": ("<p>So:</p>\n<pre><code>    if x:\n\n        y\n</code></pre><p>z", "So:\n\n    if x:\n\n        y\n\nz"),
@@ -375,7 +375,7 @@ def test_html_of_any_size_and_shape_is_read_in_linear_time() -> None:
         record.html("Body")
 
 
-# --- bounds ------------------------------------------------------------------------------------------------------------
+# --- bounds -----------------------------------------------------------------------------------------------------------
 
 
 def counted(path: Path) -> tuple[int, list[str]]:

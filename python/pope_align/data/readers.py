@@ -72,9 +72,8 @@ def query_records(sql: str) -> Rows:
                     row += 1
                     yield Record("query", row, plain_values(values))
         except (duckdb.Error, AttributeError) as error:  # a statement without a result is None
-            raise ValueError(
-                f"sql: expected a query that DuckDB can run, got {' '.join(str(error).split())}"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"sql: expected a query that DuckDB can run, got {reason}") from error
 
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:
