@@ -141,7 +141,8 @@ def test_answers_do_not_depend_on_the_batch(kind, temperature, tiny_tokenizer) -
     rows = [ids(length, length) for length in (5, 22, 26, 31, 50)]
 
     def decode(some: list[int], use_cache: bool) -> list[list[int]]:
-        return decode_batch(model, [rows[i] for i in some], some, sampling, stops, use_cache=use_cache)
+        answers = decode_batch(model, [rows[i] for i in some], some, sampling, stops, use_cache=use_cache)
+        return [answer.ids for answer in answers]
 
     one_by_one = [decode([i], False)[0] for i in range(len(rows))]
     assert decode(list(range(len(rows))), False) == one_by_one

@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers.utils.chat_template_utils as chat_templates
 from pope_align.data import Slate, encode_slate
-from pope_align.generation.generate import Sampling, TransformersEngine, generate
+from pope_align.generation.generate import Sampling, TransformersEngine, generate, generate_for_slates
+from pope_align.generation.generations import GenerationSet
 from pope_align.ope.provenance import provenance_differences
 from pope_align.propensity.logging_policy import score_slates
 from pope_align.training.config import PopeConfig
@@ -135,3 +136,19 @@ def test_generation_writes_the_day_beside_its_answers(tokenizer, make_tiny_model
     }
     torch.manual_seed(0)
     assert generate(model, tokenizer, ["What day is it?"], sampling=sampling) == texts["2026-11-28"]
+
+
+def test_generation_resumes_after_midnight_on_its_own_day(tokenizer, make_tiny_model, clock, tmp_path) -> None:
+    def answers(slates: list[Slate], **options) -> GenerationSet:
+        engine = TransformersEngine(make_tiny_model(), tokenizer, **options)
+        sampling = Sampling(max_new_tokens=4)
+        return generate_for_slates(engine, slates, name="m", n=1, sampling=sampling, journal=tmp_path / "journal")
+
+    slates = [Slate("What day is it?", ["a"], [0.0], slate_id="a"), Slate("And now?", ["b"], [0.0], slate_id="b")]
+    clock(27)
+    answers(slates[:1])
+    clock(28)
+    both = answers(slates)
+    assert both.settings["template_date"] == "2026-11-27"
+    with pytest.raises(ValueError, match="template_date '2026-11-27' -> '2026-11-28'"):
+        answers(slates, template_date="2026-11-28")

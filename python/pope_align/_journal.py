@@ -128,6 +128,17 @@ class Journal(Mapping[str, Any]):
         return ValueError(f"{self.path}: expected a journal of this version, got a first line that is none; delete it")
 
 
+def journal_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the journal at ``path`` is about; empty where there is none yet, or none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            header = _read(file.readline())
+    except FileNotFoundError:
+        return {}
+    about = (header or {}).get("about")
+    return about if isinstance(about, dict) else {}
+
+
 def _line(content: Mapping[str, Any]) -> bytes:
     """A line of ASCII: half of a surrogate pair can be in a reply, and no file in UTF-8 could hold it."""
     return json.dumps({**content, "checksum": _checksum(content)}, allow_nan=False).encode() + b"\n"

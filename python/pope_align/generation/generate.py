@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._journal import Journal
+from .._journal import Journal, journal_about
 from ..data import Slate, encode_slates
 from ..data.rows import Tree
 from ..data.schema import Turn
@@ -139,6 +139,8 @@ def generate_for_slates(
     """
     if n < 1:
         raise ValueError(f"n: expected an integer >= 1, got {n}")
+    if journal is not None and isinstance(engine, TransformersEngine):
+        engine.resume(journal_about(journal))
     settings = {**engine.about, "sampling": asdict(sampling), "seed": seed, "n": n}
     done: Journal | dict[str, Any] = Journal(journal, settings) if journal is not None else {}
     keys = slate_keys(slates)
@@ -219,6 +221,7 @@ class TransformersEngine:
             raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size}")
         self.model, self.tokenizer, self.batch_size, self.logprobs = model, tokenizer, batch_size, logprobs
         self.template_date = (template_date or today()) if reads_clock(tokenizer) else None
+        self.date_was_given = template_date is not None
         self.rule = length_rule(model)
         self.about = {
             "engine": "transformers",
@@ -229,6 +232,12 @@ class TransformersEngine:
             **({"logprobs": True} if logprobs else {}),
             **(about or {}),
         }
+
+    def resume(self, begun: Mapping[str, Any]) -> None:
+        """Take over the day on which the work began, of which ``begun`` is the `about`, unless one was given."""
+        date = begun.get("template_date")
+        if self.template_date and isinstance(date, str) and not self.date_was_given:
+            self.template_date = self.about["template_date"] = date
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
         """Batches of prompts alike in length, longest first: a batch too large for the memory fails at the start.
@@ -297,8 +306,7 @@ class TransformersEngine:
 
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         slates = [Slate(prompt, [_PROBE], [0.0]) for prompt in prompts]
-        date = self.about.get("template_date")
-        encoded, _ = encode_slates(slates, self.tokenizer, max_length=2**31, template_date=date)
+        encoded, _ = encode_slates(slates, self.tokenizer, max_length=2**31, template_date=self.template_date)
         for number, slate in enumerate(encoded, start=1):
             if len(slate.prompt_ids) + sampling.max_new_tokens > context:
                 raise ValueError(
