@@ -86,8 +86,12 @@ def polis(source: Source, feedback: str) -> Iterator[Piece]:
 
 def _topic(folder: Path) -> str:
     """``summary.csv`` has a name and a value a line; the first line is the topic."""
-    with (folder / "summary.csv").open(encoding="utf-8-sig", newline="") as file:
-        summary = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+    path = folder / "summary.csv"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            summary = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SlateError(str(path), None, "file", "CSV in UTF-8", str(error)) from None
     if not summary.get("topic"):
         raise SlateError(str(folder / "summary.csv"), None, "topic", "a value (it is required)", "nothing")
     return summary["topic"]
