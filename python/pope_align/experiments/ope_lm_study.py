@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..model import load_model, load_tokenizer
+from ..places import packaged_model
 from .ope_lm_policies import LOGGING, TARGETS, TRAINED, Policy, Prompts, choose_prompts
 from .ope_lm_samples import Piece, PolicyModel, write_piece
 
@@ -67,9 +69,6 @@ class Worker:
 
 def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker, trained: bool) -> None:
     """Draw and score what is missing in the cache; a worker takes the pieces that are its own."""
-    from ..demo import packaged_model
-    from ..model import load_model, load_tokenizer
-
     tokenizer = load_tokenizer(packaged_model())
     models = PolicyModel(load_model(packaged_model()), tokenizer, cache)
     prompts = choose_prompts(path, tokenizer, blocks=blocks)
