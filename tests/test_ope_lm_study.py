@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pope_align.experiments import ope_lm_results as results
+from pope_align.experiments import ope_lm_training as training
 from pope_align.experiments.ope_lm_policies import LENGTHS, LOGGING, TARGETS, TEMPERATURES, Policy, Prompt, Prompts
 from pope_align.experiments.ope_lm_pool import finished_blocks, long_words, read_pools
 from pope_align.experiments.ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
@@ -186,3 +187,35 @@ def test_work_is_dealt_whole_and_once(prompts: Prompts) -> None:
 def test_long_words() -> None:
     assert long_words("Elephants eat wonderful apples") == 0.5
     assert long_words("12 34") == 0.0
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "pope", "against"])
+def test_training_moves_the_policy_where_the_method_says(
+    method: str, cache: tuple[Path, PolicyModel], prompts: Prompts, tmp_path: Path
+) -> None:
+    """After some steps: references likelier, good responses likelier against bad ones, or the other way."""
+    pytest.importorskip("peft")
+    _, drawn = cache
+    models = PolicyModel(drawn.model, Letters(), tmp_path)
+
+    def worth(prompt: Prompt, texts: list[str]) -> list[float]:
+        return [text.count("a") for text in texts]
+
+    slates = training.training_slates(models, prompts.blocks[0][:8], worth)
+    training.train(models, slates, method, 12, tmp_path / "adapters" / method)
+    policy = Policy(method, adapter=method)
+    assert models.ready(policy)
+    network = models.network(policy)
+
+    def change(rows: list[tuple[list[int], list[int]]]) -> float:
+        with torch.no_grad():
+            return float((training._totals(network, rows) - training._totals(models.model, rows)).mean())
+
+    best = [(each.prompt_ids, each.response_ids[int(np.argmax(each.utility))]) for each in slates]
+    worst = [(each.prompt_ids, each.response_ids[int(np.argmin(each.utility))]) for each in slates]
+    if method == "sft":
+        assert change([(each.prompt_ids, each.reference_ids) for each in slates]) > 0
+    elif method == "against":
+        assert change(best) < change(worst)
+    else:
+        assert change(best) > change(worst)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..model import merged
 from .ope_lm_policies import LENGTH, LENGTHS, LOGGING, TEMPERATURES, Policy, Prompt, chat_ids
 
 #: Responses to each prompt in one piece.
@@ -68,7 +69,7 @@ class PolicyModel:
 
             self._loaded.clear()  # one changed copy at a time
             changed = PeftModel.from_pretrained(deepcopy(self.model), self.cache / "adapters" / policy.adapter)
-            self._loaded[policy.adapter] = changed.merge_and_unload().eval()
+            self._loaded[policy.adapter] = merged(changed).eval()
         return self._loaded[policy.adapter]
 
     @torch.inference_mode()

@@ -1,25 +1,34 @@
 """How far each estimator can be believed on real language, where the truth is known.
 
     python -m pope_align.experiments.ope_lm_study sample --prompts alpaca_eval.jsonl --cache CACHE
+    python -m pope_align.experiments.ope_lm_study train --prompts alpaca_eval.jsonl --cache CACHE
+    python -m pope_align.experiments.ope_lm_study study --prompts alpaca_eval.jsonl --cache CACHE -o study.json
 
-draws the responses and can be stopped and started at will. docs/choosing-an-estimator.md reads the results.
+The first draws the responses and can be stopped and started at will, and again with ``--trained`` after the second.
+docs/choosing-an-estimator.md reads the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..model import load_model, load_tokenizer
 from ..places import packaged_model
-from .ope_lm_policies import LOGGING, TARGETS, TRAINED, Policy, Prompts, choose_prompts
-from .ope_lm_samples import Piece, PolicyModel, write_piece
+from .ope_lm_policies import BLOCK, LOGGING, TARGETS, TRAINED, Policy, Prompt, Prompts, choose_prompts
+from .ope_lm_pool import REWARDS, embedder, finished_blocks, read_pools
+from .ope_lm_results import check_table, run, summarize, true_differences
+from .ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
+from .ope_lm_training import train, training_slates
+from .ope_similar_study import as_text
 
 #: Blocks that are sampled under every policy before the next ones are begun, so that what is there can be used.
 _STAGE = 4
@@ -90,27 +99,91 @@ def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker,
         worker.rest(wall, busy)
 
 
+def train_targets(path: Path, cache: Path, *, prompts: int) -> None:
+    """Train the adapters of `TRAINED` that are missing, on prompts that are not evaluated and the semantic reward."""
+    tokenizer = load_tokenizer(packaged_model())
+    models = PolicyModel(load_model(packaged_model()), tokenizer, cache)
+    embed = embedder(cache)
+
+    def nearest(prompt: Prompt, texts: list[str]) -> list[float]:
+        return [float(each) for each in (embed(texts) @ embed(list(prompt.references)).T).max(1)]
+
+    slates = training_slates(models, choose_prompts(path, tokenizer, training=prompts).training, nearest)
+    for policy in TRAINED:
+        if not models.ready(policy):
+            method, steps = policy.name.rsplit("-", 1)
+            train(models, slates, method, int(steps), cache / "adapters" / policy.name)
+
+
+def study(
+    path: Path, cache: Path, *, blocks: int, rounds: int, replicates: int, names: Sequence[str]
+) -> dict[str, Any]:
+    """The tables of every reward and length, over the blocks that are finished for all the targets named.
+
+    Raises:
+        ValueError: no block is finished for these targets.
+    """
+    targets = [policy for policy in (*TARGETS, *TRAINED) if policy.name in names]
+    done = finished_blocks(cache, blocks, rounds, targets)
+    if not done:
+        raise ValueError(f"targets: expected a block with every piece of {', '.join(names)} in {cache}, found none")
+    tokenizer = load_tokenizer(packaged_model())
+    prompts = choose_prompts(path, tokenizer, blocks=blocks)
+    tables: dict[str, Any] = {}
+    for pool in read_pools(cache, prompts, tokenizer, embedder(cache), done, rounds, targets):
+        found = list(run(pool, replicates))
+        for reward in REWARDS:
+            truths = true_differences(pool, reward)
+            rows = [row for rows, check in found if check.reward == reward for row in rows]
+            tables[f"{reward}, {pool.length} tokens"] = {
+                "truths": truths,
+                "estimators": summarize(rows, truths),
+                "checks": check_table([check for _, check in found if check.reward == reward]),
+            }
+            print(f"{reward}, {pool.length} tokens\n{as_text(tables[f'{reward}, {pool.length} tokens']['estimators'])}")
+    about = {"prompts": len(done) * BLOCK, "logged_responses_a_prompt": rounds * ROUND, "replicates": replicates}
+    return {**about, "targets": [target.name for target in targets], "tables": tables}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    given = _parser().parse_args(arguments)
+    if given.stage == "sample":
+        worker = Worker(given.worker, given.workers, given.cores)
+        sample(
+            given.prompts, given.cache, rounds=given.rounds, blocks=given.blocks, worker=worker, trained=given.trained
+        )
+    elif given.stage == "train":
+        train_targets(given.prompts, given.cache, prompts=given.training)
+    else:
+        names = given.targets.split(",")
+        options = {"blocks": given.blocks, "rounds": given.rounds, "replicates": given.replicates}
+        result = study(given.prompts, given.cache, names=names, **options)
+        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True)
     drawing = stages.add_parser("sample", help="draw and score responses into the cache")
-    drawing.add_argument("--prompts", type=Path, required=True, help="JSON lines with prompt and completions")
-    drawing.add_argument("--cache", type=Path, required=True)
-    drawing.add_argument("--rounds", type=int, default=5, help="logs of two slates of four a prompt (default: 5)")
-    drawing.add_argument("--blocks", type=int, default=16, help="of ten prompts (default: 16)")
+    training = stages.add_parser("train", help="train the targets that are trained")
+    reading = stages.add_parser("study", help="every estimator on what is in the cache")
+    for stage in (drawing, training, reading):
+        stage.add_argument("--prompts", type=Path, required=True, help="JSON lines with prompt and completions")
+        stage.add_argument("--cache", type=Path, required=True)
+    for stage in (drawing, reading):
+        stage.add_argument("--blocks", type=int, default=16, help="of ten prompts (default: 16)")
+    drawing.add_argument("--rounds", type=int, default=5, help="of eight logged responses a prompt (default: 5)")
     drawing.add_argument("--worker", type=int, default=0)
     drawing.add_argument("--workers", type=int, default=1)
     drawing.add_argument("--cores", type=float, default=1.5, help="that all workers may keep busy (default: 1.5)")
     drawing.add_argument("--trained", action="store_true", help="also the trained policies whose adapters are there")
-    given = parser.parse_args(arguments)
-    sample(
-        given.prompts,
-        given.cache,
-        rounds=given.rounds,
-        blocks=given.blocks,
-        worker=Worker(given.worker, given.workers, given.cores),
-        trained=given.trained,
-    )
+    training.add_argument("--training", type=int, default=96, help="prompts (default: 96)")
+    reading.add_argument("-o", "--out", type=Path, required=True, help="JSON file for the tables")
+    reading.add_argument("--rounds", type=int, default=2, help="of the log to read (default: 2)")
+    reading.add_argument("--replicates", type=int, default=10, help="of the log (default: 10)")
+    every = ",".join(target.name for target in TARGETS)
+    reading.add_argument("--targets", default=every, help=f"names, by commas (default: {every})")
+    return parser
 
 
 if __name__ == "__main__":
