@@ -109,7 +109,7 @@ def make_step(name: str, model: torch.nn.Module, *, body_only: bool = False) -> 
     folder = tempfile.gettempdir()
     if name == "TRL DPO":
         return _dpo(model, folder, body_only)
-    collate = IndexedCollator(SlateCollator(0, True, share_prompt=name == "pope"))
+    collate = IndexedCollator(SlateCollator(0, share_prompt=name == "pope"))
     items = [Item(index, example, None) for index, example in enumerate(examples())]
     batch = send_to_device(collate(items), DEVICE)
     if body_only:
@@ -145,8 +145,8 @@ def eager_loss_of_responses(model: torch.nn.Module, batch: dict[str, torch.Tenso
 
 
 def eager_objective(logprobs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    weights = (logprobs - batch["logging_logprobs"] / RESPONSE).exp().clamp(max=10.0)
-    return -(weights * (batch["utility"] - 0.1 * logprobs)).mean()
+    weights = (logprobs - batch["log"].logging_logprobs / RESPONSE).exp().clamp(max=10.0)
+    return -(weights * (batch["log"].utility - 0.1 * logprobs)).mean()
 
 
 def _dpo(model: torch.nn.Module, folder: str, body_only: bool) -> Step:

@@ -127,7 +127,7 @@ def test_a_baseline_leaves_a_model_and_its_metrics(log, make_tiny_model, tiny_to
     args = trl.DPOConfig(str(tmp_path / "dpo"), **{**OPTIONS, "beta": 0.5})
     adapter = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
     options = {"pairs": "all", "processing_class": tiny_tokenizer, "peft_config": adapter}
-    run_baseline("dpo", make_baseline("dpo", make_tiny_model(), args, log[0], **options))
+    run_baseline("dpo", make_tiny_model(), args, log[0], **options)
     metrics = json.loads((tmp_path / "dpo" / "metrics.json").read_text())
     assert metrics["method"] == "dpo"
     assert metrics["history"][0]["loss"] == pytest.approx(math.log(2), rel=1e-4)

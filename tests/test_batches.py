@@ -18,6 +18,7 @@ EXAMPLES = [
 
 def test_a_batch_by_hand() -> None:
     batch = SlateCollator(pad_token_id=1)(EXAMPLES)
+    log = batch.pop("log")
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[5, 6, 7, 1, 1], [5, 6, 8, 9, 1], [4, 3, 1, 1, 1]],
         "position_ids": [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4], [0, 1, 2, 0, 0]],
@@ -26,13 +27,15 @@ def test_a_batch_by_hand() -> None:
         "predictors": [1, 6, 7, 8, 10, 11],
         "labels": [7, 8, 9, 1, 3, 1],
         "response_offsets": [0, 1, 4, 6],
-        "slate_offsets": [0, 2, 3],
-        "utility": [0.0, 1.0, 0.5],
-        "logging_logprobs": [-2.0, -6.0, -5.0],
     }
-    dtypes = {name: tensor.dtype for name, tensor in batch.items()}
-    assert (dtypes.pop("utility"), dtypes.pop("logging_logprobs")) == (torch.float32, torch.float64)
-    assert set(dtypes.values()) == {torch.int64}
+    assert {name: tensor.tolist() for name, tensor in log._asdict().items()} == {
+        "logging_logprobs": [-2.0, -6.0, -5.0],
+        "utility": [0.0, 1.0, 0.5],
+        "slate_offsets": [0, 2, 3],
+        "tokens": [1, 3, 2],
+    }
+    assert log.logging_logprobs.dtype == log.utility.dtype == torch.float64
+    assert {tensor.dtype for tensor in [*batch.values(), log.slate_offsets, log.tokens]} == {torch.int64}
 
 
 def test_rows_that_share_prompts_by_hand() -> None:

@@ -14,7 +14,6 @@ import torch
 from pope_align.cli import app
 from pope_align.data import Slate, encode_slates, group_folds, group_split, read_slates, write_slates
 from pope_align.model import load_model, load_tokenizer
-from pope_align.propensity import behaviour_cloning
 from pope_align.propensity.behaviour_cloning import (
     BehaviourConfig,
     cross_fitted_slates,
@@ -23,6 +22,8 @@ from pope_align.propensity.behaviour_cloning import (
 )
 from pope_align.propensity.fit_report import FitReport, response_key
 from pope_align.propensity.logging_policy import score_slates
+from pope_align.training import slate_trainer
+from transformers import get_linear_schedule_with_warmup
 from typer.testing import CliRunner
 
 CONFIG = BehaviourConfig(max_length=64, epochs=4, learning_rate=3e-3, batch_slates=2)
@@ -73,8 +74,8 @@ def test_the_report_is_what_the_kept_policy_does(make_tiny_model, tiny_tokenizer
     report = policy.report
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     encoded, _ = encode_slates(heldout, tiny_tokenizer, max_length=64)
-    assert nats_per_token(encoded, policy.model) == report.heldout_nats_per_token
-    assert nats_per_token(encoded, model) == report.heldout_nats_per_token_before
+    assert nats_per_token(encoded, policy.model) == pytest.approx(report.heldout_nats_per_token, rel=1e-6)
+    assert nats_per_token(encoded, model) == pytest.approx(report.heldout_nats_per_token_before, rel=1e-6)
     assert report.heldout_nats_per_token == min(e.heldout_nats_per_token for e in report.evaluations)
     assert report.heldout_nats_per_token < report.heldout_nats_per_token_before - 1
     responses = sum(len(slate.completions) for slate in train)
@@ -105,7 +106,7 @@ def test_sharing_prompts_does_not_change_the_fit(make_tiny_model, tiny_tokenizer
     train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
     config = replace(CONFIG, epochs=1)
     shared = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config).report
-    monkeypatch.setattr(behaviour_cloning, "sharing_obstacle", lambda model, trees: "not today")
+    monkeypatch.setattr(slate_trainer, "sharing_obstacle", lambda model, trees, **options: "not today")
     apart = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config).report
     for a, b in zip(shared.evaluations, apart.evaluations, strict=True):
         assert a.heldout_nats_per_token == pytest.approx(b.heldout_nats_per_token, rel=1e-4)
@@ -144,6 +145,118 @@ def test_a_saved_policy_and_its_report_come_back(make_tiny_model, tiny_tokenizer
     assert FitReport.read(tmp_path / "nothing") is None
     encoded, _ = encode_slates(heldout, load_tokenizer(tmp_path), max_length=64)
     assert nats_per_token(encoded, load_model(tmp_path)) == pytest.approx(policy.report.heldout_nats_per_token)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def dying(after: int):
+    """Progress that ends the run once so many slates were trained on."""
+
+    def progress(done: int, of: int) -> None:
+        if done >= after:
+            raise Interrupted
+
+    return progress
+
+
+def weights(model) -> list[torch.Tensor]:
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def test_a_fit_is_the_plain_loop(make_tiny_model, tiny_tokenizer, make_slates) -> None:
+    """AdamW, clipping, the schedule of transformers, and a step's tokens all alike: the same weights."""
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    config = replace(CONFIG, epochs=2, patience=100)
+    fitted = fit_behaviour_policy(make_tiny_model(), tiny_tokenizer, train, heldout, config)
+    assert fitted.report.best == len(fitted.report.evaluations) - 1  # so that the last weights are kept
+    model = make_tiny_model()
+    encoded, _ = encode_slates(train, tiny_tokenizer, max_length=64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    steps = -(-len(train) // config.batch_slates) * config.epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
+        for start in range(0, len(order), config.batch_slates):
+            batch = [encoded[index] for index in order[start : start + config.batch_slates]]
+            nats = torch.zeros(())
+            for slate in batch:
+                for ids in slate.completion_ids:
+                    logits = model(torch.tensor([slate.prompt_ids + ids])).logits[0, len(slate.prompt_ids) - 1 : -1]
+                    nats = nats + torch.nn.functional.cross_entropy(logits, torch.tensor(ids), reduction="sum")
+            (nats / sum(len(ids) for slate in batch for ids in slate.completion_ids)).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    for ours, plain in zip(weights(fitted.model), weights(model), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("after", [5, 9, 15])
+def test_a_fit_that_was_interrupted_ends_with_the_bits_of_one_that_was_not(
+    after: int, make_tiny_model, tiny_tokenizer, make_slates, tmp_path: Path
+) -> None:
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    dropout = {"attention_dropout": 0.2}  # random numbers go on where they stood
+    options = (tiny_tokenizer, train, heldout, replace(CONFIG, epochs=3))
+    straight = fit_behaviour_policy(make_tiny_model(**dropout), *options)
+    with pytest.raises(Interrupted):
+        fit_behaviour_policy(make_tiny_model(**dropout), *options, checkpoints=tmp_path, progress=dying(after))
+    assert [path.name.rpartition("-")[0] for path in tmp_path.iterdir()] == ["checkpoint"]
+    seen: list[int] = []
+    resumed = fit_behaviour_policy(
+        make_tiny_model(**dropout),
+        *options,
+        checkpoints=tmp_path,
+        resume=True,
+        progress=lambda done, of: seen.append(done),
+    )
+    assert seen[0] > 2  # not from the start
+    assert resumed.report == straight.report
+    assert all(map(torch.equal, weights(resumed.model), weights(straight.model)))
+
+
+def test_cross_fitting_goes_on_with_the_fold_it_was_in(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path: Path
+) -> None:
+    slates = make_slates(20, scored=False)
+    config = replace(CONFIG, epochs=2)
+    options = (tiny_tokenizer, slates, group, config)
+    straight = cross_fitted_slates(make_tiny_model(), *options, folds=2)
+    folder = tmp_path / "work"
+    with pytest.raises(Interrupted):
+        cross_fitted_slates(make_tiny_model(), *options, folds=2, work_dir=folder, progress=dying(14))
+    assert FitReport.read(folder / "fold0-of-2") == straight[1][0]
+    assert (folder / "fold1-of-2" / "checkpoints").exists()
+    other = (tiny_tokenizer, slates, group, replace(config, epochs=1))
+    with pytest.raises(ValueError, match=r"resume: .*fold0-of-2: expected a fit with .*epochs=1"):
+        cross_fitted_slates(make_tiny_model(), *other, folds=2, work_dir=folder, resume=True)
+    resumed = cross_fitted_slates(make_tiny_model(), *options, folds=2, work_dir=folder, resume=True)
+    assert resumed[1] == straight[1]
+    ours, expected = (
+        [[slate.logging_logprobs, slate.logging_policy["model_fingerprint"]] for slate in scored]
+        for scored in (resumed[0], straight[0])
+    )
+    assert [row[0] for row in ours] == [row[0] for row in expected]
+
+
+def test_slates_of_a_forward_pass_and_precision_change_no_more_than_rounding(
+    make_tiny_model, tiny_tokenizer, make_slates
+) -> None:
+    train, heldout = group_split(make_slates(12, scored=False), group, 0.3, 0)
+    options = (tiny_tokenizer, train, heldout)
+    one, two, half, again = (
+        fit_behaviour_policy(make_tiny_model(), *options, replace(CONFIG, epochs=1, **changes)).report
+        for changes in ({}, {"micro_batch_slates": 2}, {"bf16": True}, {"gradient_checkpointing": True})
+    )
+    for other, tolerance in ((two, 1e-4), (again, 1e-4), (half, 2e-2)):
+        assert other.heldout_nats_per_token == pytest.approx(one.heldout_nats_per_token, rel=tolerance)
+        assert other.train_nats_per_token == pytest.approx(one.train_nats_per_token, rel=tolerance)
+    assert half.heldout_nats_per_token != one.heldout_nats_per_token
+    with pytest.raises(ValueError, match="batch_slates: expected a multiple of micro_batch_slates x processes"):
+        fit_behaviour_policy(make_tiny_model(), *options, replace(CONFIG, micro_batch_slates=3))
 
 
 def test_scoring_says_which_responses_were_fitted_to(
@@ -252,6 +365,19 @@ def test_the_command_fits_a_policy_that_the_scoring_command_recognises(
     in_sample = [slate.logging_policy["fit"]["in_sample"] for slate in read_slates(scored)]
     assert 0 < sum(in_sample) <= sum(len(slate.completions) for slate in read_slates(log))
     assert 0 in in_sample
+
+
+def test_the_command_replaces_nothing_unasked(log_and_model: tuple[str, str], tmp_path: Path) -> None:
+    log, model = log_and_model
+    fitted = tmp_path / "logger"
+    arguments = ["fit-logger", log, "--model", model, "-o", str(fitted), *QUICK]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert not (fitted / "checkpoints").exists()
+    before = (fitted / "model.safetensors").read_bytes()
+    refused = CliRunner().invoke(app, arguments)
+    assert "holds files already; pass --resume" in str(refused.exception)
+    assert CliRunner().invoke(app, [*arguments, "--overwrite", "--seed", "1"]).exit_code == 0
+    assert (fitted / "model.safetensors").read_bytes() != before
 
 
 def test_the_command_cross_fits(log_and_model: tuple[str, str], tmp_path: Path) -> None:

@@ -127,5 +127,7 @@ def test_deepspeed_in_16_bits_does_not_round_log_probabilities(work: Path, tmp_p
     args = PopeConfig(str(tmp_path), max_length=64, report_to="none", use_cpu=True)
     trainer = PopeTrainer(str(work / "model"), args, str(work / "slates.jsonl"))
     trainer.is_deepspeed_enabled = True
-    batch = {"logging_logprobs": torch.tensor([-301.7])}
-    assert torch.equal(trainer._prepare_inputs(batch)["logging_logprobs"], batch["logging_logprobs"])
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    moved = trainer._prepare_inputs(batch)["log"].logging_logprobs
+    assert torch.equal(moved, batch["log"].logging_logprobs)
+    assert moved.dtype == torch.float64

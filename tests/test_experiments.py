@@ -33,7 +33,7 @@ def test_the_ablation_measures_every_setting_on_the_validation_part_alone(folder
     monkeypatch.setattr(defaults, "SETTINGS", settings)
     arguments = ["defaults", str(folder / "log.jsonl"), "--model", str(folder / "model")]
     monkeypatch.setattr(
-        "sys.argv", [*arguments, "--output", str(folder / "defaults.json"), "--max_length", "64", "--bf16"]
+        "sys.argv", [*arguments, "--out", str(folder / "defaults.json"), "--max-length", "64", "--bf16"]
     )
     defaults.main()
     result = json.loads((folder / "defaults.json").read_text())
@@ -52,10 +52,8 @@ def test_the_ablation_measures_every_setting_on_the_validation_part_alone(folder
 
 def test_the_methods_are_compared_on_the_test_part(folder, monkeypatch, capsys) -> None:
     pytest.importorskip("trl")
-    arguments = ["methods", str(folder / "log.jsonl"), "--model", str(folder / "model"), "--max_length", "64"]
-    monkeypatch.setattr(
-        "sys.argv", [*arguments, "--output", str(folder / "methods"), "--learning_rate", "1e-3", "--bf16"]
-    )
+    arguments = ["methods", str(folder / "log.jsonl"), "--model", str(folder / "model"), "--max-length", "64"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--out", str(folder / "methods"), "--learning-rate", "1e-3", "--bf16"])
     methods.main()
     written = json.loads((folder / "methods" / "methods.json").read_text())
     assert list(written["evaluation"]["policies"]) == ["cloned", "pope", "sft", "dpo"]

@@ -266,6 +266,6 @@ def test_encoded_slates_go_straight_into_a_batch() -> None:
         "utility": to_utility(GOOD_SLATE.scores, "minmax").tolist(),
         "logging_logprobs": [-3.0, -4.0],
     }
-    batch = SlateCollator(0, True)([example])
+    batch = SlateCollator(0)([example])
     assert batch["labels"].tolist() == [token for ids in encoded.completion_ids for token in ids]
-    assert batch["utility"].tolist() == [1.0, 0.0]
+    assert batch["log"].utility.tolist() == [1.0, 0.0]

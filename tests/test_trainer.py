@@ -83,9 +83,9 @@ def reference_output(model, batch, objective: Objective):
     return reference.pope_loss(
         logits,
         batch["input_ids"].where(batch["branch"] > 0, -100),
-        batch["logging_logprobs"],
-        batch["utility"],
-        batch["slate_offsets"],
+        batch["log"].logging_logprobs,
+        batch["log"].utility,
+        batch["log"].slate_offsets,
         objective=objective,
     )
 
@@ -320,7 +320,7 @@ def test_logged_metrics_are_those_of_the_reference(make_tiny_model, tiny_tokeniz
         "is/clip_fraction": raw.clip_fraction,
         "is/log_weight_p50": raw.log_weights.quantile(0.5),
         "logps/policy": (raw.response_logprobs / tokens).mean(),
-        "logps/logging": (batch["logging_logprobs"] / tokens).mean(),
+        "logps/logging": (batch["log"].logging_logprobs / tokens).mean(),
         "slate/k_mean": raw.log_weights.numel() / 5,
         "pope/value_self_normalized": normalised.value,
     }

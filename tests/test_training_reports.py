@@ -9,15 +9,18 @@ import pytest
 import torch
 import yaml
 from pope_align.cli.train import parse
-from pope_align.model import lm_head, response_logprobs
-from pope_align.training.card import held_out_estimate
+from pope_align.model import lm_head, load_model, response_logprobs
+from pope_align.ope import evaluate_policies
+from pope_align.propensity.scores import score_model
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import slate_dataset
+from pope_align.training.objective_file import read_training_objective
 from pope_align.training.plan import activation_bytes, plan_training
 from pope_align.training.run import run_training
 from pope_align.training.trainer import PopeTrainer
 from transformers import Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from pope_core import Objective
 from pope_core.types import CHUNK_BYTES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -144,7 +147,7 @@ def test_a_run_leaves_a_table_of_slates_and_a_card(make_tiny_model, tiny_tokeniz
     data = slate_dataset("slates", slates, tiny_tokenizer, args)
     batch = trainer.data_collator([data[0], data[1]])
     for model, column in ((start, -2), (trainer.model.eval(), -1)):
-        totals = response_logprobs(model, batch).detach() - batch["logging_logprobs"]
+        totals = response_logprobs(model, batch).detach() - batch["log"].logging_logprobs
         weights = totals / batch["response_offsets"].diff()
         rows = [line.split(" | ")[column].strip(" |") for line in table.splitlines() if line.startswith("| ")]
         shown = [float(cell) for cell in rows if cell[0] in "+-" and cell[-1].isdigit()]
@@ -153,7 +156,7 @@ def test_a_run_leaves_a_table_of_slates_and_a_card(make_tiny_model, tiny_tokeniz
     front = yaml.safe_load(card.split("---")[1])
     assert front["pipeline_tag"] == "text-generation"
     assert "8 slates, 20 responses. Log-probabilities of the logging policy: those of a model that did not" in card
-    estimate = held_out_estimate(trainer)
+    estimate = trainer.held_out_estimate()
     final = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     assert estimate.value == pytest.approx(final["eval_pope/value_self_normalized"], rel=1e-5)
     assert f"Verdict: **{estimate.verdict}**" in card
@@ -196,7 +199,7 @@ def test_the_final_model_is_evaluated_once(make_tiny_model, tiny_tokenizer, make
     def evaluations(name: str, **options) -> list[int]:
         args = config(tmp_path / name, num_train_epochs=2, **options)
         trainer = run_training(make_tiny_model(), args, make_slates(4), make_slates(4), processing_class=tiny_tokenizer)
-        assert held_out_estimate(trainer) is not None
+        assert trainer.held_out_estimate() is not None
         return [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
 
     assert evaluations("epochs", eval_strategy="epoch") == [2, 4]
@@ -204,3 +207,31 @@ def test_the_final_model_is_evaluated_once(make_tiny_model, tiny_tokenizer, make
     assert evaluations("steps", eval_strategy="steps", eval_steps=3) == [3, 4]
     best = {"save_strategy": "epoch", "load_best_model_at_end": True}
     assert evaluations("best", eval_strategy="epoch", **best) == [2, 4, 4]
+
+
+def test_the_card_says_what_an_evaluation_of_the_saved_model_says(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    """To the digit, whatever objective and precision the model was trained with."""
+    slates = make_slates(9)
+    held_out = [replace(slate, logging_policy={"how": "proxy", "max_length": 64}) for slate in make_slates(8, seed=1)]
+    args = config(tmp_path / "run", max_steps=2, bf16=True, utility_transform="rank", diversity_weight=0.5)
+    trainer = run_training(make_tiny_model(), args, slates, held_out, processing_class=tiny_tokenizer)
+    evaluation = evaluate_policies(held_out, {"trained": str(tmp_path / "run")}, utility_transform="rank")
+    expected, ours = evaluation.of("trained"), trainer.held_out_estimate()
+    assert (ours.value, ours.low, ours.high) == (expected.value, expected.low, expected.high)
+    assert (ours.utility, ours.diversity) == (expected.utility, expected.diversity)
+    assert ours.verdict == expected.verdict
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| value | {expected.value:.4g} | {expected.low:.4g} to {expected.high:.4g} |" in card
+
+
+def test_what_a_model_was_trained_for_stands_beside_it(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    args = config(tmp_path, max_steps=1, diversity_weight=0.25)
+    run_training(make_tiny_model(), args, make_slates(2), processing_class=tiny_tokenizer)
+    written = read_training_objective(tmp_path)
+    assert written["method"] == "pope"
+    assert Objective.from_dict(written["objective"]) == args.objective
+    scores = score_model(make_slates(2), load_model(tmp_path), tiny_tokenizer, max_length=64)
+    assert scores.provenance["training"] == written
+    assert read_training_objective(tmp_path / "nowhere") is None

@@ -110,9 +110,10 @@ def test_the_penalty_has_its_weight_and_its_gradient(make_tiny_model, tiny_token
     twin = make_tiny_model(seed=1)
     logprobs, tokens = response_logprobs(twin, batch), batch["response_offsets"].diff()
     per_token = (logprobs - response_logprobs(start, batch).detach()) / tokens
-    data = batch["logging_logprobs"], batch["utility"], batch["slate_offsets"]
+    log = batch["log"]
+    data = log.logging_logprobs, log.utility, log.slate_offsets
     objective = pope_core.slate_objective(logprobs, *data, tokens=tokens, objective=args.objective)
-    penalty = torch.segment_reduce(penalty_to_start(per_token), "mean", offsets=batch["slate_offsets"]).mean()
+    penalty = torch.segment_reduce(penalty_to_start(per_token), "mean", offsets=log.slate_offsets).mean()
     expected = objective.loss + 0.7 * penalty
     expected.backward()
     torch.testing.assert_close(loss, expected)
@@ -149,15 +150,15 @@ def test_padding_is_no_slate(make_slates, tiny_tokenizer, tmp_path) -> None:
     }
     collate = IndexedCollator(SlateCollator(0))
     for start in (None, [[-2.0, -4.0]]):
-        data = SlateDataset([example], [], start)
+        data = SlateDataset([example], [], start_logprobs=start)
         batch = collate([data[PADDING], data[0]])
         assert batch["slate_index"].tolist() == [0]
-        assert batch["slate_offsets"].tolist() == [0, 2]
+        assert batch["log"].slate_offsets.tolist() == [0, 2]
         empty = collate([data[PADDING], data[PADDING]])
         assert empty["slate_index"].tolist() == []
-        assert empty["slate_offsets"].tolist() == [0, 1]
+        assert empty["log"].slate_offsets.tolist() == [0, 1]
         assert ("start_logprobs" in batch) == ("start_logprobs" in empty) == (start is not None)
-    assert batch["start_logprobs"].tolist() == [-2.0, -2.0]
+    assert batch["start_logprobs"].tolist() == [-2.0, -4.0]  # totals
 
 
 # --- the best model -------------------------------------------------------------------------------------------------

@@ -6,17 +6,17 @@ propensities, so the logging policy is behaviour-cloned. docs/defaults.md measur
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from pope_core.objective import DiversityForm, Normalization
+from pope_core.objective import Normalization, Objective
 
+from ._files import write_json
 from .data import Slate, group_split, read_slates, slate_group, write_slates
 from .generation.generate import Sampling, generate
 from .model import best_device, load_model, load_tokenizer
@@ -25,6 +25,7 @@ from .places import PACKAGED_MODEL
 from .propensity.behaviour_cloning import fit_behaviour_policy
 from .propensity.fit_report import BehaviourConfig, FitReport
 from .propensity.logging_policy import score_slates
+from .propensity.scores import score_model
 from .training.config import PopeConfig
 from .training.run import run_training
 
@@ -49,7 +50,7 @@ class DemoConfig:
         holdout_fraction: share of the conversations that neither the fits nor the training see.
         cloning_learning_rate, cloning_epochs: of the behaviour-cloned logging policy.
         learning_rate, epochs, slates_per_step: of the training.
-        normalization, diversity_form, diversity_weight, clip: of the objective.
+        objective: of the training; the value is shown under two normalisations of it.
         bf16: train under bfloat16 autocast, faster where the hardware has it.
         prompts: how many held-out questions are answered before and after.
         seed: of everything that is drawn.
@@ -64,10 +65,7 @@ class DemoConfig:
     learning_rate: float = 7e-5
     epochs: int = 1
     slates_per_step: int = 8
-    normalization: Normalization = "slate"
-    diversity_form: DiversityForm = "entropy"
-    diversity_weight: float = 0.1
-    clip: float = 5.0
+    objective: Objective = Objective()  # noqa: RUF009 (frozen)
     bf16: bool = False
     prompts: int = 3
     max_length: int = 512
@@ -125,14 +123,14 @@ def run_demo(
         f"log: {len(train)} slates to train on and {len(heldout)} held out, of {config.responses_per_slate} statements "
         f"each; {len({slate_group(slate) for slate in heldout})} whole conversations are held out"
     )
-    logger, fit = clone(start, tokenizer, train, heldout, config, progress)
+    logger, fit = clone(start, tokenizer, train, config, progress)
     say(f"logging policy, behaviour-cloned: {fit}")
-    logged = [score(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
+    logged = [score_log(slates, logger, tokenizer, fit, config, progress) for slates in (train, heldout)]
     for slates, part in zip(logged, ("train", "heldout"), strict=True):
         write_slates(slates, config.output_dir / f"{part}.jsonl")
     questions = _questions(heldout, config.prompts)
     answers = [_answers(policy, tokenizer, questions, config) for policy in (start, logger)]
-    scores = [score(heldout, start, tokenizer, fit, config, progress), logged[1]]
+    before = score(heldout, start, tokenizer, config, progress)
     say("training from the cloned policy, so that every importance weight starts at 1")
     trainer = run_training(
         logger,
@@ -142,11 +140,10 @@ def run_demo(
         callbacks=list(callbacks),
     )
     aligned = trainer.model
-    scores.append(score(heldout, aligned, tokenizer, fit, config, progress))
+    after = score(heldout, aligned, tokenizer, config, progress)
     answers.append(_answers(aligned, tokenizer, questions, config))
-    totals = {
-        name: [slate.logging_logprobs or [] for slate in slates] for name, slates in zip(POLICIES, scores, strict=True)
-    }
+    cloned = [slate.logging_logprobs or [] for slate in logged[1]]
+    totals = dict(zip(POLICIES, (before, cloned, after), strict=True))
     result = DemoResult(
         train=train,
         heldout=heldout,
@@ -188,10 +185,7 @@ def training_config(config: DemoConfig) -> PopeConfig:
         gradient_accumulation_steps=config.slates_per_step,
         lr_scheduler_type="linear",
         warmup_steps=2,
-        normalization=config.normalization,
-        diversity_form=config.diversity_form,
-        diversity_weight=config.diversity_weight,
-        clip=config.clip,
+        **config.objective.to_dict(),
         max_length=config.max_length,
         seed=config.seed,
         data_seed=config.seed,
@@ -208,7 +202,6 @@ def clone(
     start: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: list[Slate],
-    heldout: list[Slate],
     config: DemoConfig,
     progress: Callable[[str, str], Any],
 ) -> tuple[PreTrainedModel, FitReport]:
@@ -231,11 +224,23 @@ def score(
     slates: list[Slate],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    config: DemoConfig,
+    progress: Callable[[str, str], Any],
+) -> list[list[float]]:
+    """The totals of a policy that did not write the slates."""
+    with progress("scoring", "tokens") as report:
+        return score_model(slates, model, tokenizer, max_length=config.max_length, progress=report).totals
+
+
+def score_log(
+    slates: list[Slate],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     fit: FitReport,
     config: DemoConfig,
     progress: Callable[[str, str], Any],
 ) -> list[Slate]:
-    """The slates with the totals of any model, the cloned policy or one to be compared with it."""
+    """The slates with the log-probabilities of the cloned logging policy."""
     with progress("scoring", "tokens") as report:
         return score_slates(
             slates,
@@ -276,10 +281,7 @@ def _evaluate(
             totals,
             baseline="base",
             estimators=["pope"],
-            diversity_weight=config.diversity_weight,
-            diversity_form=config.diversity_form,
-            normalization=normalization,
-            clip=config.clip,
+            **replace(config.objective, normalization=normalization).to_dict(),
             cluster=cluster or (lambda slate: slate.slate_id or ""),
             confidence=Confidence("bootstrap", seed=config.seed),
         )
@@ -297,6 +299,5 @@ def _write(result: DemoResult, config: DemoConfig) -> None:
         "by_conversation": {name: each.to_dict() for name, each in result.by_conversation.items()},
         "generations": [asdict(answers) for answers in result.generations],
     }
-    path = config.output_dir / "evaluation.json"
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(config.output_dir / "evaluation.json", content)
     result.evaluations["batch"].write_figure(config.output_dir / "evaluation.png")

@@ -15,7 +15,7 @@ _ROWS = {"none": "raw", "batch": "self-normalised"}
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model, numbers and pictures.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the model, numbers and pictures.")] = Path(
         "demo_output"
     ),
     model: Annotated[
@@ -38,16 +38,14 @@ def demo(
     from .console import err, progress
 
     started = time.monotonic()
-    config = DemoConfig(
-        output_dir=output, model=model, responses_per_slate=responses_per_slate, epochs=epochs, seed=seed
-    )
+    config = DemoConfig(output_dir=out, model=model, responses_per_slate=responses_per_slate, epochs=epochs, seed=seed)
 
     def say(line: str) -> None:
         err.print(line, markup=False)
 
     result = run_demo(config, say=say, progress=progress, callbacks=[ProgressLines(say, every_seconds=5)])
     _show(result)
-    say(f"wrote the model, its curves and the evaluation to {output} ({time.monotonic() - started:.0f} s)")
+    say(f"wrote the model, its curves and the evaluation to {out} ({time.monotonic() - started:.0f} s)")
 
 
 def _show(result: DemoResult) -> None:

@@ -3,56 +3,72 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
-    from ..propensity.fit_report import FitReport
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data import SlateLog
+    from ..propensity.fit_report import BehaviourConfig, FitReport
 
 
 def fit_logger(
     log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
     model: Annotated[str, typer.Option(help="The start of the fit: hub name, folder, or GGUF file.")],
-    output: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the fitted policy; with --folds, a file of scored slates.")
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder of the fitted policy; with --folds, a file of scored slates.")
     ],
     folds: Annotated[
-        int | None, typer.Option(help="Cross-fit: so many policies, each scoring groups that it never saw.")
+        int | None,
+        typer.Option(
+            min=2, help="Cross-fit: so many policies, each fitted to the other folds and scoring groups it never saw."
+        ),
     ] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of the groups that decides when to stop (without --folds).")
     ] = 0.2,
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response that are kept.")] = 1024,
-    epochs: Annotated[int, typer.Option(help="Passes over the training responses, at most.")] = 3,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response that are kept.")] = 1024,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training responses, at most.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-5,
-    batch_slates: Annotated[int, typer.Option(help="Slates of an optimizer step.")] = 4,
-    patience: Annotated[int, typer.Option(help="Stop after so many evaluations without a new best.")] = 2,
-    lora_rank: Annotated[int | None, typer.Option(help="Fit an adapter of this rank; default: all weights.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split, the order, dropout and the adapter.")] = 0,
+    batch_slates: Annotated[int, typer.Option(min=1, help="Slates of an optimizer step.")] = 4,
+    micro_batch_slates: Annotated[int, typer.Option(min=1, help="Slates of a forward pass.")] = 1,
+    patience: Annotated[int, typer.Option(min=1, help="Stop after so many evaluations without a new best.")] = 2,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Fit an adapter of this rank; default: all weights.")
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations again in backward, for memory.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, dropout and the adapter.")] = 0,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
     ] = "float32",
-    cache: Annotated[Path | None, typer.Option(help="With --folds: folder of finished batches of the scoring.")] = None,
+    cache: Annotated[Path, typer.Option(help="With --folds: folder of finished batches of the scoring.")] = Path(
+        ".pope_cache"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was interrupted.")] = False,
     overwrite: Annotated[
-        bool, typer.Option(help="With --folds: replace log-probabilities that the log already has.")
+        bool, typer.Option("--overwrite", help="Replace results, and log-probabilities that the log already has.")
     ] = False,
     skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
 ) -> None:
     """Fit a language model to all logged responses: the logging policy of a log that nobody recorded it for.
 
-    A group is what comes before '#' in a slate's slate_id, or else its prompt; groups are never split. Examples:
+    A group is what comes before '#' in a slate's slate_id, or else its prompt; groups are never split. A checkpoint is
+    written at every evaluation, and --resume goes on from it. On several devices: accelerate launch -m pope_align.cli
+    fit-logger ... Examples:
 
         pope fit-logger votes.jsonl --model openai-community/gpt2 -o logger
 
         pope fit-logger votes.jsonl --model openai-community/gpt2 --folds 5 -o scored.jsonl
     """
-    from ..data import group_split, read_slates, slate_group, write_slates
-    from ..model import best_device, load_model, load_tokenizer
-    from ..propensity.behaviour_cloning import cross_fitted_slates, fit_behaviour_policy
     from ..propensity.fit_report import BehaviourConfig
-    from .console import err, progress
+    from .checks import check_log, check_model
 
     config = BehaviourConfig(
         max_length=max_length,
@@ -62,34 +78,112 @@ def fit_logger(
         patience=patience,
         lora_rank=lora_rank,
         seed=seed,
+        micro_batch_slates=micro_batch_slates,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
     )
-    slates = read_slates(log, skip_bad_rows=skip_bad_rows)
-    err.print(str(slates), markup=False)
-    tokenizer = load_tokenizer(model)
-    start = load_model(model, dtype=dtype).to(best_device())
+    if not 0 < holdout < 1:
+        raise ValueError(f"--holdout: expected a share in (0, 1), got {holdout}")
+    check_log(log, "LOG")
+    check_model(model)
+    source = _Source(log, model, dtype, skip_bad_rows, config)
     if folds is None:
-        train, heldout = group_split(slates, slate_group, holdout, seed)
-        with progress("fitting", "slates") as report:
-            policy = fit_behaviour_policy(start, tokenizer, train, heldout, config, progress=report)
-        policy.save(output, tokenizer)
-        _show([policy.report])
-        err.print(f"wrote the fitted policy to {output}", markup=False)
-        return
-    with progress("fitting and scoring", "slates") as report:
-        scored, reports = cross_fitted_slates(
-            start,
-            tokenizer,
-            slates,
-            slate_group,
-            config,
-            folds=folds,
-            cache_dir=cache,
-            overwrite=overwrite,
-            progress=report,
+        _fit_one(source, out, holdout, resume=resume, overwrite=overwrite)
+    else:
+        _cross_fit(source, out, folds, cache, resume=resume, overwrite=overwrite)
+
+
+class _Source(NamedTuple):
+    """What is fitted to what."""
+
+    log: Path
+    model: str
+    dtype: str
+    skip_bad_rows: bool
+    config: BehaviourConfig
+
+    def slates(self) -> SlateLog:
+        from ..data import read_slates
+        from .console import err
+
+        slates = read_slates(self.log, skip_bad_rows=self.skip_bad_rows)
+        err.print(str(slates), markup=False)
+        return slates
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from ..model import best_device, load_model, load_tokenizer
+
+        tokenizer = load_tokenizer(self.model)
+        return load_model(self.model, dtype=self.dtype).to(best_device()), tokenizer
+
+
+def _fit_one(source: _Source, target: Path, holdout: float, *, resume: bool, overwrite: bool) -> None:
+    from .checks import check_results_folder, is_main_process
+
+    work = target / "checkpoints"
+    if is_main_process():
+        check_results_folder(target, overwrite=overwrite, resume=resume, flag="--resume")
+        _begin(work, resume)
+    from ..data import group_split, slate_group
+
+    train, heldout = group_split(source.slates(), slate_group, holdout, source.config.seed)
+    from ..propensity.behaviour_cloning import fit_behaviour_policy
+    from .console import err, progress
+
+    model, tokenizer = source.load()
+    with progress("fitting", "slates") as report:
+        policy = fit_behaviour_policy(
+            model, tokenizer, train, heldout, source.config, checkpoints=work, resume=resume, progress=report
         )
-    write_slates(scored, output)
-    _show(reports)
-    err.print(f"wrote {len(scored)} scored slates to {output}", markup=False)
+    if is_main_process():
+        policy.save(target, tokenizer)
+        shutil.rmtree(work, ignore_errors=True)
+        _show([policy.report])
+        err.print(f"wrote the fitted policy to {target}", markup=False)
+
+
+def _cross_fit(source: _Source, target: Path, folds: int, cache: Path, *, resume: bool, overwrite: bool) -> None:
+    from .checks import claimed_by_main_process, is_main_process
+
+    work = target.with_name(f"{target.name}.fits")
+    with claimed_by_main_process(target, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        slates = source.slates()
+        if not overwrite:
+            from ..propensity.unscored import check_unscored
+
+            check_unscored(slates)
+        if is_main_process():
+            _begin(work, resume)
+        from ..data import slate_group, write_slates
+        from ..propensity.behaviour_cloning import cross_fitted_slates
+        from .console import err, progress
+
+        model, tokenizer = source.load()
+        with progress("fitting and scoring", "slates") as report:
+            scored, reports = cross_fitted_slates(
+                model,
+                tokenizer,
+                slates,
+                slate_group,
+                source.config,
+                folds=folds,
+                work_dir=work,
+                resume=resume,
+                cache_dir=cache if is_main_process() else None,
+                overwrite=overwrite,
+                progress=report,
+            )
+        if is_main_process():
+            write_slates(scored, target)
+            shutil.rmtree(work, ignore_errors=True)
+            _show(reports)
+            err.print(f"wrote {len(scored)} scored slates to {target}", markup=False)
+
+
+def _begin(work: Path, resume: bool) -> None:
+    """Leave nothing of an earlier fit, unless this one goes on with it."""
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _show(reports: list[FitReport]) -> None:

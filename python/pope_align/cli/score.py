@@ -15,16 +15,18 @@ def score(
         Literal["recorded", "behaviour_cloned", "proxy"],
         typer.Option(help="What this model is to the log: it wrote it, was fitted to it, or stands in for the writer."),
     ],
-    output: Annotated[Path, typer.Option("--out", "-o", help="Scored slates: .jsonl or .parquet.")],
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and response that are kept.")] = 1024,
-    batch_tokens: Annotated[int, typer.Option(help="Rows times length of a forward pass, at most.")] = 8192,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Scored slates: .jsonl or .parquet.")],
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response that are kept.")] = 1024,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Rows times length of a forward pass, at most.")] = 8192,
     cache: Annotated[Path, typer.Option(help="Folder of finished batches: a killed run goes on from there.")] = Path(
         ".pope_cache"
     ),
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
     ] = "float32",
-    overwrite: Annotated[bool, typer.Option(help="Replace log-probabilities that the log already has.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a file that is there, and log-probabilities that the log already has.")
+    ] = False,
     skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
 ) -> None:
     """Fill in the log-probability of every response under a logging policy, and say where it came from.
@@ -33,29 +35,38 @@ def score(
 
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy -o scored.jsonl
     """
-    from ..data import read_slates, write_slates
-    from ..model import best_device, load_model, load_tokenizer
-    from ..propensity.fit_report import FitReport
-    from ..propensity.logging_policy import score_slates
-    from .console import err, progress
+    from .._files import claim_output
+    from .checks import check_log, check_model
 
-    slates = read_slates(log, skip_bad_rows=skip_bad_rows)
-    err.print(str(slates), markup=False)
-    tokenizer = load_tokenizer(model)
-    policy = load_model(model, dtype=dtype).to(best_device())
-    fit = FitReport.read(model) if how == "behaviour_cloned" else None
-    with progress("scoring", "tokens") as report:
-        scored = score_slates(
-            slates,
-            policy,
-            tokenizer,
-            how=how,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-            cache_dir=cache,
-            overwrite=overwrite,
-            fit=fit,
-            progress=report,
-        )
-    write_slates(scored, output)
-    err.print(f"wrote {len(scored)} scored slates to {output}", markup=False)
+    check_log(log, "LOG")
+    check_model(model)
+    with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        from ..data import read_slates, write_slates
+        from ..propensity.unscored import check_unscored
+        from .console import err, progress
+
+        slates = read_slates(log, skip_bad_rows=skip_bad_rows)
+        err.print(str(slates), markup=False)
+        if not overwrite:
+            check_unscored(slates)
+        from ..model import best_device, load_model, load_tokenizer
+        from ..propensity.fit_report import FitReport
+        from ..propensity.logging_policy import score_slates
+
+        tokenizer = load_tokenizer(model)
+        policy = load_model(model, dtype=dtype).to(best_device())
+        with progress("scoring", "tokens") as report:
+            scored = score_slates(
+                slates,
+                policy,
+                tokenizer,
+                how=how,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+                cache_dir=cache,
+                overwrite=overwrite,
+                fit=FitReport.read(model) if how == "behaviour_cloned" else None,
+                progress=report,
+            )
+        write_slates(scored, out)
+    err.print(f"wrote {len(scored)} scored slates to {out}", markup=False)

@@ -1,14 +1,25 @@
-"""Logged slates: the row and its errors, feedback to utility, tokens, and batches."""
+"""Logged slates: the row and its errors, feedback to utility, tokens, and batches.
+
+What needs torch (rows and batches) is imported when it is first used.
+"""
 
 from __future__ import annotations
 
-from .collate import SlateCollator, SlateExample
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .feedback import UtilityTransform, to_utility
-from .rows import TokenRows, Tree, lay_out
 from .schema import Slate, SlateError, SlateLog, Turn, read_slates
 from .split import group_folds, group_split, slate_group
 from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
 from .write import slate_writer, write_slates
+
+if TYPE_CHECKING:
+    from .collate import SlateCollator as SlateCollator
+    from .collate import SlateExample as SlateExample
+    from .rows import TokenRows as TokenRows
+    from .rows import Tree as Tree
+    from .rows import lay_out as lay_out
 
 __all__ = [
     "EncodedSlate",
@@ -33,3 +44,17 @@ __all__ = [
     "to_utility",
     "write_slates",
 ]
+
+_HOMES = {
+    "SlateCollator": "collate",
+    "SlateExample": "collate",
+    "TokenRows": "rows",
+    "Tree": "rows",
+    "lay_out": "rows",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,6 +1,6 @@
 """The ablation behind the defaults: objectives, clips and learning rates, from one cloned logging policy.
 
-``python -m pope_align.experiments.defaults LOG --model MODEL --output FILE.json`` clones a logging policy once, trains
+``python -m pope_align.experiments.defaults LOG --model MODEL -o FILE.json`` clones a logging policy once, trains
 every setting below from it for one epoch, and estimates what each gained on the log's validation part, which neither
 saw. The test part is left alone. docs/defaults.md has the tables that it prints.
 """
@@ -11,11 +11,11 @@ import argparse
 import copy
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pope_core.objective import DiversityForm, Normalization
+from pope_core.objective import DiversityForm, Normalization, Objective
 
 from ..cli.console import progress
 from ..data import Slate, group_split, slate_group
@@ -24,12 +24,13 @@ from ..ope import Confidence, LoggedSlates, compare, pope_value
 from ..propensity.behaviour_cloning import fit_behaviour_policy
 from ..propensity.fit_report import BehaviourConfig
 from ..propensity.logging_policy import score_slates
+from ..propensity.scores import ModelScores, score_model
 from ..training.config import PopeConfig
 from ..training.trainer import PopeTrainer
 from .parts import three_parts
 
 #: What every setting is measured with, whatever it was trained with.
-MEASURE_CLIP = 5.0
+MEASURE = Objective(diversity_form="neg_log_prob")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Setting:
     diversity_form: DiversityForm
     diversity_weight: float
     learning_rate: float
-    clip: float | None = 5.0
+    clip: float | None = Objective().clip
 
 
 SETTINGS = [
@@ -92,17 +93,21 @@ def run(log: Path, model: str, study: Study) -> dict[str, Any]:
             load_model(model).to(best_device()), tokenizer, fitted, stop, cloning, progress=report
         )
 
-    def score(slates: list[Slate], scorer: Any) -> list[Slate]:
+    def log(slates: list[Slate]) -> list[Slate]:
         options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
         with progress("scoring", "tokens") as report:
-            return score_slates(slates, scorer, tokenizer, progress=report, **options)
+            return score_slates(slates, policy.model, tokenizer, progress=report, **options)
 
-    train, before = score(train, policy.model), score(validation, policy.model)
+    train, before = log(train), log(validation)
     rows = []
     for setting in SETTINGS:
         trainer = PopeTrainer(copy.deepcopy(policy.model), _arguments(setting, study), train, None, tokenizer)
         trainer.train()
-        rows.append({**asdict(setting), **_gains(before, score(validation, trainer.model))})
+        with progress("scoring", "tokens") as report:
+            after = score_model(
+                validation, trainer.unwrapped(), tokenizer, max_length=study.max_length, progress=report
+            )
+        rows.append({**asdict(setting), **_gains(before, after)})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return {
         "study": asdict(study),
@@ -156,15 +161,19 @@ def _arguments(setting: Setting, study: Study) -> PopeConfig:
     )
 
 
-def _gains(before: list[Slate], after: list[Slate]) -> dict[str, Any]:
-    totals = {"cloned": [slate.logging_logprobs or [] for slate in before]}
-    totals["aligned"] = [slate.logging_logprobs or [] for slate in after]
+def _gains(before: list[Slate], after: ModelScores) -> dict[str, Any]:
+    totals = {"cloned": [slate.logging_logprobs or [] for slate in before], "aligned": after.totals}
     log = LoggedSlates.from_slates(before, totals, cluster=lambda slate: slate.slate_id or "")
     measures: list[tuple[str, Normalization]] = [("raw", "none"), ("self_normalized", "batch")]
     gains: dict[str, Any] = {}
     for label, normalization in measures:
         aligned, cloned = (
-            pope_value(log, policy, normalization=normalization, clip=MEASURE_CLIP, confidence=Confidence("bootstrap"))
+            pope_value(
+                log,
+                policy,
+                **replace(MEASURE, normalization=normalization).to_dict(),
+                confidence=Confidence("bootstrap"),
+            )
             for policy in ("aligned", "cloned")
         )
         gain = compare(aligned, cloned)
@@ -175,9 +184,8 @@ def _gains(before: list[Slate], after: list[Slate]) -> dict[str, Any]:
         }
     diagnostics = aligned.diagnostics
     assert diagnostics is not None
-    tokens = sum(sum(slate.completion_tokens or []) for slate in after)
     gains["ess_fraction"] = diagnostics.ess_fraction
-    gains["nats_per_token"] = -sum(map(sum, totals["aligned"])) / tokens
+    gains["nats_per_token"] = after.nats_per_token
     return gains
 
 
@@ -189,12 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path, help="slates with scores")
     parser.add_argument("--model", required=True, help="hub name, folder or GGUF file")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    parser.add_argument("--max_length", type=int, default=Study.max_length)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON file")
+    parser.add_argument("--max-length", type=int, default=Study.max_length)
     parser.add_argument("--seed", type=int, default=Study.seed)
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     given = vars(parser.parse_args())
-    log, model, output = given.pop("log"), given.pop("model"), given.pop("output")
+    log, model, output = given.pop("log"), given.pop("model"), given.pop("out")
     result = run(log, model, Study(**given))
     output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result["settings"]))

@@ -1,6 +1,6 @@
 """POPE beside SFT and DPO: one log, one start, one budget, and the value of each on slates that none has seen.
 
-``python -m pope_align.experiments.methods LOG --model MODEL --output FOLDER`` clones a logging policy from the slates
+``python -m pope_align.experiments.methods LOG --model MODEL -o FOLDER`` clones a logging policy from the slates
 outside the log's test part, trains every method from it on the same slates, and estimates on the test part what each
 gained. ``methods.md`` is the table of the documentation, ``methods.json`` everything behind it.
 """
@@ -15,17 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pope_core.objective import Objective
+
 from .._extras import require
 from ..cli.console import progress
-from ..data import Slate, encode_slates, group_split, slate_group
+from ..data import Slate, group_split, slate_group
 from ..model import best_device, load_model, load_tokenizer
 from ..ope import Confidence, Evaluation, evaluate_policies
 from ..propensity.behaviour_cloning import fit_behaviour_policy
 from ..propensity.fit_report import BehaviourConfig
 from ..propensity.logging_policy import score_slates
-from ..propensity.scoring import score_responses
-from ..training.baselines import TrainingMethod, make_baseline
+from ..propensity.scores import score_model
 from ..training.config import PopeConfig
+from ..training.options import PopeOptions, TrainingMethod
 from ..training.run import run_baseline, run_training
 from .parts import three_parts
 
@@ -49,7 +51,7 @@ class Study:
     """
 
     epochs: float = 1.0
-    learning_rate: float = 3e-5
+    learning_rate: float = PopeOptions.learning_rate
     slates_per_step: int = 8
     beta: float = 0.1
     max_length: int = 512
@@ -73,19 +75,19 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
         train, held_out = (
             score_slates(part, policy.model, tokenizer, progress=report, **options) for part in (train, held_out)
         )
-    encoded, _ = encode_slates(held_out, tokenizer, max_length=study.max_length)
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
     for method in get_args(TrainingMethod):
         _say(f"training {method} on {len(train)} slates")
         trained = _train(method, copy.deepcopy(policy.model), arguments[method], train, tokenizer)
         with progress(f"scoring with {method}", "tokens") as report:
-            totals[method] = score_responses(encoded, trained, progress=report)
+            scores = score_model(held_out, trained, tokenizer, max_length=study.max_length, progress=report)
+        totals[method] = scores.totals
     return evaluate_policies(
         held_out,
         totals,
         baseline=START,
         estimators=["pope"],
-        clip=PopeConfig.clip,
+        clip=Objective().clip,
         confidence=Confidence("bootstrap", seed=study.seed),
     )
 
@@ -135,9 +137,7 @@ def _train(
     if method == "pope":
         assert isinstance(args, PopeConfig)
         return run_training(model, args, train, processing_class=tokenizer).model
-    baseline = make_baseline(method, model, args, train, processing_class=tokenizer)
-    run_baseline(method, baseline)
-    return baseline.model
+    return run_baseline(method, model, args, train, processing_class=tokenizer).model
 
 
 def _interval(quantity: Any, style: str) -> str:
@@ -152,13 +152,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("log", type=Path, help="slates with scores")
     parser.add_argument("--model", required=True, help="hub name, folder or GGUF file")
-    parser.add_argument("--output", type=Path, required=True, help="folder of models and results")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of models and results")
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     for name in ("epochs", "learning_rate", "beta", "max_length", "seed"):
         default = getattr(Study, name)
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = vars(parser.parse_args())
-    log, model, output = given.pop("log"), given.pop("model"), given.pop("output")
+    log, model, output = given.pop("log"), given.pop("model"), given.pop("out")
     study = Study(**given)
     evaluation = run_study(log, model, output, study)
     text = table(evaluation)

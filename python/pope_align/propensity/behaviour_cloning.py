@@ -12,22 +12,31 @@ import copy
 import json
 import logging
 import os
+import random
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
+from accelerate import PartialState
 
 from .._extras import require
-from ..data.rows import Tree, lay_out
+from ..data.collate import ResponseExample
 from ..data.schema import Slate
 from ..data.split import group_folds, group_split
-from ..data.tokenize import EncodedSlate, encode_slates
-from ..limits import check_limits
-from ..model import merged, response_logprobs, rows_on
-from ..sharing import sharing_obstacle
-from .fit_report import BehaviourConfig, FitReport, HeldOutScore, response_key
+from ..data.tokenize import EncodedSlate, reads_clock, today
+from ..model import best_device, load_model, merged
+from ..training.checkpoint import checkpoint_date
+from ..training.examples import SlateDataset
+from .behaviour_trainer import BehaviourTrainer
+from .fit_report import BehaviourConfig, FitReport, response_key
 from .logging_policy import score_slates
+from .scores import encode_log
 from .scoring import OnProgress, score_responses
 
 if TYPE_CHECKING:
@@ -56,6 +65,8 @@ def fit_behaviour_policy(
     heldout_slates: Sequence[Slate],
     config: BehaviourConfig | None = None,
     *,
+    checkpoints: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: OnProgress | None = None,
 ) -> BehaviourPolicy:
     """Fit a copy of ``model`` to all logged responses by maximum likelihood, stopped early on held-out ones.
@@ -63,10 +74,10 @@ def fit_behaviour_policy(
     Maximises ``sum_i log pi(y_i | q_i)`` over all training responses, whatever their scores: each logged response is
     one draw from the logging policy and counts once, so each response *token* has the same weight. The prompt's tokens
     have none. A step divides by the tokens of its own responses. AdamW without weight decay, gradients clipped to
-    norm 1.
+    norm 1; the learning rate rises over the first tenth of the steps and falls to 0, both linearly.
 
-    The same arguments give the same policy on the same machine; the global random state is left as it was, and so is
-    ``model``.
+    Several processes (``accelerate launch``) share the slates of a step. The same arguments give the same policy on the
+    same machine; the global random states are left as they were, and so is ``model``.
 
     Args:
         model: the start, any causal language model of transformers, on its device.
@@ -75,24 +86,46 @@ def fit_behaviour_policy(
         heldout_slates: what decides when to stop, and which weights are kept; best of other groups than the training
             slates (`group_split`).
         config: see `BehaviourConfig`; None for its defaults.
+        checkpoints: folder of a checkpoint, written at every evaluation; None writes none.
+        resume: go on from the checkpoint in that folder, if there is one, to the very weights of a fit that was not
+            interrupted.
         progress: called with the slates trained on so far and at most.
 
     Raises:
-        ValueError: no slates on a side; a held-out response that is also trained on; a loss that is not finite.
+        ValueError: no slates on a side; a held-out response that is also trained on; a loss or gradient that is not
+            finite; a model in pieces (FSDP, DeepSpeed); a checkpoint of other slates.
     """
     config = config or BehaviourConfig()
     keys = _refuse_leaks(train_slates, heldout_slates)
-    train, train_cut = encode_slates(train_slates, tokenizer, max_length=config.max_length)
-    heldout, heldout_cut = encode_slates(heldout_slates, tokenizer, max_length=config.max_length)
-    for name, cut in (("train_slates", train_cut), ("heldout_slates", heldout_cut)):
-        logger.log(logging.WARNING if cut.anything_cut else logging.INFO, "%s: %s", name, cut)
-    with _own_random_state(config.seed, next(model.parameters()).device):
+    date = (checkpoint_date(checkpoints) if resume and checkpoints is not None else None) or today()
+    options: dict[str, Any] = {"max_length": config.max_length}
+    if reads_clock(tokenizer):
+        options["template_date"] = date
+    train = encode_log(train_slates, tokenizer, name="train_slates", **options)
+    heldout = encode_log(heldout_slates, tokenizer, name="heldout_slates", **options)
+    with _own_random_state(config.seed, next(model.parameters()).device), _folder(checkpoints) as folder:
         fitted = copy.deepcopy(model)
         if config.lora_rank is not None:
             fitted = _with_adapter(fitted, config.lora_rank)
-        evaluations, best = _Fit(fitted, config, train, heldout).run(progress)
+        trainer = BehaviourTrainer(
+            fitted,
+            config,
+            folder,
+            _dataset("train_slates", train, train_slates),
+            _dataset("heldout_slates", heldout, heldout_slates),
+            save=checkpoints is not None,
+            template_date=date,
+            progress=progress,
+        )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("model: expected one device or DDP for a fit, got a model in pieces (FSDP or DeepSpeed)")
+        trainer.train("last" if resume else None)
+        trainer.held_out.restore_best()
+        fitted = cast("PreTrainedModel", trainer.unwrapped())
+        if config.gradient_checkpointing:
+            fitted.gradient_checkpointing_disable()
         if config.lora_rank is not None:
-            fitted = merged(fitted)
+            fitted = merged(cast(Any, fitted))
     prompts = {json.dumps(slate.prompt) for slate in train_slates}
     report = FitReport(
         train_slates=len(train),
@@ -102,8 +135,8 @@ def fit_behaviour_policy(
         heldout_responses=sum(len(slate.completion_ids) for slate in heldout),
         heldout_tokens=_tokens(heldout),
         shared_prompts=sum(json.dumps(slate.prompt) in prompts for slate in heldout_slates),
-        evaluations=tuple(evaluations),
-        best=best,
+        evaluations=tuple(trainer.held_out.scores),
+        best=trainer.held_out.best,
         trained_on=tuple(sorted(keys)),
         config=config,
     )
@@ -119,6 +152,8 @@ def cross_fitted_slates(
     config: BehaviourConfig | None = None,
     *,
     folds: int = 5,
+    work_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: OnProgress | None = None,
@@ -133,7 +168,9 @@ def cross_fitted_slates(
         slates: the log.
         key: the group of a slate: whatever shares text or authors, such as its item or conversation.
         folds: how many policies are fitted; at least 2, and the groups must number more.
-        cache_dir, overwrite: as in `score_slates`. A fit is not cached: it gives the same weights again.
+        work_dir: folder of checkpoints and of the policies of finished folds; None keeps none.
+        resume: take finished folds from ``work_dir``, and go on with the one that was interrupted.
+        cache_dir, overwrite: as in `score_slates`.
         progress: called with the slates trained on so far and at most, over all folds.
 
     Returns:
@@ -152,7 +189,9 @@ def cross_fitted_slates(
     for fold in range(folds):
         rest = [slate for slate, its_fold in zip(slates, fold_of, strict=True) if its_fold != fold]
         train, stop = group_split(rest, key, 1 / folds, config.seed)
-        policy = fit_behaviour_policy(model, tokenizer, train, stop, config, progress=_part(progress, fold, folds))
+        folder = None if work_dir is None else Path(work_dir, f"fold{fold}-of-{folds}")
+        fit = partial(fit_behaviour_policy, model, tokenizer, train, stop, config)
+        policy = _fold_policy(fit, folder, config if resume else None, tokenizer, _part(progress, fold, folds))
         mine = [number for number, its_fold in enumerate(fold_of) if its_fold == fold]
         of_fold = score_slates(
             [slates[number] for number in mine],
@@ -170,6 +209,29 @@ def cross_fitted_slates(
     return [scored[number] for number in range(len(slates))], reports
 
 
+def _fold_policy(
+    fit: Callable[..., BehaviourPolicy],
+    folder: Path | None,
+    resumed: BehaviourConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: OnProgress | None,
+) -> BehaviourPolicy:
+    """The policy of one fold: fitted, or from the folder where an interrupted run with the same options left it."""
+    if folder is None:
+        return fit(progress=progress)
+    report = FitReport.read(folder) if resumed else None
+    if report is not None and report.config != resumed:
+        raise ValueError(f"resume: {folder}: expected a fit with {resumed}, got one with {report.config}")
+    if report is not None:
+        return BehaviourPolicy(load_model(folder, dtype="auto").to(best_device()), report)
+    policy = fit(checkpoints=folder / "checkpoints", resume=resumed is not None, progress=progress)
+    if PartialState().is_main_process:
+        policy.save(folder, tokenizer)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return policy
+
+
 def _part(progress: OnProgress | None, fold: int, folds: int) -> OnProgress | None:
     """The progress of one fold's fit as that of all folds, counted alike."""
     return None if progress is None else lambda done, of: progress(fold * of + done, folds * of)
@@ -184,93 +246,6 @@ def nats_per_token(slates: Sequence[EncodedSlate], model: PreTrainedModel, *, ba
     return -sum(sum(of_slate) for of_slate in totals) / _tokens(slates)
 
 
-class _Fit:
-    """The training loop: one object holds what its steps share."""
-
-    def __init__(
-        self, model: Any, config: BehaviourConfig, train: Sequence[EncodedSlate], heldout: Sequence[EncodedSlate]
-    ) -> None:
-        self.model, self.config, self.heldout = model, config, heldout
-        self.trees = [Tree(slate.prompt_ids, slate.completion_ids) for slate in train]
-        check_limits(model, self.trees, name="train_slates: slate")
-        several = any(len(tree.response_ids) > 1 for tree in self.trees)
-        self.share_prompt = several and sharing_obstacle(model, self.trees) is None
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
-        self.steps_per_epoch = -(-len(self.trees) // config.batch_slates)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.order = torch.Generator().manual_seed(config.seed)
-
-    def run(self, progress: OnProgress | None) -> tuple[list[HeldOutScore], int]:
-        """Train, and leave the best weights in the model."""
-        config, report = self.config, progress or (lambda done, of: None)
-        evaluations = [HeldOutScore(0, None, nats_per_token(self.heldout, self.model))]
-        best, kept = 0, self._weights()
-        step = done = 0
-        nats = tokens = 0.0
-        marks = {
-            round(part * self.steps_per_epoch / config.evaluations_per_epoch)
-            for part in range(1, config.evaluations_per_epoch + 1)
-        }
-        for _ in range(config.epochs):
-            for in_epoch, batch in enumerate(self._epoch(), start=1):
-                step_nats, step_tokens = self._step(batch)
-                nats, tokens = nats + step_nats, tokens + step_tokens
-                step, done = step + 1, done + len(batch)
-                report(done, len(self.trees) * config.epochs)
-                if in_epoch not in marks:
-                    continue
-                evaluations.append(HeldOutScore(step, nats / tokens, nats_per_token(self.heldout, self.model)))
-                nats = tokens = 0.0
-                if evaluations[-1].heldout_nats_per_token < evaluations[best].heldout_nats_per_token:
-                    best, kept = len(evaluations) - 1, self._weights()
-                elif len(evaluations) - 1 - best >= config.patience:
-                    self._restore(kept)
-                    return evaluations, best
-        self._restore(kept)
-        return evaluations, best
-
-    def _epoch(self) -> Iterator[list[Tree]]:
-        order = torch.randperm(len(self.trees), generator=self.order).tolist()
-        for start in range(0, len(order), self.config.batch_slates):
-            yield [self.trees[index] for index in order[start : start + self.config.batch_slates]]
-
-    def _step(self, batch: list[Tree]) -> tuple[float, int]:
-        """One optimizer step; returns the batch's total cross-entropy before it, and its tokens."""
-        self.model.train()
-        tokens = sum(len(ids) for tree in batch for ids in tree.response_ids)
-        total = 0.0
-        for tree in batch:  # one at a time: no padding, and the memory of the largest
-            rows = rows_on(self.model, lay_out([tree], share_prompt=self.share_prompt))
-            nats = -response_logprobs(self.model, rows).sum()
-            torch.autograd.backward(nats / tokens)
-            total += nats.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if not torch.isfinite(norm):
-            raise ValueError(
-                f"learning_rate: expected finite gradients, got norm {float(norm)} at a mean loss of "
-                f"{total / tokens:.4g} nats per token; lower it (now {self.config.learning_rate:g})"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        return total, tokens
-
-    def _rate(self, step: int) -> float:
-        """Share of the learning rate: up over the first tenth of all steps, then down to 0."""
-        steps = self.steps_per_epoch * self.config.epochs
-        rise = max(steps // 10, 1)
-        return min((step + 1) / rise, (steps - step) / max(steps - rise, 1))
-
-    def _weights(self) -> list[torch.Tensor]:
-        return [parameter.detach().cpu().clone() for parameter in self.parameters]
-
-    def _restore(self, weights: list[torch.Tensor]) -> None:
-        with torch.no_grad():
-            for parameter, weight in zip(self.parameters, weights, strict=True):
-                parameter.copy_(weight)
-
-
 def _with_adapter(model: PreTrainedModel, rank: int) -> Any:
     peft = require("peft", extra="train", purpose="for lora_rank")
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
@@ -279,11 +254,31 @@ def _with_adapter(model: PreTrainedModel, rank: int) -> Any:
 
 @contextmanager
 def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeded random numbers inside, the caller's afterwards."""
+    """Seeded random numbers inside, the caller's afterwards; Trainer seeds those of Python and NumPy as well."""
     devices = [] if device.type == "cpu" else [device]
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def _folder(checkpoints: str | os.PathLike[str] | None) -> Iterator[str]:
+    """The folder of the checkpoints, or one that is gone afterwards."""
+    if checkpoints is not None:
+        yield os.fspath(checkpoints)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+def _dataset(name: str, encoded: Sequence[EncodedSlate], slates: Sequence[Slate]) -> SlateDataset:
+    examples = [ResponseExample(prompt_ids=ids.prompt_ids, completion_ids=ids.completion_ids) for ids in encoded]
+    return SlateDataset(examples, slates, name)
 
 
 def _tokens(slates: Sequence[EncodedSlate]) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+
+from .._files import write_json
 
 #: The report's name, beside the model's files.
 REPORT_NAME = "behaviour_fit.json"
@@ -26,6 +29,9 @@ class BehaviourConfig:
         patience: stop after so many evaluations in a row without a new best.
         lora_rank: fit an adapter of this rank, merged at the end; None fits all weights.
         seed: of the order of responses, dropout and the adapter's start.
+        micro_batch_slates: slates of a forward pass; ``batch_slates`` is a multiple of it times the processes.
+        bf16: train under bfloat16 autocast; faster where the hardware has it.
+        gradient_checkpointing: compute activations again in backward, for memory.
 
     Raises:
         ValueError: a number that is not positive, by name.
@@ -39,10 +45,15 @@ class BehaviourConfig:
     patience: int = 2
     lora_rank: int | None = None
     seed: int = 0
+    micro_batch_slates: int = 1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name != "seed" and value is not None and not value > 0:
+            if name == "seed" or value is None or isinstance(value, bool):
+                continue
+            if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
 
 
@@ -99,7 +110,7 @@ class FitReport:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write the report into a model's folder."""
-        Path(folder, REPORT_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(Path(folder, REPORT_NAME), asdict(self))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> FitReport | None:

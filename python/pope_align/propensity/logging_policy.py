@@ -14,6 +14,7 @@ these; the log-probabilities of any other model are `scores.ModelScores`. The pr
 ``max_length``             tokens of prompt and response that were kept
 ``rope``                   how a sequence's length decides its rotary frequencies; only where it does
 ``template_date``          the day that the chat template was given; only where it writes today's date
+``training``               what the model was trained for, where its folder says so
 ``versions``               of torch, transformers and pope-core
 ``fit``                    of a behaviour-cloned policy with a report (`propensity.fit_report`): held-out nats per token
                            before and after, responses fitted to, seed, ``fold`` and ``folds`` when
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -34,6 +35,7 @@ from ..data.tokenize import EncodedSlate
 from .fit_report import FitReport, response_key
 from .scores import encode_log, score_model
 from .scoring import OnProgress
+from .unscored import check_unscored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +91,7 @@ def score_slates(
     if fit is not None:
         _check_fit(fit, how, max_length)
     if not overwrite:
-        _refuse_scored(slates)
+        check_unscored(slates)
     encoded = encode_log(slates, tokenizer, max_length=max_length, template_date=template_date)
     scores = score_model(
         encoded,
@@ -171,14 +173,3 @@ def _warn_in_sample(slates: Sequence[Slate]) -> None:
             count,
             sum(len(slate.completions) for slate in slates),
         )
-
-
-def _refuse_scored(slates: Iterable[Slate]) -> None:
-    for number, slate in enumerate(slates, start=1):
-        if slate.logging_logprobs is not None:
-            how = (slate.logging_policy or {"how": "recorded"}).get("how")
-            name = f" ({slate.slate_id})" if slate.slate_id else ""
-            raise ValueError(
-                f"slate {number}{name}: logging_logprobs: expected none before scoring, got {how} ones; "
-                "pass --overwrite (overwrite=True) to replace them"
-            )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
 from ..rope import length_rule
+from ..training.objective_file import read_training_objective
 from .scoring import OnProgress, model_fingerprint, score_responses
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def score_model(
 def model_provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
     """What decides a model's scores, by the names that the table in `propensity.logging_policy` explains."""
     template = tokenizer.chat_template
-    rule = length_rule(model)
+    rule, training = length_rule(model), read_training_objective(model.name_or_path or os.devnull)
     return {
         "model": model.name_or_path or type(model).__name__,
         "model_fingerprint": model_fingerprint(model),
@@ -101,6 +102,7 @@ def model_provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "max_length": max_length,
         **({} if rule is None else {"rope": str(rule)}),
+        **({} if training is None else {"training": training}),
         "versions": {name: _version(name) for name in ("torch", "transformers", "pope-core")},
     }
 

@@ -18,13 +18,11 @@ from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates
 from ..model import load_model, load_tokenizer
 from .examples import SlateSource, as_slates
+from .options import Pairs
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-
-TrainingMethod = Literal["pope", "sft", "dpo"]
-Pairs = Literal["best-worst", "all"]
 
 logger = logging.getLogger(__name__)
 

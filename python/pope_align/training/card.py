@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PreTrainedModel
 
 from pope_core.version import __version__
 
+from .._files import write_text
+from ..data.feedback import UtilityTransform
 from ..data.schema import Slate
-from ..data.split import slate_group
-from ..ope import Estimate, LoggedSlates, pope_value
-from ..ope.log import How
+from ..ope import Estimate, Scoring, evaluate_policies
 from ..stats.intervals import Quantity
 
 if TYPE_CHECKING:
-    from .trainer import PopeTrainer
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from .options import TrainingMethod
+
+CARD_NAME = "README.md"
+
+#: In place of an estimate.
+NO_HELD_OUT = "the run had no held-out slates"
 
 _HOW = {
     "recorded": "recorded when the responses were sampled",
@@ -29,94 +36,131 @@ _HOW = {
     "unknown": "of unknown origin",
 }
 
+_METHOD = {
+    "pope": "[POPE](https://arxiv.org/abs/2509.19333)",
+    "sft": "supervised fine-tuning on the best response of every slate (SFT)",
+    "dpo": "direct preference optimisation on pairs of responses (DPO)",
+}
 
-def held_out_estimate(trainer: PopeTrainer) -> Estimate | None:
-    """The self-normalised value on the held-out slates, with interval and verdict, from the trainer's last evaluation.
 
-    None without an evaluation, or with slates of one query alone.
+@dataclass(frozen=True)
+class RunFacts:
+    """What the card says of a run, whatever the method."""
+
+    method: TrainingMethod
+    folder: str
+    base: str  # the model's name, "" where it has none
+    adapter: bool
+    slates: Sequence[Slate]  # trained on
+    objective: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        method: TrainingMethod,
+        trainer: Trainer,
+        base: str,
+        slates: Sequence[Slate],
+        objective: Mapping[str, Any],
+        max_length: int,
+    ) -> RunFacts:
+        """The facts that every trainer of transformers knows, and those that only the caller does."""
+        args = trainer.args
+        training = {
+            "steps": trainer.state.global_step,
+            "slates_per_step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "learning_rate": args.learning_rate,
+            "max_length": max_length,
+            "seed": args.seed,
+        }
+        if method == "dpo":  # whose batches hold pairs
+            training["pairs_per_step"] = training.pop("slates_per_step")
+        adapter = not isinstance(trainer.accelerator.unwrap_model(trainer.model), PreTrainedModel)
+        return cls(method, str(args.output_dir), base, adapter, slates, objective, training)
+
+
+def held_out_estimate(
+    slates: Sequence[Slate],
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | Sequence[Sequence[float]],
+    *,
+    max_length: int,
+    utility_transform: UtilityTransform,
+) -> Estimate | str:
+    """What `pope evaluate` estimates for the model on slates that it was not trained on, to the digit.
+
+    Args:
+        slates: held out.
+        policy: the model with its tokenizer; or its totals, slate by slate.
+        max_length: as in training.
+        utility_transform: as in training; `pope evaluate` has the option of this name.
+
+    Returns:
+        The estimate; or why there is none: the weights are saved by now, and a card is no reason to fail.
     """
-    window, data, args = trainer.eval_window, trainer.eval_dataset, trainer.args
-    if data is None or not window.policy:
-        return None
-    slates = [data.slates[index] for index in torch.cat(window.index).tolist()]
-    groups = [slate_group(slate) for slate in slates]
-    if len(set(groups)) < 2:
-        return None
-    sizes = torch.cat(window.sizes)
-    log = LoggedSlates.from_arrays(
-        torch.cat(window.utility).tolist(),
-        torch.cat(window.logging).tolist(),
-        {"trained": torch.cat(window.policy).clamp(max=0.0).tolist()},
-        [0, *sizes.cumsum(0).tolist()],
-        tokens=torch.cat(window.tokens).tolist(),
-        clusters=groups,
-        how=logging_how(slates),
-    )
-    return pope_value(
-        log,
-        "trained",
-        diversity_weight=args.diversity_weight,
-        weighting=args.weighting,
-        normalization="batch",
-        clip=args.clip,
-        utility_form=args.utility_form,
-        diversity_form=args.diversity_form,
-        length_normalize=args.length_normalize,
-    )
+    if any(slate.logging_logprobs is None for slate in slates):
+        return "the held-out slates have no logging_logprobs (pope score)"
+    try:
+        evaluation = evaluate_policies(
+            slates,
+            {"trained": policy},
+            estimators=["pope"],
+            utility_transform=utility_transform,
+            scoring=Scoring(max_length=max_length),
+        )
+    except ValueError as error:
+        return str(error)
+    return evaluation.of("trained")
 
 
-def logging_how(slates: Sequence[Slate]) -> How:
+def logging_how(slates: Sequence[Slate]) -> str:
     """How the log's log-probabilities were obtained, where all slates agree."""
     ways = {(slate.logging_policy or {}).get("how", "unknown") for slate in slates}
-    return ways.pop() if len(ways) == 1 else "unknown"
+    return str(ways.pop()) if len(ways) == 1 else "unknown"
 
 
-def model_card(trainer: PopeTrainer) -> str:
-    """Markdown with the metadata that the Hugging Face hub reads."""
-    data, args, state = trainer.train_dataset, trainer.args, trainer.state
-    slates = data.slates
-    responses = sum(len(slate.completions) for slate in slates)
-    base = trainer.base_name
-    objective = {name: value for name, value in asdict(args.objective).items() if name != "num_slates"}
-    options = {**objective, "length_normalize": args.length_normalize, "utility_transform": args.utility_transform}
-    if args.kl_weight > 0:
-        options["kl_weight"] = args.kl_weight
-    training = {
-        "steps": state.global_step,
-        "slates_per_step": args.train_batch_size * args.world_size * args.gradient_accumulation_steps,
-        "learning_rate": args.learning_rate,
-        "max_length": args.max_length,
-        "seed": args.seed,
-    }
-    adapter = not isinstance(trainer.model, PreTrainedModel)
-    libraries = ("torch", "transformers", "accelerate", *(("peft",) if adapter else ()))
+def write_card(facts: RunFacts, estimate: Estimate | str) -> None:
+    """Write ``README.md`` into the model's folder."""
+    write_text(Path(facts.folder, CARD_NAME), model_card(facts, estimate))
+
+
+def model_card(facts: RunFacts, estimate: Estimate | str) -> str:
+    """Markdown with the metadata that the Hugging Face hub reads.
+
+    Args:
+        estimate: of `held_out_estimate`; a text says why there is none.
+    """
+    responses = sum(len(slate.completions) for slate in facts.slates)
+    libraries = ("torch", "transformers", "accelerate", *(("peft",) if facts.adapter else ()))
+    scored = any(slate.logging_logprobs is not None for slate in facts.slates)
+    policy = f" Log-probabilities of the logging policy: {_HOW[logging_how(facts.slates)]}." if scored else ""
     return f"""---
-base_model: {base or "unknown"}
-library_name: {"peft" if adapter else "transformers"}
+base_model: {facts.base or "unknown"}
+library_name: {"peft" if facts.adapter else "transformers"}
 pipeline_tag: text-generation
-tags: [pope, off-policy, alignment]
+tags: [{facts.method}, off-policy, alignment]
 ---
 
-# {args.output_dir.rstrip("/").rpartition("/")[2]}
+# {facts.folder.rstrip("/").rpartition("/")[2]}
 
-{base or "A causal language model"}, aligned with logged responses and people's feedback by
-[POPE](https://arxiv.org/abs/2509.19333) (pope-core {__version__}).
+{facts.base or "A causal language model"}, aligned with logged responses and people's feedback by
+{_METHOD[facts.method]} (pope-core {__version__}).
 
 ## Data
 
-{len(slates)} slates, {responses} responses. Log-probabilities of the logging policy: {_HOW[logging_how(slates)]}.
+{len(facts.slates)} slates, {responses} responses.{policy}
 
 ## Objective
 
-{_table(options)}
+{_table(facts.objective)}
 
 ## Training
 
-{_table(training)}
+{_table(facts.training)}
 
 ## Held-out estimate
 
-{_estimate(held_out_estimate(trainer), len(trainer.eval_dataset or ()))}
+{_estimate(estimate)}
 
 ## Versions
 
@@ -124,9 +168,9 @@ tags: [pope, off-policy, alignment]
 """
 
 
-def _estimate(estimate: Estimate | None, slates: int) -> str:
-    if estimate is None:
-        return "None: the run had no held-out slates of two queries or more."
+def _estimate(estimate: Estimate | str) -> str:
+    if isinstance(estimate, str):
+        return f"None: {estimate}."
     parts = [
         ("value", estimate.value, estimate.low, estimate.high),
         *((name, part.value, part.low, part.high) for name, part in _parts(estimate)),
@@ -134,7 +178,8 @@ def _estimate(estimate: Estimate | None, slates: int) -> str:
     rows = "\n".join(f"| {name} | {value:.4g} | {low:.4g} to {high:.4g} |" for name, value, low, high in parts)
     reasons = "".join(f"\n- {reason}" for reason in estimate.reasons)
     return (
-        f"Self-normalised, on {slates} slates that were not trained on, {estimate.confidence.level:.0%} intervals. "
+        f"What `pope evaluate` gives on {estimate.num_slates} slates that were not trained on: self-normalised, with "
+        f"{estimate.confidence.level:.0%} intervals. Its objective is that of every evaluation, not the one above. "
         f"Verdict: **{estimate.verdict}**.\n\n|  | estimate | interval |\n|---|---|---|\n{rows}\n{reasons}"
     )
 
@@ -143,5 +188,5 @@ def _parts(estimate: Estimate) -> list[tuple[str, Quantity]]:
     return [("utility", estimate.utility), ("diversity", estimate.diversity)]
 
 
-def _table(values: dict[str, object]) -> str:
+def _table(values: Mapping[str, object]) -> str:
     return "\n".join(["|  |  |", "|---|---|", *(f"| {name} | {value} |" for name, value in values.items())])

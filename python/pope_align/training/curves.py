@@ -8,8 +8,10 @@ from typing import Any
 
 from .._extras import require
 
+_Panels = list[tuple[str, dict[str, str]]]
+
 #: A panel each: title, and the metrics in it with their labels.
-_PANELS: list[tuple[str, dict[str, str]]] = [
+_PANELS: _Panels = [
     ("value", {"pope/value": "V, as trained", "pope/value_self_normalized": "V, self-normalised"}),
     ("utility V_CU", {"pope/utility": "as trained", "pope/utility_self_normalized": "self-normalised"}),
     ("diversity V_Div (nats)", {"pope/diversity": "as trained", "pope/diversity_self_normalized": "self-normalised"}),
@@ -21,9 +23,20 @@ _PANELS: list[tuple[str, dict[str, str]]] = [
     ("share of weights", {"is/ess_fraction": "effective sample size", "is/clip_fraction": "clipped"}),
 ]
 
+#: Those of SFT and DPO, by the names that TRL logs; a run has some of them.
+_BASELINE_PANELS: _Panels = [
+    ("loss", {"loss": "training loss"}),
+    ("rewards (DPO)", {"rewards/chosen": "of chosen", "rewards/rejected": "of rejected", "rewards/margins": "margin"}),
+    ("accuracy", {"rewards/accuracies": "pairs in order", "mean_token_accuracy": "tokens"}),
+    ("log-probability (nats)", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
+    ("gradient norm", {"grad_norm": "before clipping"}),
+    ("learning rate", {"learning_rate": "learning rate"}),
+]
+
 
 def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draw the logged metrics of a run against its steps: training as lines, evaluation as dots.
+    """Draw the logged metrics of a run against its steps: training as lines, evaluation as dots. Runs of SFT and DPO
+    have panels of their own.
 
     docs/training.md says how to read each panel.
 
@@ -33,9 +46,11 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
     """
     require("matplotlib", extra="train", purpose="to draw training curves")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
+    panels = _PANELS if any("pope/value" in entry for entry in history) else _BASELINE_PANELS
     figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, (title, metrics) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+    for axes, (title, metrics) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         for index, (name, label) in enumerate(metrics.items()):
             color = f"C{index}"
             steps, values = _series(history, name)
@@ -46,8 +61,12 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
                 axes.plot(steps, values, "o--", color=color, linewidth=0.8, label=f"{label}, held out")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))  # there is no half step
+        axes.ticklabel_format(axis="y", useOffset=False)
         if axes.lines:
             axes.legend(fontsize=7)
+        else:
+            axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", fontsize=9, color="grey")
     figure.supxlabel("optimizer step", fontsize=9)
     figure.savefig(path, dpi=130)
 

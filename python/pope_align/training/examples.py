@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ import torch
 from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collate import SlateCollator, SlateExample
+from ..data.collate import ResponseExample, RowCollator, SlateExample
 from ..data.feedback import to_utility
 from ..data.schema import Slate, SlateLog, read_slates
-from ..data.tokenize import encode_slates, reads_clock, today
+from ..data.tokenize import reads_clock, today
 from ..distributed import from_main_process
 from ..propensity.logging_policy import check_token_counts
+from ..propensity.scores import encode_log
 from .checkpoint import checkpoint_date
 from .config import PopeConfig
 
@@ -39,7 +39,7 @@ class Item(NamedTuple):
     """One slate as a loader draws it; padding has no example."""
 
     position: int
-    example: SlateExample | None
+    example: ResponseExample | None
     start_logprobs: list[float] | None  # [k] TOTAL log-probability under the model before training, nats
 
 
@@ -50,8 +50,9 @@ class SlateDataset:
     ``start_logprobs`` is there when a penalty needs it.
     """
 
-    examples: list[SlateExample]
+    examples: Sequence[ResponseExample]
     slates: Sequence[Slate]
+    title: str = "slates"  # in errors
     start_logprobs: list[list[float]] | None = None
     epoch: int = 0
 
@@ -67,6 +68,10 @@ class SlateDataset:
     def name(self, index: int) -> str:
         """The id of a slate, or its number."""
         return self.slates[index].slate_id or str(index + 1)
+
+    def utility(self, index: int) -> list[float]:
+        """Of the responses of a scored slate."""
+        return cast(SlateExample, self.examples[index])["utility"]
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader of accelerate, which does not always reach the sampler."""
@@ -112,16 +117,16 @@ class SlateSampler(torch.utils.data.Sampler[int]):
 
 @dataclass(frozen=True)
 class IndexedCollator:
-    """`SlateCollator` for items of `SlateDataset`.
+    """`RowCollator` or `SlateCollator` for items of `SlateDataset`.
 
-    Adds ``slate_index`` ``[S]``, the slates' positions in the data, and ``start_logprobs`` ``[R]``, treated as
-    ``logging_logprobs``, where items have them. Padding is left out; a batch of nothing else holds a stand-in slate
-    that has no ``slate_index``.
+    Adds ``slate_index`` ``[S]``, the slates' positions in the data, and ``start_logprobs`` ``[R]``, totals in float64,
+    where items have them. Padding is left out; a batch of nothing else holds a stand-in slate that has no
+    ``slate_index``.
     """
 
-    collate: SlateCollator
+    collate: RowCollator
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         real = [item for item in items if item.example is not None]
         batch = self.collate([item.example for item in real if item.example is not None] or [_STAND_IN])
         batch["slate_index"] = torch.tensor([item.position for item in real], dtype=torch.int64)
@@ -131,9 +136,9 @@ class IndexedCollator:
         return batch
 
 
-def num_slates(batch: Mapping[str, torch.Tensor]) -> int:
+def num_slates(batch: Mapping[str, Any]) -> int:
     """Slates of a batch; 0 for a stand-in."""
-    return batch["slate_index"].shape[0]
+    return int(batch["slate_index"].shape[0])
 
 
 def fix_template_date(args: PopeConfig, tokenizer: PreTrainedTokenizerBase, slates: Sequence[Slate]) -> None:
@@ -152,7 +157,7 @@ def slate_dataset(
     name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
 ) -> SlateDataset:
     """Scored slates as a data set; ``name`` is theirs, in errors and reports."""
-    return SlateDataset(slate_examples(name, slates, tokenizer, args), slates)
+    return SlateDataset(slate_examples(name, slates, tokenizer, args), slates, name)
 
 
 def slate_examples(
@@ -166,8 +171,7 @@ def slate_examples(
     Raises:
         ValueError: log-probabilities that were summed over other tokens than these.
     """
-    encoded, report = encode_slates(slates, tokenizer, max_length=args.max_length, template_date=args.template_date)
-    logger.log(logging.WARNING if report.anything_cut else logging.INFO, "%s: %s", name, report)
+    encoded = encode_log(slates, tokenizer, max_length=args.max_length, template_date=args.template_date, name=name)
     examples = []
     for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):
         check_token_counts(slate, ids, _place(name, number, slate))

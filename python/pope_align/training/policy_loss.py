@@ -10,14 +10,17 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 import pope_core
+from pope_core.slates import LogData
 
 from ..data.rows import TokenRows
 from ..distributed import call_as_forward, gather_ragged
 from ..model import LmHead, lm_head, output_layer, response_hidden_states
 from .config import PopeConfig
 from .examples import num_slates
+from .log_data import gathered, log_of, measured
 
-SlateBatch = Mapping[str, torch.Tensor]
+#: What `IndexedCollator` makes with a `SlateCollator`: tensors, and under "log" a `LogData`.
+SlateBatch = Mapping[str, Any]
 
 
 class ShareOfStep(NamedTuple):
@@ -45,7 +48,7 @@ def policy_loss(
     seen: list[torch.Tensor] = []  # not through the hooks, which may cast what passes them
 
     def head_loss(hidden: torch.Tensor) -> torch.Tensor:
-        across = args.normalization == "batch" and slates_of_step is not None and accelerator.num_processes > 1
+        across = args.objective.couples_slates and slates_of_step is not None and accelerator.num_processes > 1
         share_of = _coupled_share if across or args.kl_weight > 0 else _fused_share
         share, logprobs = share_of(hidden, lm_head(policy), batch, args, slates_of_step)
         if num_slates(batch) == 0:  # a stand-in
@@ -63,56 +66,59 @@ def policy_loss(
     return ShareOfStep(cast(torch.Tensor, call_as_forward(model, policy, forward)), *seen)
 
 
-def penalty_to_start(difference: torch.Tensor) -> torch.Tensor:
-    """``exp(-d) + d - 1`` with ``d`` the log-probability less that of the start: 0 at 0, and convex around it.
+def penalty_to_start(log_ratio: torch.Tensor) -> torch.Tensor:
+    """``exp(d) - d - 1`` with ``d = -log_ratio``: 0 where policy and start agree, and convex around it.
 
     On responses drawn from the policy, with total log-probabilities, its mean is an unbiased estimate of the
     Kullback-Leibler divergence from the policy to its start (Schulman's k3). On logged responses it is not: it holds
     the policy to its start where the log is, in nats per token with length normalisation.
+
+    Args:
+        log_ratio: of policy to start, as the objective sees log-probabilities.
     """
-    return torch.expm1(-difference) + difference
+    return torch.expm1(-log_ratio) + log_ratio
 
 
 def _fused_share(
     hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One operator from hidden states to loss and gradients."""
+    log: LogData = batch["log"]
     own = max(num_slates(batch), 1)
     of_step = slates_of_step or own
-    averaged = args.normalization == "batch"  # a ratio of sums over the call: a step takes its micro-batches' mean
+    coupled = args.objective.couples_slates  # a ratio of sums over the call: a step takes its micro-batches' mean
     output = pope_core.linear_pope_loss(
         hidden,
         head.weight,
         batch["labels"],
-        batch["logging_logprobs"],
-        batch["utility"],
-        batch["slate_offsets"],
+        log.logging_logprobs,
+        log.utility,
+        log.slate_offsets,
         objective=args.objective,
-        num_slates=None if averaged else of_step,
+        num_slates=None if coupled else of_step,
         **_head_options(head, batch, args),
     )
-    return output.loss * (own / of_step) if averaged else output.loss, output.response_logprobs
+    return output.loss * (own / of_step) if coupled else output.loss, output.response_logprobs
 
 
 def _coupled_share(
     hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities first: the loss takes in those of other processes, or more than the objective."""
-    logprobs = pope_core.linear_response_logprobs(
+    totals = pope_core.linear_response_logprobs(
         hidden, head.weight, batch["labels"], **_head_options(head, batch, args)
     )
+    log: LogData = batch["log"]
     of_step = slates_of_step or max(num_slates(batch), 1)
-    sizes, tokens = batch["slate_offsets"].diff(), batch["response_offsets"].diff()
-    data = [logprobs, batch["logging_logprobs"], batch["utility"], tokens, sizes]
-    if args.normalization == "batch":
-        share = _batch_share(data, bool(num_slates(batch)), args, slates_of_step)
+    if args.objective.couples_slates:
+        share = _share_of_all(totals, batch, args, slates_of_step)
     else:
-        share = _objective_loss(data, args, of_step)
+        share = _objective_loss(totals, log, args, of_step)
     if args.kl_weight > 0:
-        difference = logprobs - batch["start_logprobs"]
-        penalty = penalty_to_start(difference / tokens if args.length_normalize else difference)
-        share = share + args.kl_weight * torch.segment_reduce(penalty, "mean", lengths=sizes).sum() / of_step
-    return share, logprobs
+        penalty = penalty_to_start(measured(totals - batch["start_logprobs"], log, args.objective))
+        per_slate = torch.segment_reduce(penalty, "mean", offsets=log.slate_offsets)
+        share = share + (args.kl_weight * per_slate.sum() / of_step).to(share.dtype)
+    return share, totals
 
 
 def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str, Any]:
@@ -127,28 +133,30 @@ def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str
     }
 
 
-def _batch_share(data: list[torch.Tensor], real: bool, args: PopeConfig, slates_of_step: int | None) -> torch.Tensor:
+def _share_of_all(
+    totals: torch.Tensor, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
+) -> torch.Tensor:
     """The ratio of sums over the micro-batches of all processes; every process forms all of it."""
     if slates_of_step is None:
-        return _objective_loss(data, args, None)
-    own = data if real else [vector[:0] for vector in data]
-    pieces = [gather_ragged(vector) for vector in own]
-    everything = [torch.cat(vectors) for vectors in pieces]
-    loss = _objective_loss(everything, args, None) * (everything[-1].shape[0] / slates_of_step)
+        return _objective_loss(totals, batch["log"], args, None)
+    log = log_of(batch)
+    own = totals[: log.utility.shape[0]]  # nothing of a stand-in
+    pieces = gather_ragged(own)
+    everything = gathered(log)
+    slates = everything.slate_offsets.shape[0] - 1
+    loss = _objective_loss(torch.cat(pieces), everything, args, None) * (slates / slates_of_step)
     # The value is shared among the processes; the gradient of each is that of its own log-probabilities already.
-    return loss - loss.detach() * (1 - 1 / len(pieces[0])) + 0.0 * data[0].sum()
+    return loss - loss.detach() * (1 - 1 / len(pieces)) + 0.0 * totals.sum()
 
 
-def _objective_loss(data: list[torch.Tensor], args: PopeConfig, of_step: int | None) -> torch.Tensor:
-    logprobs, logging_logprobs, utility, tokens, sizes = data
-    output = pope_core.slate_objective(
-        logprobs,
-        logging_logprobs,
-        utility,
-        pope_core.offsets_from_lengths(sizes),
-        tokens=tokens,
+def _objective_loss(totals: torch.Tensor, log: LogData, args: PopeConfig, of_step: int | None) -> torch.Tensor:
+    return pope_core.slate_objective(
+        totals,
+        log.logging_logprobs,
+        log.utility,
+        log.slate_offsets,
+        tokens=log.tokens,
         objective=args.objective,
         num_slates=of_step,
         backend=args.backend,
-    )
-    return output.loss
+    ).loss

@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .._extras import require
-from .baselines import Pairs, TrainingMethod
+from .._files import write_json
+from ..data.schema import Slate
+from ..model import load_tokenizer
+from .baselines import make_baseline
+from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
 from .checkpoint import last_checkpoint
 from .config import PopeConfig
 from .curves import plot_training
-from .examples import SlateSource
+from .examples import SlateSource, as_slates
+from .objective_file import write_training_objective
+from .options import Pairs
 from .trainer import PopeTrainer
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 #: Names of the files beside the model.
 METRICS_NAME = "metrics.json"
 CURVES_NAME = "training.png"
-
-
-@dataclass
-class RunArguments:
-    """What a run reads, and what it puts around the model.
-
-    Attributes:
-        method: "pope", or one of `baselines` on the same slates: "sft" on the best-scored response, "dpo" on pairs.
-        model: hub name, folder or GGUF file.
-        train_data: scored slates (`pope score`), .jsonl or .parquet.
-        eval_data: scored slates of other prompts, for evaluation.
-        lora_rank: train an adapter of this rank and leave the model alone; None trains all weights.
-        lora_alpha: scale of the adapter; None for twice the rank.
-        lora_targets: names of the layers that get it; the language-model head may not be among them.
-        pairs: of "dpo": "best-worst" of every slate, or "all" pairs of different scores.
-        dry_run: print the plan and stop.
-    """
-
-    model: str = field(metadata={"help": "Hub name, folder or GGUF file."})
-    train_data: str = field(metadata={"help": "Scored slates (pope score): .jsonl or .parquet."})
-    eval_data: str | None = field(default=None, metadata={"help": "Scored slates of other prompts, for evaluation."})
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Train an adapter of this rank; none trains all weights."}
-    )
-    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter; none for twice the rank."})
-    lora_targets: str = field(
-        default="all-linear", metadata={"help": "Layers that get the adapter: names with commas, or all-linear."}
-    )
-    method: TrainingMethod = field(
-        default="pope", metadata={"help": "pope, or a baseline on the same slates: sft on the best response, dpo."}
-    )
-    pairs: Pairs = field(default="best-worst", metadata={"help": "Pairs of dpo: best-worst of each slate, or all."})
-    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
-
-    def peft_config(self) -> PeftConfig | None:
-        if self.lora_rank is None:
-            return None
-        peft = require("peft", extra="train", purpose="for lora_rank")
-        targets = self.lora_targets if self.lora_targets == "all-linear" else self.lora_targets.split(",")
-        return peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.lora_rank,
-            lora_alpha=self.lora_alpha or 2 * self.lora_rank,
-            target_modules=targets,
-        )
 
 
 def run_training(
@@ -93,26 +52,81 @@ def run_training(
     trainer = PopeTrainer(
         model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
     )
-    if callbacks:  # they show the metrics: transformers' own way of printing would show them twice
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
+    _quiet(trainer, callbacks)
     _train_and_save(trainer)
     if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
     trainer.create_model_card()
     if trainer.is_world_process_zero():
-        _write_metrics(trainer, {"objective": asdict(args.objective)})
-        plot_training(trainer.state.log_history, Path(args.output_dir) / CURVES_NAME)
+        _write_metrics(trainer, {"objective": args.objective.to_dict()})
     trainer.accelerator.wait_for_everyone()  # all of it is there when any process goes on
     return trainer
 
 
-def run_baseline(method: Literal["sft", "dpo"], trainer: Trainer) -> None:
-    """Train what `make_baseline` made, and leave the model, its tokenizer and ``metrics.json``."""
+def run_baseline(
+    method: Literal["sft", "dpo"],
+    model: str | PreTrainedModel,
+    args: TrainingArguments,
+    train_data: SlateSource,
+    eval_data: SlateSource | None = None,
+    *,
+    pairs: Pairs = "best-worst",
+    processing_class: PreTrainedTokenizerBase | None = None,
+    peft_config: PeftConfig | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Trainer:
+    """As `run_training`, with a baseline's loss: the same files are left, so that runs can be compared.
+
+    Args:
+        args, pairs: as in `make_baseline`.
+
+    Raises:
+        ValueError: what `make_baseline` refuses.
+    """
+    base = model if isinstance(model, str) else model.config.name_or_path
+    tokenizer = processing_class or load_tokenizer(base)
+    slates, held_out = as_slates(train_data), None if eval_data is None else as_slates(eval_data)
+    trainer = make_baseline(
+        method, model, args, slates, held_out, pairs=pairs, processing_class=tokenizer, peft_config=peft_config
+    )
+    for callback in callbacks or ():
+        trainer.add_callback(callback)
+    _quiet(trainer, callbacks)
     _train_and_save(trainer)
+    if held_out is not None and not any("eval_loss" in entry for entry in trainer.state.log_history[-2:]):
+        trainer.evaluate()
     if trainer.is_world_process_zero():
+        options = _baseline_options(method, args, pairs)
+        write_training_objective(str(args.output_dir), method, None, **options)
         _write_metrics(trainer, {"method": method})
+        max_length = int(getattr(args, "max_length", 0))
+        facts = RunFacts.of(method, trainer, base, slates, options, max_length)
+        write_card(facts, _baseline_estimate(trainer, tokenizer, held_out, max_length))
     trainer.accelerator.wait_for_everyone()
+    return trainer
+
+
+def _baseline_options(method: str, args: TrainingArguments, pairs: Pairs) -> dict[str, Any]:
+    """What decided the loss."""
+    if method == "sft":
+        return {"responses": "best of each slate"}
+    return {"pairs": pairs, "beta": getattr(args, "beta", None), "loss_type": getattr(args, "loss_type", None)}
+
+
+def _baseline_estimate(trainer: Trainer, tokenizer: Any, held_out: Sequence[Slate] | None, max_length: int) -> Any:
+    if held_out is None:
+        return NO_HELD_OUT
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return "the model is in pieces; run pope evaluate on the saved one"
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    return held_out_estimate(held_out, (model, tokenizer), max_length=max_length, utility_transform="minmax")
+
+
+def _quiet(trainer: Trainer, callbacks: list[TrainerCallback] | None) -> None:
+    """Callbacks of the caller show the metrics: transformers' own way of printing would show them twice."""
+    if callbacks:
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
 
 
 def _train_and_save(trainer: Trainer) -> None:
@@ -129,6 +143,7 @@ def _evaluated_as_it_is(trainer: PopeTrainer) -> bool:
 
 
 def _write_metrics(trainer: Trainer, about: dict[str, Any]) -> None:
-    content = {**about, "history": trainer.state.log_history}
-    path = Path(trainer.args.output_dir) / METRICS_NAME
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """``metrics.json``, and its picture."""
+    folder = Path(str(trainer.args.output_dir))
+    write_json(folder / METRICS_NAME, {**about, "history": trainer.state.log_history})
+    plot_training(trainer.state.log_history, folder / CURVES_NAME)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .._files import write_text
 from ..data.schema import Turn
-
-if TYPE_CHECKING:
-    from .trainer import PopeTrainer
+from .examples import SlateDataset
+from .log_data import measured
+from .window import SlateWindow
 
 SLATES_NAME = "slates.md"
 
@@ -26,11 +28,13 @@ class SlateTable(TrainerCallback):
     Prompt, responses, utility, and the log-weight at the first evaluation and now.
 
     Args:
+        data: the slates that are evaluated.
+        window: gives what the last evaluation saw.
         count: slates to show.
     """
 
-    def __init__(self, trainer: PopeTrainer, count: int) -> None:
-        self.trainer, self.count = trainer, count
+    def __init__(self, data: SlateDataset | None, window: Callable[[], SlateWindow], count: int) -> None:
+        self.data, self.window, self.count = data, window, count
         self.before: dict[int, list[float]] = {}  # log-weights at the first evaluation; a checkpoint keeps them
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
@@ -40,22 +44,24 @@ class SlateTable(TrainerCallback):
         self.before = self.before or now
         text = "\n\n".join(self.table(index, now[index]) for index in sorted(now)[: self.count])
         path = Path(args.output_dir) / SLATES_NAME
-        os.makedirs(path.parent, exist_ok=True)
-        path.write_text(f"Step {state.global_step}. Log-weights in nats.\n\n{text}\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f"Step {state.global_step}. Log-weights in nats.\n\n{text}\n")
 
     def log_weights(self) -> dict[int, list[float]]:
-        window = self.trainer.eval_window
-        weights = window.logprobs("policy") - window.logprobs("logging")
-        parts = torch.split(weights, torch.cat(window.sizes).tolist())
+        """By slate, of every response, as the objective sees them."""
+        window = self.window()
+        log = window.log
+        weights = measured(torch.cat(window.policy) - log.logging_logprobs, log, window.objective)
+        parts = torch.split(weights, log.slate_offsets.diff().tolist())
         return {slate: part.tolist() for slate, part in zip(torch.cat(window.index).tolist(), parts, strict=True)}
 
     def table(self, index: int, now: list[float]) -> str:
-        data = self.trainer.eval_dataset
-        slate, utility = data.slates[index], data.examples[index]["utility"]
-        rows = zip(slate.completions, utility, self.before[index], now, strict=True)
-        lines = [
-            f"| {_short(text)} | {value:.2f} | {before:+.3f} | {after:+.3f} |" for text, value, before, after in rows
-        ]
+        data = self.data
+        assert data is not None
+        slate, utility = data.slates[index], data.utility(index)
+        before = self.before.get(index, [math.nan] * len(now))  # evaluated on other slates the first time
+        rows = zip(slate.completions, utility, before, now, strict=True)
+        lines = [f"| {_short(text)} | {value:.2f} | {first:+.3f} | {last:+.3f} |" for text, value, first, last in rows]
         head = ["| response | utility | log w before | log w |", "|---|---|---|---|"]
         return "\n".join([f"**{data.name(index)}** {_short(slate.prompt)}", "", *head, *lines])
 

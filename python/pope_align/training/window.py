@@ -10,17 +10,20 @@ from typing import Any
 import torch
 
 import pope_core
-from pope_core import Objective, PopeLossOutput
+from pope_core.objective import Objective
+from pope_core.slates import LogData
+from pope_core.types import PopeLossOutput
 
 from ..distributed import gather_ragged
 from .examples import num_slates
+from .log_data import gathered, joined, log_of, measured
 from .policy_loss import ShareOfStep, penalty_to_start
 
 #: Quantiles of the log-weights that are logged, by the name they get.
 _QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
 
-#: Fields of `SlateWindow` that hold vectors.
-_VECTORS = ("policy", "logging", "utility", "tokens", "sizes", "index", "at_start")
+#: Fields of `SlateWindow` that hold vectors of responses or slates.
+_VECTORS = ("policy", "index", "at_start")
 
 
 @dataclass
@@ -33,15 +36,12 @@ class SlateWindow:
 
     objective: Objective
     first_step: int = 0  # optimizer steps before the window
-    policy: list[torch.Tensor] = field(default_factory=list)  # each [R] totals
-    logging: list[torch.Tensor] = field(default_factory=list)  # each [R] totals
-    utility: list[torch.Tensor] = field(default_factory=list)  # each [R]
-    tokens: list[torch.Tensor] = field(default_factory=list)  # each [R] of the policy
-    sizes: list[torch.Tensor] = field(default_factory=list)  # each [S] responses per slate
+    policy: list[torch.Tensor] = field(default_factory=list)  # each [R] nats, totals under the policy
+    logs: list[LogData] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)  # each [S] position of the slate in its data set
-    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] totals of the start, with a KL penalty
+    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] totals under the start, where it is penalised
     shares: list[torch.Tensor] = field(default_factory=list)  # each [] share of a micro-batch in the loss of its step
-    tokens_computed: int = 0
+    tokens: int = 0  # positions computed, prompts and responses
     started: float | None = None
 
     def start(self) -> None:
@@ -51,40 +51,42 @@ class SlateWindow:
         if self.started is None:
             self.started = time.perf_counter()
 
-    def add(self, share: ShareOfStep, batch: Mapping[str, torch.Tensor]) -> None:
+    def add(self, share: ShareOfStep, batch: Mapping[str, Any]) -> None:
         """Take in one micro-batch: what the loss made of it, and what the collator made."""
-        slates = num_slates(batch)
-        real = share.response_logprobs.shape[0] if slates else 0  # nothing of a stand-in
+        log = log_of(batch)
+        real = log.utility.shape[0]  # nothing of a stand-in
         self.policy.append(share.response_logprobs[:real])
-        self.logging.append(batch["logging_logprobs"][:real])
-        self.utility.append(batch["utility"][:real])
-        self.tokens.append(batch["response_offsets"].diff()[:real])
-        self.sizes.append(batch["slate_offsets"].diff()[:slates])
+        self.logs.append(log)
         self.index.append(batch["slate_index"])
         if "start_logprobs" in batch:
             self.at_start.append(batch["start_logprobs"][:real])
         self.shares.append(share.value)
-        self.tokens_computed += int((batch["tree"] >= 0).sum()) if slates else 0
+        self.tokens += int((batch["tree"] >= 0).sum()) if num_slates(batch) else 0
+
+    @property
+    def log(self) -> LogData:
+        """The data of the log on all responses of the window."""
+        return joined(self.logs)
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the metrics of the window, but for the clock."""
         vectors = {name: getattr(self, name) for name in (*_VECTORS, "shares")}
-        return {**vectors, "first_step": self.first_step}
+        return {**vectors, "logs": [tuple(log) for log in self.logs], "first_step": self.first_step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+        self.logs = [LogData(*log) for log in state["logs"]]
 
     def gathered(self) -> SlateWindow:
         """The window of all processes together; to be called on all of them."""
-        whole = replace(self)
+        everything = replace(self, logs=[gathered(self.log)])
         for name in _VECTORS:
             parts = getattr(self, name)
-            setattr(whole, name, gather_ragged(torch.cat(parts)) if parts else [])
-        whole.shares = gather_ragged(torch.stack(self.shares).sum().reshape(1))
-        computed = self.sizes[0].new_tensor([self.tokens_computed])
-        whole.tokens_computed = int(torch.cat(gather_ragged(computed)).sum())
-        return whole
+            setattr(everything, name, gather_ragged(torch.cat(parts)) if parts else [])
+        everything.shares = gather_ragged(torch.stack(self.shares).sum().reshape(1))
+        everything.tokens = int(torch.cat(gather_ragged(self.index[0].new_tensor([self.tokens]))).sum())
+        return everything
 
     def mean_loss(self, step: int) -> float:
         """Of the steps after `first_step` and up to ``step``."""
@@ -92,19 +94,15 @@ class SlateWindow:
 
     def value(self, objective: Objective) -> PopeLossOutput:
         """The objective on all responses of the window."""
+        log = self.log
         return pope_core.slate_objective(
             torch.cat(self.policy),
-            torch.cat(self.logging),
-            torch.cat(self.utility),
-            pope_core.offsets_from_lengths(torch.cat(self.sizes)),
-            tokens=torch.cat(self.tokens),
+            log.logging_logprobs,
+            log.utility,
+            log.slate_offsets,
+            tokens=log.tokens,
             objective=objective,
         )
-
-    def logprobs(self, name: str) -> torch.Tensor:
-        """``[R]`` log-probabilities as the objective takes them: per token where it is length-normalised."""
-        totals = torch.cat(getattr(self, name))
-        return totals / torch.cat(self.tokens) if self.objective.length_normalize else totals
 
     def metrics(self, *, self_normalized: bool = False) -> dict[str, float]:
         """What docs/training.md explains, by name.
@@ -113,8 +111,8 @@ class SlateWindow:
             self_normalized: add the values under ``normalization="batch"``, which cannot rise by raising every logged
                 response.
         """
-        output = self.value(self.objective)
-        slates, responses = sum(len(sizes) for sizes in self.sizes), output.log_weights.numel()
+        output, log, policy = self.value(self.objective), self.log, torch.cat(self.policy)
+        slates, responses = log.slate_offsets.shape[0] - 1, log.utility.shape[0]
         weights = responses if self.objective.weighting == "response" else slates
         quantiles = output.log_weights.double().quantile(output.log_weights.new_tensor([*_QUANTILES.values()]).double())
         metrics = {
@@ -125,18 +123,18 @@ class SlateWindow:
             "is/ess_fraction": output.effective_sample_size / weights,
             "is/clip_fraction": output.clip_fraction,
             **{f"is/log_weight_{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)},
-            "logps/policy": self.logprobs("policy").mean(),
-            "logps/logging": self.logprobs("logging").mean(),
+            "logps/policy": measured(policy, log, self.objective).mean(),
+            "logps/logging": measured(log.logging_logprobs, log, self.objective).mean(),
             "slate/k_mean": responses / slates,
         }
         if self.at_start:
-            difference = self.logprobs("policy") - self.logprobs("at_start")
-            metrics["kl_to_start"] = penalty_to_start(difference).mean()
+            log_ratio = measured(policy - torch.cat(self.at_start), log, self.objective)
+            metrics["kl_to_start"] = penalty_to_start(log_ratio).mean()
         if self_normalized:
             batch = self.value(replace(self.objective, normalization="batch"))
             metrics["pope/value_self_normalized"] = batch.value
             metrics["pope/utility_self_normalized"] = batch.utility_value
             metrics["pope/diversity_self_normalized"] = batch.diversity_value
         if self.started is not None:
-            metrics["tokens_per_second"] = self.tokens_computed / (time.perf_counter() - self.started)
+            metrics["tokens_per_second"] = self.tokens / (time.perf_counter() - self.started)
         return {name: float(value) for name, value in metrics.items()}

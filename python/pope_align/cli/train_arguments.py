@@ -1,0 +1,247 @@
+"""The arguments of ``pope train``: a file, flags over it, all of it checked before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pope_core.objective import Objective
+
+from .._extras import require
+from ..training.options import PopeOptions, RunOptions, check_range
+from .hf_arguments import training_arguments
+from .typed import Option, options_of
+
+logger = logging.getLogger(__name__)
+
+#: Arguments of transformers that ``--help`` shows beside those of POPE.
+_SHOWN = (
+    *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "seed", "bf16", "use_cpu", "gradient_checkpointing", "report_to"),
+    "resume_from_checkpoint",
+)
+
+#: What a baseline shares with POPE, so that methods differ in their loss alone.
+SHARED = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "logging_steps",
+    "max_length",
+)
+
+#: Ranges of transformers' numbers: the lowest value.
+_AT_LEAST = {
+    "max_steps": -1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "save_total_limit": 1,
+    "seed": 0,
+}
+_ABOVE = {"num_train_epochs": 0, "eval_steps": 0, "save_steps": 0}
+
+#: Spellings of the last release and the ones in their place.
+_RENAMED = {"--train-data": "LOG", "--output-dir": "--out"}
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """What was asked for.
+
+    Attributes:
+        run: what is read and trained.
+        training: values for the method's configuration (`PopeConfig`, or TRL's ``SFTConfig`` or ``DPOConfig``).
+    """
+
+    run: RunOptions
+    training: dict[str, Any]
+
+
+def read_arguments(flags: Sequence[str]) -> TrainArguments:
+    """Flags over the values of the file that ``--config`` names; ``--help`` is answered here.
+
+    Raises:
+        ValueError: an argument that does not exist or does not fit; a file that is missing or none of YAML.
+        ImportError: a library of the method is not installed.
+    """
+    flags = _hyphens(list(flags))
+    config = _first(flags, "--config")
+    in_file = {} if config is None else _yaml(Path(config))
+    method = RunOptions.__dataclass_fields__["method"]
+    chosen = Option("method", "str", choices=("pope", "sft", "dpo")).read(
+        _first(flags, "--method") or in_file.get("method", method.default)
+    )
+    run = {option.name: option for option in options_of(RunOptions)}
+    training = _training_options(chosen)
+    given = _Parser(run, training).parse(flags)
+    values = {**_values(config, in_file, {**run, **training}, chosen), **given}
+    missing = [option for option in run.values() if option.required and option.name not in values]
+    if missing:
+        names = {"train_data": "LOG, the scored slates to train on", "model": "--model"}
+        raise ValueError(f"pope train: expected {' and '.join(names[option.name] for option in missing)}, got none")
+    options = RunOptions(**{name: value for name, value in values.items() if name in run})
+    options.check()
+    rest = {name: value for name, value in values.items() if name not in run}
+    for name, value in rest.items():
+        check_range(name, value, {"at_least": _AT_LEAST.get(name), "above": _ABOVE.get(name)})
+    if chosen == "pope":
+        ours = {each.name for each in fields(PopeOptions)}
+        PopeOptions(**{name: value for name, value in rest.items() if name in ours}).check()
+    else:
+        rest = {**{name: PopeOptions.__dataclass_fields__[name].default for name in SHARED}, **rest}
+    return TrainArguments(options, {"output_dir": "trainer_output", **rest})
+
+
+def _training_options(method: str) -> dict[str, Option]:
+    """Of the method's configuration; those of ours go over those of transformers."""
+    theirs = training_arguments(method)
+    if method != "pope":
+        return theirs
+    return {**theirs, **{option.name: option for option in options_of(PopeOptions)}}
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, run: Mapping[str, Option], training: Mapping[str, Option]) -> None:
+        super().__init__(
+            prog="pope train",
+            usage="pope train [LOG] --model MODEL -o FOLDER [--config FILE] [options]",
+            description="Align a causal language model with scored slates.",
+            epilog="Every argument of transformers.TrainingArguments is taken as well (with --method sft or dpo: of "
+            "TRL's SFTConfig or DPOConfig). The value none stands for no value. A file of --config holds the same "
+            "arguments with underscores, LOG as train_data and --out as output_dir.",
+            allow_abbrev=False,
+        )
+        self.read = {**run, **training}
+        self.add_argument(
+            "train_data", metavar="LOG", nargs="?", default=argparse.SUPPRESS, help=run["train_data"].help
+        )
+        self.add_argument("--config", type=Path, default=argparse.SUPPRESS, help="YAML file of arguments.")
+        self.add_argument("--train-data", dest="train_data", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self.add_argument(
+            *("-o", "--out", "--output-dir"),
+            dest="output_dir",
+            default=argparse.SUPPRESS,
+            metavar="FOLDER",
+            help="Gets the model, its card, metrics.json and training.png.",
+        )
+        objective = {each.name for each in fields(Objective)}
+        ours = {option.name for option in options_of(PopeOptions)}
+        self._add("what is trained", [option for name, option in run.items() if name != "train_data"])
+        self._add("objective", [option for name, option in training.items() if name in objective])
+        self._add("training", [option for name, option in training.items() if name in ours - objective])
+        shown = [training[name] for name in _SHOWN if name in training]
+        self._add("of transformers, the most used", shown)
+        hidden = set(training) - objective - ours - set(_SHOWN) - {"output_dir"}
+        self._add(None, [training[name] for name in sorted(hidden)])
+
+    def _add(self, title: str | None, options: Sequence[Option]) -> None:
+        group = self.add_argument_group(title) if title else self
+        for option in options:
+            text = option.help.replace("%", "%%") if title else argparse.SUPPRESS
+            if title and option.default is not None:
+                text += f" (default: {option.default})"
+            more: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind == "bool" else {}
+            if option.kind == "list":
+                more = {"nargs": "+"}
+            metavar = f"{{{','.join(option.choices)}}}" if option.choices else _METAVARS.get(option.kind)
+            group.add_argument(
+                option.flag, dest=option.name, default=argparse.SUPPRESS, help=text, metavar=metavar, **more
+            )
+            if option.kind == "bool":
+                off = f"--no-{option.flag[2:]}"
+                self.add_argument(
+                    off,
+                    dest=option.name,
+                    action="store_const",
+                    const="false",
+                    default=argparse.SUPPRESS,
+                    help=argparse.SUPPRESS,
+                )
+
+    def parse(self, flags: Sequence[str]) -> dict[str, Any]:
+        """The values of the flags that were given."""
+        known, unknown = self.parse_known_args(list(flags))
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(name, list(self._option_string_actions), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name}: expected an argument of pope train, got no such one{hint}")
+        given = vars(known)
+        given.pop("config", None)
+        read = {}
+        for name, value in given.items():
+            option = self.read[name]
+            one = value[0] if option.kind == "list" and isinstance(value, list) and len(value) == 1 else value
+            read[name] = option.read(one, "LOG" if name == "train_data" else option.flag)
+        return read
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"pope train: {message}")
+
+
+_METAVARS = {"bool": "BOOL", "int": "INT", "float": "NUMBER", "str": "TEXT", "list": "NAME"}
+
+
+def _values(path: str | None, in_file: Mapping[str, Any], options: Mapping[str, Option], method: str) -> dict[str, Any]:
+    """The file's values; without those that pope alone has, where another method is trained from its recipe."""
+    of_pope = {option.name for option in options_of(PopeOptions)}
+    read, left_out = {}, []
+    for name, value in in_file.items():
+        if name in options:
+            read[name] = options[name].read(value, f"{path}: {name}")
+        elif name in of_pope:
+            left_out.append(name)
+        else:
+            near = difflib.get_close_matches(str(name), list(options), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{path}: {name}: expected an argument of pope train, got no such one{hint}")
+    if left_out:
+        logger.warning("%s: not for method %s, left out: %s", path, method, ", ".join(sorted(left_out)))
+    return read
+
+
+def _yaml(path: Path) -> dict[Any, Any]:
+    yaml = require("yaml", extra="train", purpose="to read --config")
+    if not path.is_file():
+        raise ValueError(f"--config: expected a YAML file, found none at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of arguments, got {type(values).__name__}")
+    return values
+
+
+def _first(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag that decides which others there are."""
+    for at, flag in enumerate(flags):
+        if flag == name and at + 1 < len(flags):
+            return flags[at + 1]
+        if flag.startswith(f"{name}="):
+            return flag.partition("=")[2]
+    return None
+
+
+def _hyphens(flags: list[str]) -> list[str]:
+    """Flags as they are written now; those of the last release are taken with a warning."""
+    written, old = [], []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        new = name.replace("_", "-") if name.startswith("--") else name
+        if new != name:
+            old.append(f"{name} (now {_RENAMED.get(new, new)})")
+        elif new in _RENAMED:
+            old.append(f"{name} (now {_RENAMED[new]})")
+        written.append(new + equals + value)
+    if old:
+        print(f"pope train: old spellings, gone in the next release: {', '.join(old)}", file=sys.stderr)
+    return written

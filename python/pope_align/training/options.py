@@ -1,0 +1,253 @@
+"""What decides a training run, described without torch: `pope train` checks all of it before anything is loaded.
+
+`PopeOptions` are the fields that `PopeConfig` adds to ``transformers.TrainingArguments``; `RunOptions` say what is read
+and what is put around the model. Names, types, defaults and help stand here, those of the objective in
+`pope_core.Objective`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pope_core.objective import Objective
+
+from ..data.feedback import UtilityTransform as UtilityTransform
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from pope_core.types import Backend as Backend
+
+TrainingMethod = Literal["pope", "sft", "dpo"]
+Pairs = Literal["best-worst", "all"]
+
+#: Whether a prompt is computed once for all its responses: "auto" wherever the model can.
+PromptSharing = Literal["auto", "on", "off"]
+
+
+def _about(text: str, **rest: Any) -> dict[str, Any]:
+    """A field's metadata: its help, and the end of its range as ``above`` or ``at_least``."""
+    return {"help": text, **rest}
+
+
+def _flat(each: Field[Any]) -> tuple[str, Any, Any]:
+    return each.name, each.type, field(default=each.default, metadata=each.metadata)
+
+
+#: The fields of `Objective`, to be inherited: keys of a YAML file and flags are flat.
+_ObjectiveFields: Any = make_dataclass("_ObjectiveFields", [_flat(each) for each in fields(Objective)])
+_ObjectiveFields.__module__ = Objective.__module__  # where the names of its types mean something
+
+
+@dataclass
+class PopeOptions(_ObjectiveFields):  # type: ignore[misc]
+    """The options of a POPE run beside those of transformers; see `PopeConfig` for what they mean.
+
+    Raises:
+        ValueError: by `check`.
+    """
+
+    # transformers' arguments with other defaults
+    learning_rate: float = field(default=3e-5, metadata=_about("Initial learning rate.", at_least=0))
+    per_device_train_batch_size: int = field(
+        default=1, metadata=_about("Slates per device and micro-batch.", at_least=1)
+    )
+    per_device_eval_batch_size: int = field(
+        default=1, metadata=_about("Slates per device and evaluation batch.", at_least=1)
+    )
+    gradient_accumulation_steps: int = field(
+        default=8, metadata=_about("Micro-batches per optimizer step.", at_least=1)
+    )
+    logging_steps: float = field(default=1, metadata=_about("Log every so many optimizer steps.", above=0))
+    metric_for_best_model: str | None = field(
+        default=None, metadata=_about("Held-out metric that tells the best model; with early stopping, the value.")
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata=_about("Must stay False: a loss that is no number stops the run and is explained.")
+    )
+    remove_unused_columns: bool = field(default=False, metadata=_about("Must stay False: slates are not columns."))
+
+    # safety
+    kl_weight: float = field(
+        default=0.0, metadata=_about("Weight of a penalty on leaving the start (KL penalty).", at_least=0)
+    )
+    stop_if_ess_below: float | None = field(
+        default=None, metadata=_about("Stop when the effective sample size falls below this share of the responses.")
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata=_about("Evaluations without a better held-out value after which to stop.", at_least=1)
+    )
+
+    # reports
+    log_slates: int = field(
+        default=0,
+        metadata=_about("Held-out slates to write to slates.md at each evaluation, with their weights.", at_least=0),
+    )
+
+    # data
+    utility_transform: UtilityTransform = field(
+        default="minmax", metadata=_about("How the scores of a slate become utilities in [0, 1].")
+    )
+    max_length: int = field(default=1024, metadata=_about("Tokens of prompt and response that are kept.", at_least=2))
+    template_date: str | None = field(
+        default=None,
+        metadata=_about("Day (2026-11-28) for chat templates that write today's date; none for the log's or run's."),
+    )
+
+    # model
+    model_dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="float32", metadata=_about("Dtype of the weights when the model is given by name.")
+    )
+    disable_dropout: bool = field(default=True, metadata=_about("Set the dropout of the model to 0."))
+
+    # speed
+    prompt_sharing: PromptSharing = field(
+        default="auto", metadata=_about("Compute a prompt once for all responses of its slate.")
+    )
+    max_tokens_per_row: int | None = field(
+        default=None,
+        metadata=_about("Rows of several slates up to this many tokens; none for one slate a row.", at_least=1),
+    )
+    chunk_bytes: int | None = field(default=None, metadata=_about("Budget of the logits buffer, in bytes.", at_least=1))
+    backend: Literal["cpu", "cuda", "triton", "reference"] | None = field(
+        default=None, metadata=_about("Backend of pope_core; none for the best here.")
+    )
+
+    @property
+    def objective(self) -> Objective:
+        """The objective's options as the value that travels to the loss."""
+        return Objective(**{each.name: getattr(self, each.name) for each in fields(Objective)})
+
+    def check(self) -> None:
+        """Refuse an option that does not fit, or a combination whose loss has no finite or no meaningful optimum.
+
+        Raises:
+            ValueError: by name, with what was expected.
+        """
+        for name in ("remove_unused_columns", "logging_nan_inf_filter"):
+            if getattr(self, name):
+                why = next(each.metadata["help"] for each in fields(PopeOptions) if each.name == name)
+                raise ValueError(f"{name}: expected False, got True. {why}")
+        for each in fields(PopeOptions):
+            check_range(each.name, getattr(self, each.name), each.metadata)
+        if self.stop_if_ess_below is not None and not 0 < self.stop_if_ess_below < 1:
+            raise ValueError(f"stop_if_ess_below: expected None or a share in (0, 1), got {self.stop_if_ess_below!r}")
+        refuse_degenerate(self.objective, anchored=self.kl_weight > 0)
+
+
+@dataclass
+class RunOptions:
+    """What a run reads, and what it puts around the model.
+
+    Attributes:
+        train_data: scored slates (`pope score`), .jsonl or .parquet.
+        model: hub name, folder or GGUF file.
+        eval_data: scored slates of other prompts, for evaluation.
+        method: "pope", or one of `baselines` on the same slates: "sft" on the best-scored response, "dpo" on pairs.
+        pairs: of "dpo": "best-worst" of every slate, or "all" pairs of different scores.
+        lora_rank: train an adapter of this rank and leave the model alone; None trains all weights.
+        lora_alpha: scale of the adapter; None for twice the rank.
+        lora_targets: names of the layers that get it; the language-model head may not be among them.
+        dry_run: print the plan and stop.
+        overwrite: train into a folder that holds the results of another run.
+    """
+
+    train_data: str = field(metadata=_about("Scored slates (pope score): .jsonl or .parquet."))
+    model: str = field(metadata=_about("Hub name, folder or GGUF file."))
+    eval_data: str | None = field(default=None, metadata=_about("Scored slates of other prompts, for evaluation."))
+    method: TrainingMethod = field(
+        default="pope", metadata=_about("pope, or a baseline on the same slates: sft on the best response, dpo.")
+    )
+    pairs: Pairs = field(default="best-worst", metadata=_about("Pairs of dpo: best-worst of each slate, or all."))
+    lora_rank: int | None = field(
+        default=None, metadata=_about("Train an adapter of this rank; none trains all weights.", at_least=1)
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata=_about("Scale of the adapter; none for twice the rank.", at_least=1)
+    )
+    lora_targets: str = field(
+        default="all-linear", metadata=_about("Layers that get the adapter: names with commas, or all-linear.")
+    )
+    dry_run: bool = field(default=False, metadata=_about("Print the plan and stop."))
+    overwrite: bool = field(
+        default=False, metadata=_about("Train into a folder that holds the results of another run.")
+    )
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: by name, with what was expected.
+        """
+        for each in fields(self):
+            check_range(each.name, getattr(self, each.name), each.metadata)
+        if self.dry_run and self.method != "pope":
+            raise ValueError(f"dry_run: expected method 'pope', got {self.method!r}")
+
+    def peft_config(self) -> PeftConfig | None:
+        """The adapter of ``lora_rank``; None without one."""
+        from .._extras import require
+
+        if self.lora_rank is None:
+            return None
+        peft = require("peft", extra="train", purpose="for lora_rank")
+        targets = self.lora_targets if self.lora_targets == "all-linear" else self.lora_targets.split(",")
+        return peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha or 2 * self.lora_rank,
+            target_modules=targets,
+        )
+
+
+def check_range(name: str, value: Any, about: Any) -> None:
+    """Refuse a number that is none, or outside the range that a field's metadata gives (``above``, ``at_least``)."""
+    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    above, at_least = about.get("above"), about.get("at_least")
+    if above is None and at_least is None:
+        return
+    fits = math.isfinite(value) and (value > above if at_least is None else value >= at_least)
+    if not fits:
+        end = f"> {above}" if at_least is None else f">= {at_least}"
+        raise ValueError(f"{name}: expected a finite number {end}, got {value!r}")
+
+
+def refuse_degenerate(objective: Objective, *, anchored: bool = False) -> None:
+    """Refuse objectives that estimate a value well enough but that training drives to nonsense.
+
+    Args:
+        anchored: a penalty holds the policy to its start, so that log-probabilities cannot run away together.
+
+    Raises:
+        ValueError: with the reason and what to use instead. docs/training.md derives each.
+    """
+    unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
+    if objective.self_normalized and unbounded and not anchored:
+        raise ValueError(
+            f"diversity_form: 'neg_log_prob' has no anchor with normalization={objective.normalization!r}: "
+            "self-normalised weights see only ratios of probabilities, so the reward -l grows without bound as all "
+            "log-probabilities fall; use diversity_form='entropy' (bounded), diversity_weight=0, a kl_weight > 0, or "
+            "normalization='none' with a clip"
+        )
+    within_slates = objective.self_normalized and not objective.couples_slates
+    if within_slates and objective.weighting in ("slate", "geometric") and objective.utility_form == "feedback":
+        raise ValueError(
+            f"weighting: {objective.weighting!r} gives all responses of a slate one weight, which "
+            "normalization='slate' divides out again, so the feedback has no gradient; use weighting='response', or "
+            "normalization='none' or 'batch'"
+        )
+    if objective.utility_form == "log_likelihood" and not objective.self_normalized:
+        raise ValueError(
+            "utility_form: 'log_likelihood' with normalization='none' rewards w l, whose slope w (1 + l) is negative "
+            "below l = -1 nat: good responses would be pushed down; use normalization='slate' with "
+            "weighting='geometric' (likelihood weighted by utility), or utility_form='feedback'"
+        )
+    if objective.utility_form == "log_likelihood" and objective.weighting == "response":
+        raise ValueError(
+            "utility_form: 'log_likelihood' with weighting='response' rewards u l <= 0, which is largest for responses "
+            "of utility 0: self-normalised weights would move to the worst ones; use weighting='geometric' with "
+            "normalization='slate' (likelihood weighted by utility), or utility_form='feedback'"
+        )

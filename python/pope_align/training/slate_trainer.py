@@ -1,0 +1,249 @@
+"""`SlateTrainer`: what training on slates needs of transformers' loop, whatever the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from ..data.collate import RowCollator
+from ..data.rows import Tree
+from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
+from ..limits import check_limits
+from ..model import check_head
+from ..sharing import sharing_obstacle
+from .checkpoint import STATE_FILE, last_checkpoint
+from .examples import IndexedCollator, SlateDataset, SlateSampler
+from .options import PromptSharing
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+logger = get_logger(__name__)  # of the main process alone
+
+
+class SlateTrainer(Trainer):
+    """transformers' loop on slates of token ids: `PopeTrainer` and the fit of a logging policy give it their losses.
+
+    The order of slates follows from the seed alone, prompts are computed once for their responses where the model can,
+    a step divides by what its micro-batches hold together, errors name slates, and a run that was killed goes on to the
+    very bits of one that was not.
+
+    Args:
+        model: on any device; a causal language model of transformers, or a ``PeftModel`` around one.
+        collator: makes batches of examples; whether prompts are shared is decided here.
+        train_data, eval_data: examples that the collator takes.
+        max_tokens_per_row: as in `pope_align.data.lay_out`.
+
+    Raises:
+        ValueError: several GPUs in one process; a model whose head or logits are not supported, or that cannot share
+            prompts with ``prompt_sharing="on"``; tokens or positions that its tables do not hold.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: TrainingArguments,
+        collator: RowCollator,
+        train_data: SlateDataset,
+        eval_data: SlateDataset | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        prompt_sharing: PromptSharing = "auto",
+        max_tokens_per_row: int | None = None,
+    ) -> None:
+        refuse_several_gpus(args)
+        trees: list[Tree] = []
+        for data in filter(None, (train_data, eval_data)):
+            of_data = [Tree(slate["prompt_ids"], slate["completion_ids"]) for slate in data.examples]
+            check_limits(model, of_data, name=f"{data.title}: slate")
+            trees += of_data
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=IndexedCollator(collator),
+            train_dataset=train_data,
+            eval_dataset=eval_data,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        # The loss is already that of the accumulation window: keep Trainer from dividing it once more.
+        self.model_accepts_loss_kwargs = True
+        with whole_while_called(model):
+            share_prompt = from_main_process(
+                lambda: shares_prompt(self.model, trees, prompt_sharing, max_tokens_per_row)
+            )
+        self.data_collator = IndexedCollator(
+            replace(collator, share_prompt=share_prompt, max_tokens_per_row=max_tokens_per_row)
+        )
+
+    def count_items(self, batch: Mapping[str, Any]) -> int:
+        """What the loss of a step divides by, of one micro-batch; 0 for a stand-in."""
+        raise NotImplementedError
+
+    def own_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside what Trainer keeps, for this process."""
+        raise NotImplementedError
+
+    def restore_own_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `own_state`."""
+        raise NotImplementedError
+
+    def unwrapped(self) -> PreTrainedModel | PeftModel:
+        """The model without what accelerate put around it, such as autocast."""
+        return cast("PreTrainedModel", self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`; ``resume_from_checkpoint`` may be "last".
+
+        Args:
+            resume_from_checkpoint: a folder, or "last" (or True): the newest whole checkpoint in ``output_dir``. Where
+                there is none, "last" begins from the start and True is an error.
+        """
+        if resume_from_checkpoint is True or resume_from_checkpoint == "last":
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir) or resume_from_checkpoint is True
+        return super().train(resume_from_checkpoint, **options)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """The micro-batches of one optimizer step, and the number of items in those of all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        own = torch.tensor([sum(map(self.count_items, batches))], device=device)
+        return batches, int(torch.cat(gather_ragged(own)).sum())
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, None, None]:
+        """One batch of evaluation; its numbers are kept by the loss, and `evaluation_loop` makes metrics of them."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss = self.compute_loss(model, inputs)
+        assert isinstance(loss, torch.Tensor)
+        return loss, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: torch.utils.data.DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As Trainer's; training draws the same random numbers whether it is evaluated or not."""
+        self.evaluated = dataloader.dataset
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            return super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device. Under DeepSpeed, Trainer would round floats to 16 bits; these are log-probabilities."""
+        return send_to_device(data, self.args.device)
+
+    def _get_train_sampler(self, train_dataset: SlateDataset | None = None) -> SlateSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SlateSampler(
+            train_dataset or self.train_dataset,
+            multiple=self.args.train_batch_size * self.args.world_size,
+            seed=seed if self.args.train_sampling_strategy == "random" else None,
+            drop_last=self.args.dataloader_drop_last,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: SlateDataset) -> SlateSampler:
+        return SlateSampler(eval_dataset, multiple=self.args.eval_batch_size * self.args.world_size, seed=None)
+
+    # Trainer calls the next two on every process, after the weights are written and before its own state is; and when
+    # the data loader stands where the checkpoint was made.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = {"data": self.train_dataset.fingerprint(), **self.own_state()}
+        torch.save(state, self._state_path(output_dir))
+        self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        path = self._state_path(checkpoint)
+        if not path.exists():
+            logger.warning("%s: written by fewer processes or without state; resuming from it is not exact", checkpoint)
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        if state["data"] != self.train_dataset.fingerprint():
+            raise ValueError(
+                f"resume_from_checkpoint: {checkpoint} was made while training on other slates (or with other "
+                "max_length, utility_transform or tokenizer): expected the same ones"
+            )
+        self.restore_own_state(state)
+
+    def _state_path(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / STATE_FILE.format(self.args.process_index)
+
+    @contextmanager
+    def naming(self, batch: Mapping[str, Any]) -> Iterator[None]:
+        """Errors of the loss say which slates it was computed on."""
+        try:
+            yield
+        except ValueError as error:
+            dataset = self.train_dataset if self.model.training else self.evaluated
+            assert isinstance(dataset, SlateDataset)
+            names = [dataset.name(index) for index in batch["slate_index"].tolist()]
+            where = f"step {self.state.global_step + 1}, slates {', '.join(names) or '(none: padding)'}"
+            parameters = self.model.named_parameters()
+            spoilt = [name for name, weight in parameters if not torch.isfinite(own_part(weight)).all()]
+            if spoilt:
+                error.args = (
+                    f"{error}; {len(spoilt)} parameters ({spoilt[0]}, ...) are no numbers since an earlier step: go "
+                    "back to a checkpoint before it, with a lower learning_rate, clip or max_grad_norm",
+                )
+            raise ValueError(f"{where}: {error}") from error
+
+
+def shares_prompt(
+    model: PreTrainedModel | PeftModel, trees: list[Tree], prompt_sharing: PromptSharing, max_tokens_per_row: int | None
+) -> bool:
+    """Whether prompts are computed once per slate; on the way, check that model and head are understood.
+
+    Raises:
+        ValueError: a head or logits that are not supported; "on" for a model that cannot.
+    """
+    check_head(model, min(trees, key=len))
+    if prompt_sharing == "off" or all(len(tree.response_ids) == 1 for tree in trees):
+        return False
+    obstacle = sharing_obstacle(model, trees, max_tokens_per_row=max_tokens_per_row)
+    if obstacle is not None:
+        if prompt_sharing == "on":
+            raise ValueError(f"prompt_sharing: {obstacle}")
+        logger.warning("prompt_sharing: off, every response computes its prompt anew: %s", obstacle)
+    return obstacle is None
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id will do: padding is masked and has no label."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int):
+            return token_id
+    return 0
+
+
+def refuse_several_gpus(args: TrainingArguments) -> None:
+    """Trainer would run ``DataParallel``, which splits batches that are no rows of equal meaning."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"args: expected one device per process, got {args.n_gpu} GPUs in one; start a process for each with "
+            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
