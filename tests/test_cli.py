@@ -96,8 +96,8 @@ def test_help_teaches(tmp_path: Path) -> None:
         assert run.returncode == 0, run.stderr
         assert "Traceback" not in run.stderr
     run = pope("train", "--help", cwd=tmp_path)
-    assert "alpha, the weight of diversity against utility." in run.stdout
-    assert "--adam_beta1" not in run.stdout  # there, but not shown
+    assert "Weight of diversity against utility (alpha)" in " ".join(run.stdout.split())
+    assert "--adam-beta1" not in run.stdout  # there, but not shown
 
 
 def test_flags_go_over_the_file_and_none_means_no_value(tmp_path: Path) -> None:
