@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from pope_align.ope import METHODS, Confidence, LoggedSlates, Predictions, diagnose, estimate, pope_value
 
+from pope_core import Objective
+
 SLATES, SIZE = 200_000, 5
 SMALL = 2_000  # slates, when the benchmarks run as tests
-UTILITY = {"length_normalize": False, "diversity_weight": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,8 @@ def run(benchmark: Any, function: Callable[[], Any], log: LoggedSlates) -> Any:
 @pytest.mark.benchmark(group="point estimate, t interval, diagnostics and verdict")
 @pytest.mark.parametrize("weighting", ["response", "slate", "geometric"])
 def test_pope(benchmark: Any, log: LoggedSlates, weighting: str) -> None:
-    value = run(benchmark, lambda: pope_value(log, "new", weighting=weighting), log)
+    objective = replace(Objective.evaluation(), weighting=weighting)
+    value = run(benchmark, lambda: pope_value(log, "new", objective=objective), log)
     assert np.isfinite(value.value)
 
 
@@ -68,13 +71,13 @@ def test_method(benchmark: Any, log: LoggedSlates, predictions: Predictions, met
     options: dict[str, Any] = {"predictions": predictions if METHODS[method].predictions else None}
     if METHODS[method].shrink:
         options["lam"] = 0.5
-    value = run(benchmark, lambda: estimate(log, "new", method, **UTILITY, **options), log)
+    value = run(benchmark, lambda: estimate(log, "new", method, **options), log)
     assert np.isfinite(value.value)
 
 
 @pytest.mark.benchmark(group="point estimate, parameter chosen by SLOPE")
 def test_slope(benchmark: Any, log: LoggedSlates) -> None:
-    run(benchmark, lambda: estimate(log, "new", "clipped_ips", **UTILITY), log)
+    run(benchmark, lambda: estimate(log, "new", "clipped_ips"), log)
 
 
 @pytest.mark.benchmark(group="diagnostics alone")
@@ -114,7 +117,7 @@ def test_formula_in_numpy(benchmark: Any, log: LoggedSlates) -> None:
         w = rows["action_dist"][np.arange(log.num_responses), rows["action"], 0] / rows["pscore"]
         return float((w * rows["reward"] / w.mean()).mean())
 
-    assert run(benchmark, snips, log) == pytest.approx(estimate(log, "new", "snips", **UTILITY).value)
+    assert run(benchmark, snips, log) == pytest.approx(estimate(log, "new", "snips").value)
 
 
 @pytest.mark.benchmark(group="peers: self-normalised value")
@@ -122,7 +125,7 @@ def test_obp(benchmark: Any, log: LoggedSlates) -> None:
     obp = pytest.importorskip("obp.ope")
     rows, snips = rows_of(log), obp.SelfNormalizedInverseProbabilityWeighting()
     value = run(benchmark, lambda: snips.estimate_policy_value(**rows), log)
-    assert value == pytest.approx(estimate(log, "new", "snips", **UTILITY).value)
+    assert value == pytest.approx(estimate(log, "new", "snips").value)
 
 
 @pytest.mark.benchmark(group="peers: interval of 1,000 draws")
@@ -145,4 +148,4 @@ def test_obp_slate(benchmark: Any, log: LoggedSlates) -> None:
         "evaluation_policy_pscore_item_position": 1e-2 * np.exp(log.policies["new"].logprobs - log.logging.logprobs),
     }
     value = benchmark.pedantic(lambda: slates.estimate_policy_value(**rows), rounds=1)
-    assert value == pytest.approx(SIZE * estimate(log, "new", "ips", **UTILITY).value)
+    assert value == pytest.approx(SIZE * estimate(log, "new", "ips").value)

@@ -83,15 +83,22 @@ class Objective:
 
     @classmethod
     def evaluation(cls) -> Objective:
-        """What evaluation estimates: self-normalised over the whole log, without a maximum weight.
+        """What evaluation estimates: the utility under the policy, by true weights, self-normalised over the whole log.
 
         It differs from the training objective because it answers another question. Training compares the responses of
-        one slate, which tells it where to move; an evaluation reports a value, and weights that are normalised within
-        each slate forget how much of the policy's probability the slate holds. A maximum weight trades bias for
-        variance, which an optimiser wants and a reader of the value has to be told. Diversity is the unbounded form,
-        whose expectation under the policy is its entropy.
+        one slate, which tells it where to move; an evaluation reports a value. Weights that are normalised within each
+        slate forget how much of the policy's probability the slate holds, and length-normalised ones show a direction
+        and no value. A maximum weight trades bias for variance, which an optimiser wants and a reader of the value has
+        to be told. Diversity, the entropy of the policy, is shown beside V_CU and has no weight in V: with
+        self-normalised weights it grows as a policy leaves the log, and no policy may win by that.
         """
-        return cls(normalization="batch", clip=None, diversity_form="neg_log_prob")
+        return cls(
+            diversity_weight=0.0,
+            normalization="batch",
+            clip=None,
+            diversity_form="neg_log_prob",
+            length_normalize=False,
+        )
 
     @property
     def self_normalized(self) -> bool:

@@ -36,7 +36,7 @@ training += [default(pope_core.PopeLoss), default(pope_core.LinearPopeLoss), Pop
 evaluation = [default(evaluate_policies), default(pope_value)]
 print(all(objective == Objective() for objective in training))
 print(all(objective == Objective.evaluation() for objective in evaluation))
-print(*{objective.diversity_weight for objective in training + evaluation})
+print(*{objective.diversity_weight for objective in training})
 """
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from objectives import asked
 from pope_align.ope import (
     METHODS,
     Estimate,
@@ -29,7 +30,7 @@ from scipy import stats
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "ope.json").read_text())
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
-UTILITY = {"length_normalize": False, "diversity_weight": 0.0}
+UTILITY = asked()
 
 #: Golden name: our method and its lam.
 BANDIT = {
@@ -150,7 +151,7 @@ def test_slate_estimates_are_those_of_open_bandit_pipeline(slates: dict[str, Any
     np.testing.assert_allclose(value, slates["obp"][name], **EXACT)
     weighting = "slate" if name == "sips" else "response"
     log = slate_log(slates, sums=False)
-    mean = pope_value(log, "target", weighting=weighting, normalization="none", **UTILITY).value
+    mean = pope_value(log, "target", **asked(weighting=weighting, normalization="none")).value
     key = {"sips": "mean-reward SIPS: mean_s W_s * mean_j r", "iips": "mean-reward IIPS: mean_s mean_j w r"}[name]
     np.testing.assert_allclose(mean, slates["ours_for_comparison"][key], **EXACT)
 
@@ -266,17 +267,17 @@ def test_true_propensities_give_the_value_and_weights_of_mean_one() -> None:
 
 
 def test_the_expected_diversity_reward_is_the_entropy() -> None:
-    value = estimate(ENUMERATED, "target", "ips", length_normalize=False, diversity_weight=1.0)
+    value = estimate(ENUMERATED, "target", "ips", **asked(diversity_weight=1.0))
     np.testing.assert_allclose(expectation(value, column=2)[0], ENUMERATION["exact"]["entropy_target"], **EXACT)
 
 
 def test_length_normalised_weights_are_no_importance_weights() -> None:
     exact = ENUMERATION["exact"]
-    value = pope_value(ENUMERATED, "target", normalization="none", diversity_weight=0.0)
+    value = pope_value(ENUMERATED, "target", **asked(normalization="none", length_normalize=True))
     np.testing.assert_allclose(expectation(value)[0], exact["E0_wbar_r"], **EXACT)
     assert "biased, variance-reduced" in value.labels
     assert value.verdict != "reliable"
-    normalised = pope_value(ENUMERATED, "target", diversity_weight=0.0)
+    normalised = pope_value(ENUMERATED, "target", **asked(length_normalize=True))
     total, mass = expectation(normalised)
     np.testing.assert_allclose(total / mass, exact["snips_limit_wbar"], **EXACT)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objectives import asked
 from pope_align.ope import (
     Confidence,
     Estimate,
@@ -49,7 +50,7 @@ def simulate(seed: int, shift: float = 0.0) -> tuple[LoggedSlates, Predictions]:
     return log, Predictions(wrong[actions], np.full(log.num_slates, TARGET @ wrong))
 
 
-UTILITY = {"length_normalize": False, "diversity_weight": 0.0}
+UTILITY = asked()
 BOOTSTRAP = Confidence("bootstrap", draws=400)
 INTERVALS: dict[str, Callable[[LoggedSlates, Predictions], Estimate]] = {
     "t": lambda log, _: estimate(log, "target", "ips", **UTILITY),
@@ -97,7 +98,7 @@ def test_joint_region_covers_utility_and_diversity_together() -> None:
     diversity = float(-TARGET @ np.log(TARGET))
     inside = 0
     for seed in range(400):
-        region = estimate(simulate(seed)[0], "target", "snips", length_normalize=False).joint
+        region = estimate(simulate(seed)[0], "target", "snips", **asked(diversity_weight=0.1)).joint
         away = np.array([VALUE, diversity]) - region.centre
         inside += away @ np.linalg.solve(region.covariance, away) <= region.radius2
     assert 0.915 <= inside / 400 <= 0.98  # 0.95 -+ 3 standard errors
@@ -120,7 +121,7 @@ def bounded_log(count: int = 50, clusters: object = None) -> LoggedSlates:
 
 def test_hoeffding_and_bernstein_are_their_formulas() -> None:
     log = bounded_log()
-    options = {"normalization": "none", "clip": 2.0, **UTILITY}
+    options = asked(normalization="none", clip=2.0)
     hoeffding = pope_value(log, "target", confidence=Confidence("hoeffding", 0.9), **options)
     assert hoeffding.high - hoeffding.value == pytest.approx(2.0 * np.sqrt(np.log(2 / 0.1) / (2 * 50)))
     bernstein = pope_value(log, "target", confidence=Confidence("bernstein", 0.9), **options)
@@ -134,7 +135,7 @@ def test_hoeffding_and_bernstein_are_their_formulas() -> None:
 
 def test_hoeffding_counts_unequal_clusters_for_what_they_are() -> None:
     clusters = np.repeat([0, 1, 2], [40, 5, 5])
-    options = {"normalization": "none", "clip": 2.0, **UTILITY}
+    options = asked(normalization="none", clip=2.0)
     log = bounded_log(clusters=clusters)
     estimate_ = pope_value(log, "target", confidence=Confidence("hoeffding"), **options)
     shares = np.array([0.8, 0.1, 0.1])
@@ -152,17 +153,13 @@ def test_bounds_need_a_clip_and_declared_ranges() -> None:
         pope_value(
             log,
             "target",
-            normalization="none",
-            clip=2.0,
-            length_normalize=False,
+            **asked(normalization="none", clip=2.0, diversity_weight=0.1),
             confidence=Confidence("hoeffding"),
         )
     wide = pope_value(
         log,
         "target",
-        normalization="none",
-        clip=2.0,
-        length_normalize=False,
+        **asked(normalization="none", clip=2.0, diversity_weight=0.1),
         confidence=Confidence("hoeffding", diversity_range=(0.0, 3.0)),
     )
     assert wide.high - wide.value == pytest.approx((2.0 + 0.1 * 6.0) * np.sqrt(np.log(2 / 0.05) / 100))

@@ -10,10 +10,12 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objectives import asked
 from pope_align.ope import Confidence, LoggedSlates, compare, pope_value
 from pope_align.stats.ratios import Ratios
 
 import pope_core
+from pope_core import Objective
 
 OPTIONS = list(
     itertools.product(
@@ -53,12 +55,12 @@ def test_value_and_parts_are_those_of_the_training_objective(
         "utility_form": utility_form,
         "diversity_form": diversity_form,
         "diversity_weight": 0.3,
+        "length_normalize": length_normalize,
     }
-    estimate = pope_value(log, "new", length_normalize=length_normalize, **options)
-    target, logging = log.logprobs("new", length_normalize=length_normalize)
-    tensors = map(torch.from_numpy, (target, logging, log.utility, log.slate_offsets))
-    objective = pope_core.Objective(**options, length_normalize=False)  # divided already
-    expected = pope_core.slate_objective(*tensors, objective=objective)
+    estimate = pope_value(log, "new", objective=Objective(**options))
+    arrays = (log.policies["new"].logprobs, log.logging.logprobs, log.utility, log.slate_offsets, log.tokens("new"))
+    *tensors, tokens = map(torch.from_numpy, arrays)
+    expected = pope_core.slate_objective(*tensors, tokens=tokens, objective=Objective(**options))
     actual = [estimate.value, estimate.utility.value, estimate.diversity.value, estimate.diagnostics.ess]
     np.testing.assert_allclose(
         actual,
@@ -82,7 +84,7 @@ def test_self_normalised_value_follows_a_shift_of_the_rewards_and_ignores_a_fact
     interval: str, shift: float, factor: float, seed: int
 ) -> None:
     log = random_log(30, seed, utility_range=(-10.0, 10.0))
-    options = {"length_normalize": False, "diversity_weight": 0.0, "confidence": Confidence(interval, draws=50)}
+    options = {**asked(), "confidence": Confidence(interval, draws=50)}
     before = pope_value(log, "new", **options)
     moved = LoggedSlates.from_arrays(
         log.utility + shift,
@@ -105,13 +107,15 @@ def test_value_is_utility_plus_alpha_times_diversity(alpha: float, option: tuple
     estimate = pope_value(
         random_log(),
         "new",
-        diversity_weight=alpha,
-        weighting=weighting,
-        normalization=normalization,
-        clip=clip,
-        utility_form=utility_form,
-        diversity_form=diversity_form,
-        length_normalize=length_normalize,
+        objective=Objective(
+            diversity_weight=alpha,
+            weighting=weighting,
+            normalization=normalization,
+            clip=clip,
+            utility_form=utility_form,
+            diversity_form=diversity_form,
+            length_normalize=length_normalize,
+        ),
     )
     assert estimate.value == pytest.approx(estimate.utility.value + alpha * estimate.diversity.value, rel=1e-12)
 
@@ -133,13 +137,15 @@ def test_the_order_of_slates_and_of_responses_in_a_slate_does_not_matter(option:
         clusters=log.clusters[order],
         how="recorded",
     )
-    options = {
-        "weighting": weighting,
-        "normalization": normalization,
-        "clip": clip,
-        "utility_form": utility_form,
-        "diversity_form": diversity_form,
-    }
+    options = asked(
+        weighting=weighting,
+        normalization=normalization,
+        clip=clip,
+        utility_form=utility_form,
+        diversity_form=diversity_form,
+        diversity_weight=0.1,
+        length_normalize=True,
+    )
     before, after = pope_value(log, "new", **options), pope_value(shuffled, "new", **options)
     np.testing.assert_allclose(
         [after.value, after.standard_error, after.low, after.high],
@@ -154,7 +160,7 @@ def test_without_weights_and_clusters_the_t_interval_is_that_of_a_mean() -> None
     same = LoggedSlates.from_arrays(
         log.utility, log.logging.logprobs, {"same": log.logging.logprobs}, log.slate_offsets, how="recorded"
     )
-    estimate = pope_value(same, "same", normalization="none", length_normalize=False, diversity_weight=0.0)
+    estimate = pope_value(same, "same", **asked(normalization="none"))
     means = np.array([part.mean() for part in np.split(log.utility, log.slate_offsets[1:-1])])
     expected = scipy.stats.t.interval(0.95, 39, loc=means.mean(), scale=scipy.stats.sem(means))
     np.testing.assert_allclose([estimate.low, estimate.high], expected, rtol=1e-12)
@@ -162,7 +168,7 @@ def test_without_weights_and_clusters_the_t_interval_is_that_of_a_mean() -> None
 
 def test_the_delta_method_error_is_the_formula_for_a_self_normalised_mean() -> None:
     log = random_log(50)
-    estimate = pope_value(log, "new", length_normalize=False, diversity_weight=0.0)
+    estimate = pope_value(log, "new")
     target, logging = log.logprobs("new", length_normalize=False)
     share = 1 / log.per_response(log.sizes)
     w = np.exp(target - logging) * share
@@ -202,8 +208,8 @@ def test_a_paired_difference_is_narrower_than_two_intervals_and_zero_against_its
     assert compare(base, new).probability == pytest.approx(1 - paired.probability)
     itself = compare(new, new)
     assert (itself.difference.value, itself.difference.standard_error, itself.probability) == (0.0, 0.0, 0.5)
-    with pytest.raises(ValueError, match="expected the same estimator and options"):
-        compare(new, pope_value(log, "base", clip=2.0))
+    with pytest.raises(ValueError, match="expected the same options"):
+        compare(new, pope_value(log, "base", **asked(clip=2.0), confidence=new.confidence))
 
 
 def test_clusters_may_be_coarser_than_slates_and_change_only_the_uncertainty() -> None:

@@ -88,3 +88,8 @@ _SECRET_NAME = re.compile(r"key|token|secret|passw|auth|sig", re.IGNORECASE)
 
 def _secret_items(query: str) -> list[str]:
     return [value for name, value in parse_qsl(query, keep_blank_values=True) if _SECRET_NAME.search(name) and value]
+
+
+def plain_text(text: str) -> str:
+    r"""``text`` for matplotlib, which would take what stands between two ``$`` for mathematics."""
+    return printable(text, lines=True).replace("$", r"\$")

@@ -281,7 +281,7 @@ def _evaluate(
             totals,
             baseline="base",
             estimators=["pope"],
-            **replace(config.objective, normalization=normalization).to_dict(),
+            objective=replace(config.objective, normalization=normalization),
             cluster=cluster or (lambda slate: slate.slate_id or ""),
             confidence=Confidence("bootstrap", seed=config.seed),
         )

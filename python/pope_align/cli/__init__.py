@@ -50,10 +50,10 @@ app.command(cls=command(_OUTPUT))(score)
 app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command(cls=command(_OUTPUT))(evaluate)
+app.command(cls=command({"--log": "", **_OUTPUT}))(evaluate)
 app.command(cls=command({"--data": ""}))(generate)
 app.command(cls=Command)(label)
-app.command(cls=Command)(metrics)
+app.command(cls=command({"--gens": ""}))(metrics)
 app.command(cls=Command)(judge)
 app.command(cls=Command)(env)
 

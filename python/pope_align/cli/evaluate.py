@@ -8,98 +8,163 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pope_core.objective import Objective
+
+from ._objective_options import with_objective
+from .options import check_file, check_model, required, write_json_to
+
 if TYPE_CHECKING:
     from ..data import Slate
-    from ..ope import Comparison, Estimate, Evaluation
+    from ..ope import Evaluation
+
+_LOG, _INTERVALS, _SCORING, _RESULTS = "The log", "Intervals", "Scoring of models", "Results"
 
 
+@with_objective(Objective.evaluation())
 def evaluate(
-    log: Annotated[
-        Path, typer.Option(help="Scored slates: .jsonl or .parquet; see `pope score`.", exists=True, dir_okay=False)
-    ],
+    log: Annotated[Path, typer.Argument(help="Scored slates: .jsonl or .parquet; see `pope score`.")],
     policy: Annotated[
-        list[str], typer.Option(help="NAME=MODEL (hub name, folder, GGUF file); repeat. The first is the baseline.")
-    ],
-    estimator: Annotated[
-        list[str] | None, typer.Option(help="pope, ips, snips, ...; repeat. The first one decides.")
+        list[str] | None,
+        typer.Option(help="NAME=MODEL (hub name, folder, GGUF file); repeat. The first is the baseline."),
     ] = None,
     samples: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE of `pope generate` on the same log; repeat. Adds reward-model estimates."),
+        typer.Option(
+            help="NAME=FILE of `pope generate` on the same log, at temperature 1; repeat. Shows whether the log covers "
+            "the policy, and adds reward-model estimates."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="JSON of everything.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Picture: .png, .svg or .pdf.")] = None,
+    estimator: Annotated[
+        list[str] | None, typer.Option(help="pope, ips, snips, ...; repeat. The first one decides.")
+    ] = None,
     require: Annotated[
         Literal["reliable", "caution", "none"],
         typer.Option(help="Exit with code 1 unless the first estimator's verdict on every policy is so good."),
     ] = "none",
-    diversity_weight: Annotated[float, typer.Option(help="alpha, the weight of diversity against utility.")] = 0.1,
-    length_normalize: Annotated[
-        bool, typer.Option(help="Means per token (biased, less variance), or totals: true importance weights.")
-    ] = True,
-    clip: Annotated[float | None, typer.Option(help="Largest weight of the estimator pope.")] = None,
-    lam: Annotated[float | None, typer.Option(help="Shrinkage of clipped_ips and its kin; default: SLOPE.")] = None,
+    *,
+    objective: Objective,
     utility_transform: Annotated[
-        Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"],
-        typer.Option(help="Scores to utilities."),
-    ] = "minmax",
+        str, typer.Option(help="Scores to utilities: calibrated, log1p_calibrated, none, ...", rich_help_panel=_LOG)
+    ] = "calibrated",
+    score_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Least and greatest score that there can be; default: 0 and 1, or the log's.",
+            rich_help_panel=_LOG,
+            show_default=False,
+        ),
+    ] = None,
     cluster_prefix: Annotated[
         str | None,
-        typer.Option(help="Slates whose slate_id agrees up to this text are one unit; default: those of one prompt."),
+        typer.Option(
+            help="Slates whose slate_id agrees up to this text are one unit; default: those of one prompt.",
+            rich_help_panel=_LOG,
+        ),
     ] = None,
-    interval: Annotated[Literal["t", "bootstrap", "bayesian"], typer.Option(help="How intervals are made.")] = "t",
-    level: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
-    draws: Annotated[int, typer.Option(help="Of the bootstraps.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstraps.")] = 0,
-    max_length: Annotated[int | None, typer.Option(help="Tokens kept; default: as the log was scored.")] = None,
+    logging_policy: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that wrote the log, to score --samples under; default: the policy with its weights.",
+            rich_help_panel=_LOG,
+        ),
+    ] = None,
+    lam: Annotated[
+        float | None, typer.Option(help="Shrinkage of clipped_ips and its kin; default: chosen by the data.")
+    ] = None,
+    interval: Annotated[
+        Literal["t", "bootstrap", "bayesian"], typer.Option(help="How intervals are made.", rich_help_panel=_INTERVALS)
+    ] = "t",
+    level: Annotated[float, typer.Option(help="Coverage of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
+    draws: Annotated[int, typer.Option(help="Of the bootstraps.", rich_help_panel=_INTERVALS)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstraps.", rich_help_panel=_INTERVALS)] = 0,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens kept; default: as the log was scored.", rich_help_panel=_SCORING)
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"] | None,
-        typer.Option(help="Of the models' weights; default: as the log was scored."),
+        typer.Option(help="Of the models' weights; default: as the log was scored.", rich_help_panel=_SCORING),
     ] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Rows times length of a forward pass, at most.")] = 8192,
-    cache: Annotated[Path, typer.Option(help="Folder of finished batches: a killed run goes on from there.")] = Path(
-        ".pope_cache"
-    ),
+    batch_tokens: Annotated[
+        int, typer.Option(help="Rows times length of a forward pass, at most.", rich_help_panel=_SCORING)
+    ] = 8192,
+    cache: Annotated[
+        Path,
+        typer.Option(help="Folder of finished batches: a killed run goes on from there.", rich_help_panel=_SCORING),
+    ] = Path(".pope_cache"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON of everything.", rich_help_panel=_RESULTS)
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(help="The same; - for standard output, which then has nothing else.", rich_help_panel=_RESULTS),
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Picture: .png, .svg or .pdf.", rich_help_panel=_RESULTS)] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace results that are there.", rich_help_panel=_RESULTS)] = False,
 ) -> None:
     """Estimate what policies are worth from a log, and whether to believe it.
 
     Exit code 0: done, and --require is met; 1: it is not; 2: the input is at fault. Example:
 
-        pope evaluate --log scored.parquet --policy base=./base --policy new=./new --require caution
+        pope evaluate scored.parquet --policy base=./base --policy new=./new --require caution
     """
+    from .._files import check_output
+    from .console import err
+
+    check_file(log, "log")
+    policies = _pairs("--policy", required(policy, "--policy"), "MODEL")
+    for name, model in policies.items():
+        check_model(model, f"--policy {name}")
+    sampled = _pairs("--samples", samples or [], "FILE")
+    for name, file in sampled.items():
+        check_file(Path(file), f"--samples {name}")
+    if unknown := sorted(set(sampled) - set(policies)):
+        raise ValueError(f"--samples: expected names among {', '.join(policies)}, got {', '.join(unknown)}")
+    if logging_policy is not None:
+        check_model(logging_policy, "--logging-policy")
+    if out is not None:
+        check_output(out, overwrite=overwrite)
+    if figure is not None:
+        check_output(figure, overwrite=overwrite, endings=(".png", ".svg", ".pdf"), argument="figure")
+
     from ..data import read_slates
     from ..ope import Confidence, Scoring, evaluate_policies
-    from .console import err, progress
+    from ..ope.evaluate import check_estimators
+    from .console import progress
 
+    check_estimators(estimator or [], list(policies), list(sampled))
+    confidence = Confidence(interval, level, draws, seed)
     slates = read_slates(log)
-    err.print(str(slates), markup=False)
+    err.print(str(slates))
+    fresh = _samples(sampled, slates)
     with progress("scoring", "tokens") as report:
         evaluation = evaluate_policies(
             slates,
-            _pairs("--policy", policy, "MODEL"),
-            samples=_samples(samples or [], slates),
+            policies,
+            objective=objective,
+            samples=fresh,
+            logging_policy=logging_policy,
             estimators=estimator,
-            diversity_weight=diversity_weight,
-            clip=clip,
-            length_normalize=length_normalize,
             lam=lam,
-            utility_transform=utility_transform,
+            utility_transform=utility_transform,  # type: ignore[arg-type]  # checked there, by name
+            score_range=score_range,
             cluster=None
             if cluster_prefix is None
             else lambda slate: (slate.slate_id or "").partition(cluster_prefix)[0],
-            confidence=Confidence(interval, level, draws, seed),
+            confidence=confidence,
             scoring=Scoring(max_length, dtype, batch_tokens, cache),
             report=lambda name, done, of: report(done, of),
         )
-    _show(evaluation)
-    if output is not None:
-        evaluation.write_json(output)
-        err.print(f"wrote {output}", markup=False)
+    if out is not None:  # before anything is shown or drawn: what was computed is kept
+        evaluation.write_json(out)
+        err.print(f"wrote {out}")
+    write_json_to(json, evaluation.to_dict())
+    if json != "-":
+        _show(evaluation)
     if figure is not None:
         evaluation.write_figure(figure)
-        err.print(f"wrote {figure}", markup=False)
+        err.print(f"wrote {figure}")
     if require != "none" and not evaluation.meets(require):
-        err.print(f"not every policy is {require} by {evaluation.estimators[0]}", markup=False)
+        err.print(f"not every policy is {require} by {evaluation.estimators[0]}")
         raise typer.Exit(1)
 
 
@@ -115,13 +180,24 @@ def _pairs(option: str, given: list[str], what: str) -> dict[str, str]:
     return pairs
 
 
-def _samples(given: list[str], slates: Sequence[Slate]) -> dict[str, list[list[str]]]:
+#: Sampling settings under which a policy's responses are its own.
+_PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def _samples(given: dict[str, str], slates: Sequence[Slate]) -> dict[str, list[list[str]]]:
     """Fresh responses by policy, slate by slate."""
     from ..generation.generations import read_generations, slate_keys
 
     samples = {}
-    for name, path in _pairs("--samples", given, "FILE").items():
-        texts = {generation.key: generation.texts for generation in read_generations(path)}
+    for name, path in given.items():
+        generations = read_generations(path)
+        for key, plain in _PLAIN.items():
+            value = generations.settings.get(key)
+            if value is not None and value != plain:
+                raise ValueError(
+                    f"{path}: expected responses drawn from the policy itself ({key} {plain:g}), got {key} {value}"
+                )
+        texts = {generation.key: generation.texts for generation in generations.rows}
         keys = slate_keys(slates)
         if missing := [key for key in keys if key not in texts]:
             raise ValueError(
@@ -132,51 +208,10 @@ def _samples(given: list[str], slates: Sequence[Slate]) -> dict[str, list[list[s
 
 
 def _show(evaluation: Evaluation) -> None:
+    from ._evaluation_tables import lines, tables
     from .console import out, table
 
-    columns = ["estimator", "V", "interval", "V_CU", "V_Div", "ESS", "k-hat", "verdict"]
-    for name in evaluation.policies:
-        mine = [each for each in evaluation.estimates if each.policy == name]
-        first = mine[0]
-        size = f"{first.num_responses} responses, {first.num_slates} slates, {first.num_clusters} queries"
-        title = f"{name}: {size}; {first.estimator}: {', '.join(first.labels) or 'unnormalised'}"
-        table(title, columns, [_row(each) for each in mine])
-        for each in mine:
-            if each.chosen:
-                facts = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in each.chosen.items())
-                out.print(f"  {each.estimator}: {facts}", markup=False)
-        by_reason: dict[str, list[str]] = {}
-        for each in mine:
-            for reason in each.reasons:
-                by_reason.setdefault(reason, []).append(each.estimator)
-        for reason, estimators in by_reason.items():
-            out.print(f"  {reason} ({', '.join(estimators)})", markup=False)
-    if evaluation.comparisons:
-        title = f"Against {evaluation.baseline}, paired, by {evaluation.estimators[0]}"
-        table(
-            title,
-            ["policy", "difference of V", "of V_CU", "of V_Div", "P(better)", "verdict"],
-            [_compared(each) for each in evaluation.comparisons],
-        )
-
-
-def _row(each: Estimate) -> list[str]:
-    diagnostics = each.diagnostics
-    shown = [f"{each.value:.4g}", f"{each.low:.4g} … {each.high:.4g}"]
-    parts = [f"{each.utility.value:.4g}", f"{each.diversity.value:.4g}"]
-    if each.estimator.startswith("set:"):
-        parts[1] = "-"
-    ess = "-" if diagnostics is None else f"{diagnostics.ess:.0f} ({diagnostics.ess_fraction:.0%})"
-    tail = "-" if diagnostics is None else f"{diagnostics.pareto_k:.2f}"
-    cells = [_struck(cell, each.verdict) for cell in [*shown, *parts]]
-    return [each.estimator, *cells, ess, tail, each.verdict]
-
-
-def _compared(each: Comparison) -> list[str]:
-    cells = [f"{q.value:+.3g} ({q.low:+.3g} … {q.high:+.3g})" for q in (each.difference, each.utility, each.diversity)]
-    return [each.policy, *(_struck(cell, each.verdict) for cell in [*cells, f"{each.probability:.3f}"]), each.verdict]
-
-
-def _struck(cell: str, verdict: str) -> str:
-    """A refused value is shown struck out, in any terminal and in files."""
-    return "".join(letter + "\u0336" for letter in cell) if verdict == "refuse" else cell
+    for title, columns, rows in tables(evaluation, struck=out.is_terminal):
+        table(title, columns, rows)
+    for line in lines(evaluation):
+        out.print(line)

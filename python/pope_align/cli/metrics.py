@@ -7,57 +7,98 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .options import check_file, check_model, write_json_to
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..data import Slate
+    from ..generation.generations import GenerationSet
     from ..metrics.evaluate import ReferenceScorer
     from ..metrics.similarity import Floats
     from ..metrics.summary import MetricsReport
 
 
+_MODELS, _READINGS, _INTERVALS = "Models", "Readings of the metrics", "Intervals"
+
+
 def metrics(
     gens: Annotated[
         list[str],
-        typer.Option(help="Generations, FILE or NAME=FILE; once per model. Later models are compared with the first."),
+        typer.Argument(help="Generations, FILE or NAME=FILE, one per model. Later ones are compared with the first."),
     ],
-    refs: Annotated[Path, typer.Option(help="Slates with people's responses and votes.", exists=True, dir_okay=False)],
+    refs: Annotated[Path, typer.Option(help="Slates with people's responses and votes.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for page, figures, JSON, per-slate table.")] = Path(
         "metrics"
     ),
+    overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
+    json: Annotated[
+        str | None, typer.Option(help="JSON of everything; - for standard output, which then has nothing else.")
+    ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="The model of the n-th --gens, for scores of its probabilities; once per --gens."),
+        typer.Option(
+            help="The model of the n-th generations, for scores of its probabilities; once for each.",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter folder of the n-th --policy; '-' for none.")
+        list[str] | None,
+        typer.Option(help="Adapter folder of the n-th --policy; '-' for none.", rich_help_panel=_MODELS),
     ] = None,
     embedding_model: Annotated[
-        str | None, typer.Option(help="sentence-transformers name or folder; default: all-MiniLM-L6-v2.")
+        str | None,
+        typer.Option(help="sentence-transformers name or folder; default: all-MiniLM-L6-v2.", rich_help_panel=_MODELS),
     ] = None,
-    alignscore: Annotated[Path | None, typer.Option(help="AlignScore checkpoint.", exists=True)] = None,
-    alignscore_backbone: Annotated[str, typer.Option(help="The RoBERTa that the checkpoint was made from.")] = (
-        "roberta-base"
-    ),
-    threshold: Annotated[float, typer.Option(help="Cosine at which an answer covers a reference.")] = 0.8,
-    coverage_k: Annotated[int | None, typer.Option(help="Answers that count for coverage; default: all.")] = None,
+    alignscore: Annotated[Path | None, typer.Option(help="AlignScore checkpoint.", rich_help_panel=_MODELS)] = None,
+    alignscore_backbone: Annotated[
+        str, typer.Option(help="The RoBERTa that the checkpoint was made from.", rich_help_panel=_MODELS)
+    ] = "roberta-base",
+    max_length: Annotated[
+        int, typer.Option(help="Tokens of prompt and reference that --policy reads.", rich_help_panel=_MODELS)
+    ] = 1024,
+    cache: Annotated[
+        Path, typer.Option(help="Folder of embeddings that are known already.", rich_help_panel=_MODELS)
+    ] = Path(".pope_cache"),
+    threshold: Annotated[
+        float, typer.Option(help="Cosine at which an answer covers a reference.", rich_help_panel=_READINGS)
+    ] = 0.8,
+    coverage_k: Annotated[
+        int | None, typer.Option(help="Answers that count for coverage; default: all.", rich_help_panel=_READINGS)
+    ] = None,
     vote_weights: Annotated[
-        Literal["log1p", "votes", "softmax", "uniform"],
-        typer.Option(help="How votes weigh references in the energy distance and the PL-Score."),
+        Literal["log1p", "votes", "softmax"],
+        typer.Option(help="How votes weigh references in the PL-Score.", rich_help_panel=_READINGS),
     ] = "log1p",
-    temperature: Annotated[float, typer.Option(help="Of the distributional alignment.")] = 0.5,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and reference that --policy reads.")] = 1024,
-    cache: Annotated[Path, typer.Option(help="Folder of embeddings that are known already.")] = Path(".pope_cache"),
+    temperature: Annotated[
+        float, typer.Option(help="Of the distributional alignment.", rich_help_panel=_READINGS)
+    ] = 0.5,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.", rich_help_panel=_INTERVALS)] = 2000,
+    level: Annotated[float, typer.Option(help="Of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
 ) -> None:
     """Are the answers plural, helpful, relevant, faithful? Metrics with intervals, and models compared.
 
     Example:
 
-        pope metrics --gens base=base.parquet --gens pope=pope.parquet --refs slates.jsonl --out report
+        pope metrics base=base.parquet pope=pope.parquet --refs slates.jsonl --out report
     """
+    from .._files import check_output_folder
+    from .console import err, progress
+
+    check_file(refs, "--refs")
+    for given in gens:
+        check_file(Path(given.rpartition("=")[2]), "generations")
+    policies = _policies(policy, adapter, len(gens))
+    for name, _ in policies:
+        if name:
+            check_model(name, "--policy")
+    if alignscore is not None:
+        check_file(alignscore, "--alignscore")
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
+    check_output_folder(out, overwrite=overwrite)
+
     from dataclasses import asdict
 
     from ..data import read_slates
@@ -65,20 +106,19 @@ def metrics(
     from ..metrics.embeddings import Embedder
     from ..metrics.evaluate import MetricOptions, evaluate_generations
     from ..metrics.faithfulness import load_alignscore
-    from ..metrics.figures import bars, pareto
-    from ..metrics.page import write_page
     from ..metrics.summary import summarize, write_json, write_prompt_metrics
-    from .console import err, progress
 
     options = MetricOptions(vote_weights, threshold, coverage_k, temperature)
     sets = []
     for given in gens:
-        name, _, file = given.rpartition("=")
-        sets.append(read_generations(file, model=name or None))
-        err.print(str(sets[-1]), markup=False)
+        label, _, file = given.rpartition("=")
+        sets.append(read_generations(file, model=label or None))
+        err.print(str(sets[-1]))
+    names = [each.model for each in sets]
+    if len(set(names)) < len(names):
+        raise ValueError(f"generations: expected models of different names, got {', '.join(names)}; write NAME=FILE")
     slates = read_slates(refs)
-    err.print(str(slates), markup=False)
-    policies = _policies(policy, adapter, len(sets))
+    err.print(str(slates))
     align_fn = load_alignscore(alignscore, alignscore_backbone) if alignscore is not None else None
     embedder = Embedder(embedding_model, cache_dir=cache)
     tables = []
@@ -99,14 +139,27 @@ def metrics(
     written = {**asdict(options), "embedding_model": embedder.report.model, "references": str(refs)}
     result = summarize(tables, draws=draws, level=level, seed=seed, options=written)
     notes = [f"References: {refs.name}. Embeddings: {embedder.report}."]
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)  # before anything is shown or drawn: what was computed is kept
     write_json(result, out / "metrics.json")
     write_prompt_metrics(tables, out / "per_slate.parquet")
-    bars(result).savefig(out / "metrics.png", dpi=150)
-    pareto(result).savefig(out / "pareto.png", dpi=150)
+    write_json_to(json, result.to_json())
+    if json != "-":
+        _show(result, notes)
+    _draw(result, sets, slates, notes, out)
+    err.print(f"wrote {out}/index.html, metrics.png, pareto.png, metrics.json, per_slate.parquet")
+
+
+def _draw(
+    result: MetricsReport, sets: Sequence[GenerationSet], slates: Sequence[Slate], notes: list[str], out: Path
+) -> None:
+    from .._files import replacing
+    from ..metrics.figures import bars, pareto
+    from ..metrics.page import write_page
+
+    for figure, name in ((bars, "metrics.png"), (pareto, "pareto.png")):
+        with replacing(out / name) as partial:
+            figure(result).savefig(partial, dpi=150)
     write_page(result, sets, slates, out / "index.html", notes=notes)
-    _show(result, notes)
-    err.print(f"wrote {out}/index.html, metrics.png, pareto.png, metrics.json, per_slate.parquet", markup=False)
 
 
 def _policies(policy: list[str] | None, adapter: list[str] | None, sets: int) -> list[tuple[str, str | None]]:
@@ -116,7 +169,7 @@ def _policies(policy: list[str] | None, adapter: list[str] | None, sets: int) ->
         return [("", None)] * sets
     for option, values in (("policy", policy), ("adapter", adapter)):
         if values and len(values) != sets:
-            raise ValueError(f"{option}: expected {sets}, one per --gens, got {len(values)}")
+            raise ValueError(f"{option}: expected {sets}, one for each of the generations, got {len(values)}")
     folders = [None if folder == "-" else folder for folder in adapter or ["-"] * sets]
     return list(zip(policy, folders))
 
@@ -145,7 +198,7 @@ def _show(report: MetricsReport, notes: list[str]) -> None:
     from .console import out, table
 
     for line in [*summary_lines(report), *notes]:
-        out.print(line, markup=False)
+        out.print(line)
     columns = ["Metric"]
     for model in report.tables:
         columns += [model.model, f"{report.level:.0%} interval"]

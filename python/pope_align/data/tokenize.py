@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .schema import Slate, Turn
+from .schema import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,19 @@ _CLOCK = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>['\"])(?P<for
 #: Put before a response that is tokenised apart from its prompt: SentencePiece-like tokenizers write a space before
 #: every text, and after one of these they do not.
 _ANCHORS = ("", "\n", ".", "x")
+
+
+class Texts(Protocol):
+    """What is tokenised of a slate; responses that nobody rated have no more."""
+
+    @property
+    def prompt(self) -> str | list[Turn]: ...
+    @property
+    def completions(self) -> list[str] | list[list[Turn]]: ...
+    @property
+    def logging_policy(self) -> dict[str, Any] | None: ...
+    @property
+    def slate_id(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,7 @@ class TruncationReport:
 
 
 def encode_slate(
-    slate: Slate,
+    slate: Texts,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -125,7 +138,7 @@ def encode_slate(
 
 
 def encode_slates(
-    slates: Iterable[Slate],
+    slates: Iterable[Texts],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -193,7 +206,7 @@ class _Format:
         added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
         self.special_tokens = {token for token in added if token.strip()}  # some vocabularies add runs of spaces
 
-    def encode(self, slate: Slate, max_length: int, where: str) -> EncodedSlate:
+    def encode(self, slate: Texts, max_length: int, where: str) -> EncodedSlate:
         if max_length < 2:
             raise ValueError(
                 f"max_length: expected an integer >= 2 (a prompt token and a response token), got {max_length}"
@@ -224,7 +237,7 @@ class _Format:
 
     # --- text: the prompt, and prompt + response for every response -------------------------------------------------
 
-    def plain(self, slate: Slate, where: str) -> tuple[str, list[str]]:
+    def plain(self, slate: Texts, where: str) -> tuple[str, list[str]]:
         texts = [slate.prompt, *slate.completions]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(
@@ -233,7 +246,7 @@ class _Format:
         prompt, *completions = [str(text) for text in texts]
         return prompt, [prompt + completion for completion in completions]
 
-    def render(self, slate: Slate, where: str, date: str | None) -> tuple[str, list[str]]:
+    def render(self, slate: Texts, where: str, date: str | None) -> tuple[str, list[str]]:
         turns = _turns("user", slate.prompt)
         text = self.tokenizer.get_chat_template()
         write = functools.partial(self.template, text if date is None else dated(text, date), where=where)
@@ -250,7 +263,7 @@ class _Format:
                 )
         return prompt, [whole[: len(whole) - len(after)] for whole in wholes]
 
-    def date(self, slate: Slate) -> str | None:
+    def date(self, slate: Texts) -> str | None:
         """The day that the template is given; None where it asks for none."""
         if not self.reads_clock:
             return None

@@ -171,7 +171,7 @@ def _gains(before: list[Slate], after: ModelScores) -> dict[str, Any]:
             pope_value(
                 log,
                 policy,
-                **replace(MEASURE, normalization=normalization).to_dict(),
+                objective=replace(MEASURE, normalization=normalization),
                 confidence=Confidence("bootstrap"),
             )
             for policy in ("aligned", "cloned")

@@ -87,7 +87,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
         totals,
         baseline=START,
         estimators=["pope"],
-        clip=Objective().clip,
+        objective=Objective(normalization="batch", diversity_form="neg_log_prob"),
         confidence=Confidence("bootstrap", seed=study.seed),
     )
 

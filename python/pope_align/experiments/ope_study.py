@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pope_core.objective import Objective
+
 from ..ope import METHODS, Estimate, LoggedSlates, Predictions, estimate, pope_value
+from ..ope.rules import VERDICTS
 from .ope_world import World, make_world
 
 ALPHA = 0.05
+ASKED = replace(Objective.evaluation(), diversity_weight=ALPHA)
 SIZES = (1, 2, 4, 8)
 #: Slates of a log, and how many logs of that size are drawn for each cell.
 LOGS = {100: 100, 1000: 30, 10_000: 6}
@@ -48,27 +52,26 @@ class Row:
 def estimators() -> dict[str, tuple[bool, Callable[[LoggedSlates, str, Predictions], Estimate]]]:
     """By name: whether it is length-normalised, and how it is computed."""
 
-    def method(name: str, *, length_normalize: bool = False) -> Callable[[LoggedSlates, str, Predictions], Estimate]:
+    def method(name: str, *, length_normalize: bool) -> Callable[[LoggedSlates, str, Predictions], Estimate]:
         def run(log: LoggedSlates, policy: str, model: Predictions) -> Estimate:
             return estimate(
                 log,
                 policy,
                 name,
                 predictions=model if METHODS[name].predictions else None,
-                diversity_weight=ALPHA,
-                length_normalize=length_normalize,
+                objective=replace(ASKED, length_normalize=length_normalize),
             )
 
         return run
 
     def pope(log: LoggedSlates, policy: str, _: Predictions) -> Estimate:
-        return pope_value(log, policy, diversity_weight=ALPHA)
+        return pope_value(log, policy, objective=replace(ASKED, length_normalize=True))
 
     def geometric(log: LoggedSlates, policy: str, _: Predictions) -> Estimate:
-        return pope_value(log, policy, diversity_weight=ALPHA, weighting="geometric", length_normalize=False)
+        return pope_value(log, policy, objective=replace(ASKED, weighting="geometric"))
 
     return {
-        **{name: (False, method(name)) for name in METHODS},
+        **{name: (False, method(name, length_normalize=False)) for name in METHODS},
         "geometric, self-normalised": (False, geometric),
         "snips, length-normalised": (True, pope),
         "ips, length-normalised": (True, method("ips", length_normalize=True)),
@@ -146,7 +149,7 @@ def promises(rows: list[Row]) -> dict[str, float]:
 
 def _verdicts(rows: list[Row]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for verdict in ("reliable", "caution", "refuse"):
+    for verdict in VERDICTS:
         mine = [row for row in rows if row.verdict == verdict]
         result[verdict] = {
             "share": len(mine) / len(rows),
@@ -164,7 +167,7 @@ def _errors(rows: list[Row]) -> dict[str, float]:
         "deviation": float(errors.std()),
         "covered": _share(row.covered for row in rows),
         "ess_fraction": float(np.mean([row.ess_fraction for row in rows])),
-        **{v: _share(row.verdict == v for row in rows) for v in ("reliable", "caution", "refuse")},
+        **{v: _share(row.verdict == v for row in rows) for v in VERDICTS},
     }
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..ope import LoggedSlates, Predictions
+from ..ope import FreshScores, LoggedSlates, Predictions
 
 TOKENS, LENGTH = 3, 5
 _EOS, _PROMPT = TOKENS, 3  # id of the end token; tokens of a prompt
@@ -68,6 +68,15 @@ class World:
             np.arange(0, rows.size + 1, size),
             tokens=self.tokens[chosen],
             how="recorded",
+            written_by="model",
+            fresh={
+                policy: FreshScores(
+                    np.repeat(np.arange(slates), fresh),
+                    self.targets[policy][own_rows, own],
+                    self.logging[own_rows, own],
+                    self.tokens[own],
+                )
+            },
         )
         target = self.model[own_rows, own].reshape(slates, fresh).mean(1)
         surprise = -self.targets[policy][own_rows, own].reshape(slates, fresh).mean(1)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from ..stats.intervals import Confidence, JointRegion, Quantity
 from .bounds import log_value_lower_bound, slate_lower_bounds
+from .comparison import Comparison, compare
 from .diagnostics import Diagnostics, diagnose, effective_sample_size, pareto_k
+from .direction import DirectionIndex, directions
 from .estimators import METHODS, estimate
-from .evaluate import DEFAULT_ESTIMATORS, Evaluation, evaluate_policies
-from .log import LoggedSlates, PolicyScores
+from .evaluate import DEFAULT_ESTIMATORS, evaluate_policies
+from .evaluation import Evaluation
+from .log import FreshScores, LoggedSlates, PolicyScores, balanced_logprobs
 from .pope import pope_value
 from .predictions import Predictions
-from .result import Comparison, Estimate, compare
+from .result import Estimate
 from .reward_model import fit_predictions, predict_with
 from .scoring import Scoring
 from .sets import set_value
 from .slope import bias_bound
+from .support import Support, support
+from .utility import UtilityScale, utilities
 from .weights import Shrink, log_weights
 
 __all__ = [
@@ -23,8 +28,10 @@ __all__ = [
     "Comparison",
     "Confidence",
     "Diagnostics",
+    "DirectionIndex",
     "Estimate",
     "Evaluation",
+    "FreshScores",
     "JointRegion",
     "LoggedSlates",
     "PolicyScores",
@@ -32,9 +39,13 @@ __all__ = [
     "Quantity",
     "Scoring",
     "Shrink",
+    "Support",
+    "UtilityScale",
+    "balanced_logprobs",
     "bias_bound",
     "compare",
     "diagnose",
+    "directions",
     "effective_sample_size",
     "estimate",
     "evaluate_policies",
@@ -46,4 +57,6 @@ __all__ = [
     "predict_with",
     "set_value",
     "slate_lower_bounds",
+    "support",
+    "utilities",
 ]

@@ -16,7 +16,7 @@ Integers = npt.NDArray[np.int64]
 def vector(name: str, values: npt.ArrayLike, length: int | None = None) -> Floats:
     array = np.asarray(values)
     shape = "[R]" if length is None else f"[{length}]"
-    if array.ndim != 1 or array.dtype.kind not in "fiu" or array.size == 0:
+    if array.ndim != 1 or array.dtype.kind not in "fiub" or array.size == 0:
         raise ValueError(f"{name}: expected numbers of shape {shape}, got {array.dtype} {list(array.shape)}")
     if length is not None and array.size != length:
         raise ValueError(f"{name}: expected {length} numbers, one per response, got {array.size}")
@@ -67,10 +67,12 @@ class Places:
     def fail(self, name: str, at: int, expected: str, got: Any) -> NoReturn:
         raise ValueError(f"{name}: {self.of(at)}: expected {expected}, got {got}")
 
-    def logprobs(self, name: str, values: npt.ArrayLike, unit: str) -> Floats:
+    def logprobs(self, name: str, values: npt.ArrayLike, unit: str, *, may_be_zero: bool) -> Floats:
+        """Log-probabilities; -inf (a probability of 0) where ``may_be_zero``."""
         array = vector(name, values, int(self.slate_offsets[-1]))
-        expected = f"a finite log-probability <= 0 (nats, the {unit} over the response)"
-        self.each(name, array, np.isfinite(array) & (array <= 0), expected)
+        kind = "a log-probability <= 0, -inf for impossible" if may_be_zero else "a finite log-probability <= 0"
+        fine = (array <= 0) & (np.isfinite(array) | may_be_zero)  # NaN fails the first
+        self.each(name, array, fine, f"{kind} (nats, the {unit} over the response)")
         return array
 
     def tokens(self, name: str, values: npt.ArrayLike) -> Integers:

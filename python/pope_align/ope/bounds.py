@@ -9,7 +9,7 @@ from .log import LoggedSlates
 from .weights import log_weights
 
 
-def slate_lower_bounds(log: LoggedSlates, policy: str, rewards: Floats, *, length_normalize: bool = True) -> Floats:
+def slate_lower_bounds(log: LoggedSlates, policy: str, rewards: Floats, *, length_normalize: bool) -> Floats:
     """``[S]``: for every slate, a bound on ``sum_i w_i R_i`` that is linear in ``log w``.
 
     Equivalent, for one slate with ``p = R / R.sum()``: ``R.sum() * exp((p * log_w).sum())``; 0 where every reward is 0.
@@ -29,7 +29,7 @@ def slate_lower_bounds(log: LoggedSlates, policy: str, rewards: Floats, *, lengt
     return np.asarray(totals * np.exp(exponents))
 
 
-def log_value_lower_bound(log: LoggedSlates, policy: str, rewards: Floats, *, length_normalize: bool = True) -> float:
+def log_value_lower_bound(log: LoggedSlates, policy: str, rewards: Floats, *, length_normalize: bool) -> float:
     """``(1/S) sum_q (log W_q + log Rbar_q)``: by Jensen at most ``log((1/S) sum_q W_q Rbar_q)``, the joint estimate.
 
     ``Rbar_q`` is the slate's mean reward. -inf when a slate has no reward at all.

@@ -14,6 +14,9 @@ from ._checks import Floats
 from .log import LoggedSlates
 from .weights import Shrink, log_weights
 
+#: With fewer weights no tail index is computed.
+MIN_TAIL_WEIGHTS = 25
+
 
 @dataclass(frozen=True)
 class Diagnostics:
@@ -38,7 +41,7 @@ class Diagnostics:
     length_correlation: float  # of log w and tokens; NaN without token counts
     target_coverage: float  # share of logged responses that are typical of the target
     clip_fraction: float  # share of weights that a clip or switch changed; NaN where it has no meaning
-    sequence_ess: float  # response ESS of the true ratios of sequences, where weights are length-normalised
+    sequence_ess: float  # response ESS of the true ratios of whole sequences, whatever weights are in use
 
     @property
     def ess_fraction(self) -> float:
@@ -57,7 +60,7 @@ def diagnose(
     policy: str,
     *,
     weighting: Weighting = "response",
-    length_normalize: bool = True,
+    length_normalize: bool,
     shrink: Shrink | None = None,
 ) -> Diagnostics:
     """Diagnostics of one policy's raw weights on the log.
@@ -79,7 +82,7 @@ def diagnose(
         ess=effective_sample_size(log_w),
         response_ess=effective_sample_size(each),
         slate_ess=effective_sample_size(log.slate_sums(each)),
-        cluster_ess=float(total**2 / np.square(log.cluster_sums(by_slate)).sum()),
+        cluster_ess=cluster_ess(log, by_slate),
         max_share=float(1 / total),
         top_percent_share=float(ordered[-max(1, shifted.size // 100) :].sum() / total),
         pareto_k=pareto_k(log_w),
@@ -90,12 +93,20 @@ def diagnose(
         length_correlation=math.nan if tokens is None else _correlation(each, tokens.astype(np.float64)),
         target_coverage=_target_coverage(log, policy, each),
         clip_fraction=0.0 if shrink is None else shrink.touched(log_w),
-        sequence_ess=_sequence_ess(log, policy, each, length_normalize),
+        sequence_ess=effective_sample_size(np.subtract(*log.logprobs(policy, length_normalize=False))),
     )
 
 
+def cluster_ess(log: LoggedSlates, weights: Floats) -> float:
+    """``(sum_c w_c)^2 / sum_c w_c^2`` with ``w_c`` the sum over a cluster of its slates' weights ``[S]``."""
+    by_cluster = log.cluster_sums(weights)
+    return float(by_cluster.sum() ** 2 / np.square(by_cluster).sum())
+
+
 def effective_sample_size(log_w: Floats) -> float:
-    """``(sum w)^2 / sum w^2``, between 1 and the number of weights."""
+    """``(sum w)^2 / sum w^2``, between 1 and the number of weights; NaN where every weight is 0."""
+    if log_w.max() == -np.inf:
+        return math.nan
     w = np.exp(log_w - log_w.max())
     return float(w.sum() ** 2 / (w @ w))
 
@@ -104,13 +115,14 @@ def pareto_k(log_w: Floats) -> float:
     """Tail index of the weights: the shape of a generalised Pareto distribution fitted to the largest of them.
 
     Zhang and Stephens' (2009) estimator on the largest ``min(n / 5, 3 sqrt n)`` weights, drawn a little towards 1/2, as
-    Vehtari et al. (2024) use it. Moments of order ``1 / k`` and above do not exist. Infinite with one to four weights
-    in the tail, minus infinity where the largest weights are all equal.
+    Vehtari et al. (2024) use it. Moments of order ``1 / k`` and above do not exist. NaN for fewer than 25 weights:
+    their tail has fewer than the five that a fit needs. Infinite where one to four weights stand above the rest, minus
+    infinity where the largest are all equal.
     """
     count = log_w.size
+    if count < MIN_TAIL_WEIGHTS or log_w.max() == -np.inf:
+        return math.nan
     tail = int(min(count / 5, 3 * math.sqrt(count)))
-    if tail + 1 > count:
-        return math.inf
     largest = np.sort(np.partition(log_w, count - tail - 1)[count - tail - 1 :]) - log_w.max()
     cutoff = max(largest[0], math.log(np.finfo(np.float64).tiny))
     excess = np.exp(largest[largest > cutoff]) - math.exp(cutoff)
@@ -166,6 +178,10 @@ def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting:
 
 
 def _correlation(x: Floats, y: Floats) -> float:
+    fine = np.isfinite(x)
+    x, y = x[fine], y[fine]
+    if x.size == 0:
+        return math.nan
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0 else math.nan
@@ -178,16 +194,9 @@ def _target_coverage(log: LoggedSlates, policy: str, each: Floats) -> float:
     falls to 0 as the log leaves the region the target writes in. Surprise is per token where tokens are known.
     """
     tokens = log.tokens(policy)
-    surprise = -log.logprobs(policy, length_normalize=tokens is not None or log.unit == "mean")[0]
+    surprise = -log.logprobs(policy, length_normalize=tokens is not None)[0]
     order = np.argsort(surprise, kind="stable")
     cumulative = np.cumsum(np.exp(each - each.max())[order])
     at = int(np.searchsorted(cumulative, 0.9 * cumulative[-1]))
     quantile = surprise[order[min(at, order.size - 1)]]
     return float((surprise <= quantile).mean())
-
-
-def _sequence_ess(log: LoggedSlates, policy: str, each: Floats, length_normalize: bool) -> float:
-    tokens = log.tokens(policy)
-    if not length_normalize:
-        return effective_sample_size(each)
-    return math.nan if tokens is None else effective_sample_size(each * tokens)

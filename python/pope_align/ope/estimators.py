@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pope_core.objective import DiversityForm, Weighting
+from pope_core.objective import Objective, Weighting
 
-from ..stats.intervals import Confidence, quantities
+from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
 from ._checks import Floats
 from .diagnostics import diagnose
 from .log import LoggedSlates
-from .pope import contribution_ranges, labels, reward_parts
+from .pope import contribution_ranges, diversity_findings, fresh_diversity, labels, reward_parts, with_fresh_diversity
 from .predictions import Predictions
 from .result import Estimate, finish
-from .slope import bias_bound, ladder, slope
-from .thresholds import FEW_CLUSTERS
-from .verdict import model_findings, propensity_findings, weight_findings
+from .rules import FEW_CLUSTERS, LEAK
+from .slope import bias_bound, ladder, slope_of
+from .verdict import Finding, contradiction_findings, find, propensity_findings, weight_findings
 from .weights import Shrink, ShrinkKind, log_weights
 
 
 @dataclass(frozen=True)
-class Method:
+class EstimatorSpec:
     """How an estimator of this family is put together.
 
     With weights ``w``, shrunken to ``w~``, and predictions ``q`` (0 where the method uses none)::
@@ -42,21 +42,21 @@ class Method:
     pseudo_inverse: bool = False  # G = 1 - k + sum_i w_i in place of the product of the weights
 
 
-METHODS: Mapping[str, Method] = {
-    "ips": Method("inverse propensity scores"),
-    "clipped_ips": Method("IPS with weights limited to lam", shrink="clip"),
-    "subgaussian_ips": Method("IPS with w / (1 - lam + lam w)", shrink="subgaussian"),
-    "snips": Method("self-normalised IPS", self_normalize=True),
-    "dm": Method("direct method: the reward model on fresh responses", weighting=None, predictions=True),
-    "dr": Method("doubly robust", predictions=True),
-    "sndr": Method("doubly robust, its correction self-normalised", predictions=True, self_normalize=True),
-    "clipped_dr": Method("doubly robust with weights limited to lam", shrink="clip", predictions=True),
-    "switch_dr": Method("doubly robust where w <= lam, direct elsewhere", shrink="switch", predictions=True),
-    "dros": Method("doubly robust with optimistic shrinkage", shrink="dros", predictions=True),
-    "subgaussian_dr": Method("doubly robust with w / (1 - lam + lam w)", shrink="subgaussian", predictions=True),
-    "slate_ips": Method("IPS with the product of a slate's weights", weighting="slate"),
-    "slate_snips": Method("its self-normalised form", weighting="slate", self_normalize=True),
-    "pseudo_inverse": Method("slate weight 1 - k + sum of its weights", pseudo_inverse=True),
+METHODS: Mapping[str, EstimatorSpec] = {
+    "ips": EstimatorSpec("inverse propensity scores"),
+    "clipped_ips": EstimatorSpec("IPS with weights limited to lam", shrink="clip"),
+    "subgaussian_ips": EstimatorSpec("IPS with w / (1 - lam + lam w)", shrink="subgaussian"),
+    "snips": EstimatorSpec("self-normalised IPS", self_normalize=True),
+    "dm": EstimatorSpec("direct method: the reward model on fresh responses", weighting=None, predictions=True),
+    "dr": EstimatorSpec("doubly robust", predictions=True),
+    "sndr": EstimatorSpec("doubly robust, its correction self-normalised", predictions=True, self_normalize=True),
+    "clipped_dr": EstimatorSpec("doubly robust with weights limited to lam", shrink="clip", predictions=True),
+    "switch_dr": EstimatorSpec("doubly robust where w <= lam, direct elsewhere", shrink="switch", predictions=True),
+    "dros": EstimatorSpec("doubly robust with optimistic shrinkage", shrink="dros", predictions=True),
+    "subgaussian_dr": EstimatorSpec("doubly robust with w / (1 - lam + lam w)", shrink="subgaussian", predictions=True),
+    "slate_ips": EstimatorSpec("IPS with the product of a slate's weights", weighting="slate"),
+    "slate_snips": EstimatorSpec("its self-normalised form", weighting="slate", self_normalize=True),
+    "pseudo_inverse": EstimatorSpec("slate weight 1 - k + sum of its weights", pseudo_inverse=True),
 }
 
 
@@ -67,9 +67,7 @@ def estimate(
     *,
     predictions: Predictions | None = None,
     lam: float | None = None,
-    diversity_weight: float = 0.1,
-    diversity_form: DiversityForm = "neg_log_prob",
-    length_normalize: bool = True,
+    objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
     confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
 ) -> Estimate:
     """The value of a policy by one of ``METHODS``; slates count alike, and responses of a slate share its weight.
@@ -79,10 +77,9 @@ def estimate(
         method: a key of ``METHODS``.
         predictions: of a reward model, for "dm", "dr", "sndr" and the other doubly robust ones. They predict
             utility. The diversity of the policy's own responses needs no model: it is ``predictions.target_diversity``,
-            or estimated by the weights alone where that is None.
-        lam: the shrinkage parameter of `Shrink`; None lets SLOPE choose it, which needs 50 independent queries.
-        diversity_weight, diversity_form: as in `pope_value`; 0 evaluates the utility alone.
-        length_normalize: as in `pope_value`.
+            or that of ``log.fresh``, or estimated by the weights where there is neither.
+        lam: the shrinkage parameter of `Shrink`; None lets the data choose it, which needs 50 independent queries.
+        objective: its diversity_weight, diversity_form and length_normalize; how a method weighs is its own.
         confidence: how intervals are made.
 
     Raises:
@@ -93,54 +90,64 @@ def estimate(
     spec = _spec(method, predictions, lam)
     if predictions is not None:
         predictions.check(log)
-    rewards = reward_parts(log, policy, diversity_form=diversity_form, length_normalize=length_normalize)
+    whole, alpha = objective.length_normalize, objective.diversity_weight
     if spec.weighting is None:
         assert predictions is not None
-        return _direct(log, policy, predictions, diversity_weight, diversity_form, length_normalize, confidence)
-    log_w = log_weights(log, policy, spec.weighting, length_normalize=length_normalize)
-    known = _known(log, rewards, predictions)
+        return _direct(log, policy, predictions, objective, confidence)
+    log_w = log_weights(log, policy, spec.weighting, length_normalize=whole)
+    known = _known(log, policy, objective, predictions)
     shrink: Shrink | None = None
     chosen: dict[str, float] = {}
     if spec.shrink is not None:
-        shrink, chosen = _shrinkage(log, spec.shrink, lam, log_w, known, diversity_weight)
-    diagnostics = diagnose(log, policy, weighting=spec.weighting, length_normalize=length_normalize, shrink=shrink)
+        shrink, chosen = _shrinkage(log, spec.shrink, lam, log_w, known, alpha)
+    diagnostics = diagnose(log, policy, weighting=spec.weighting, length_normalize=whole, shrink=shrink)
     with np.errstate(over="ignore", invalid="ignore"):
-        unshrunk = None if shrink is None else _correction(log, log_w, known.residual, spec)
-        parts = _correction(log, log_w if shrink is None else shrink.log(log_w), known.residual, spec)
-        if predictions is not None:
-            direct = _mean(log, known.target)
-            parts = _sum(direct, parts)
-            unshrunk = None if unshrunk is None else _sum(direct, unshrunk)
+        unshrunk = None if shrink is None else _value(log, log_w, known, spec, predictions)
+        parts = _value(log, log_w if shrink is None else shrink.log(log_w), known, spec, predictions)
+    row_ranges = None
+    if shrink is not None and predictions is None:
+        row_ranges = contribution_ranges(log, shrink.max_weight, alpha, confidence)
     return finish(
         log,
         policy,
         method,
         parts,
-        diversity_weight=diversity_weight,
+        diversity_weight=alpha,
         diagnostics=diagnostics,
         findings=[
-            *propensity_findings(log, policy, length_normalize),
-            *weight_findings(diagnostics, self_normalized=spec.self_normalize, clipped=shrink is not None),
+            *propensity_findings(log, policy, length_normalize=whole),
+            *weight_findings(
+                diagnostics,
+                self_normalized=spec.self_normalize,
+                clipped=shrink is not None,
+                length_normalize=whole,
+                support_checked=policy in log.fresh,
+            ),
+            *diversity_findings(objective, self_normalized=spec.self_normalize or whole, fresh=known.fresh_diversity),
+            *([] if predictions is None else _model_findings(log, log_w, known, parts)),
         ],
+        whole_slates=(spec.weighting == "slate" or spec.pseudo_inverse) and log.num_responses > log.num_slates,
         options={
-            "diversity_weight": diversity_weight,
-            "diversity_form": diversity_form,
-            "length_normalize": length_normalize,
-            **({"lam": lam if lam is not None else "slope"} if spec.shrink else {}),
+            **_options(objective),
+            **({"lam": lam if lam is not None else "chosen by the data"} if spec.shrink else {}),
             **({"reward_model": predictions.source} if predictions else {}),
         },
-        labels=labels(log, biased=length_normalize, shrink=shrink, self_normalized=spec.self_normalize),
+        labels=labels(log, biased=whole, shrink=shrink, self_normalized=spec.self_normalize),
         confidence=confidence,
         utility_range=log.utility_range,
-        row_ranges=None
-        if shrink is None or predictions is not None
-        else contribution_ranges(log, shrink.max_weight, diversity_weight, confidence),
+        row_ranges=row_ranges,
         chosen=chosen | (predictions.quality if predictions else {}),
         unshrunk=unshrunk,
     )
 
 
-def _spec(method: str, predictions: Predictions | None, lam: float | None) -> Method:
+def _options(objective: Objective) -> dict[str, Any]:
+    """What of the objective these methods take."""
+    taken = ("diversity_weight", "diversity_form", "length_normalize")
+    return {name: value for name, value in objective.to_dict().items() if name in taken}
+
+
+def _spec(method: str, predictions: Predictions | None, lam: float | None) -> EstimatorSpec:
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     spec = METHODS[method]
@@ -153,22 +160,36 @@ def _spec(method: str, predictions: Predictions | None, lam: float | None) -> Me
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What is left for the weights to correct, and what the reward model contributes."""
+    """What is left for the weights to correct, and what is known without them."""
 
-    residual: Floats  # [R, 2] reward less prediction, for utility and diversity
-    target: Floats  # [S, 2]
+    rewards: Floats  # [R, 2] utility and diversity
+    residual: Floats  # [R, 2] reward less prediction
+    target: Floats  # [S, 2] known of the policy's own responses
+    fresh_diversity: bool  # the second column of ``target`` is that of the policy's own responses
 
 
-def _known(log: LoggedSlates, rewards: Floats, predictions: Predictions | None) -> _Known:
-    target = np.zeros((log.num_slates, 2))
-    residual = rewards.copy()
+def _known(log: LoggedSlates, policy: str, objective: Objective, predictions: Predictions | None) -> _Known:
+    rewards = reward_parts(log, policy, objective)
+    target, residual = np.zeros((log.num_slates, 2)), rewards.copy()
+    diversity = fresh_diversity(log, policy, objective)
     if predictions is not None:
         residual[:, 0] -= predictions.logged
         target[:, 0] = predictions.target
-        if predictions.target_diversity is not None:  # a response's diversity is known exactly: nothing to correct
-            residual[:, 1] = 0.0
-            target[:, 1] = predictions.target_diversity
-    return _Known(residual, target)
+        diversity = predictions.target_diversity if predictions.target_diversity is not None else diversity
+    if diversity is not None:  # a response's diversity is known exactly: nothing to correct
+        residual[:, 1] = 0.0
+        target[:, 1] = diversity
+    return _Known(rewards, residual, target, diversity is not None)
+
+
+def _value(
+    log: LoggedSlates, log_shrunk: Floats, known: _Known, spec: EstimatorSpec, predictions: Predictions | None
+) -> Ratios:
+    """Columns V_CU and V_Div: what is known of the policy's responses, and what the weights add."""
+    correction = _correction(log, log_shrunk, known.residual, spec)
+    if predictions is not None:
+        return _mean(log, known.target).plus(correction)
+    return with_fresh_diversity(log, correction, known.target[:, 1]) if known.fresh_diversity else correction
 
 
 def _mean(log: LoggedSlates, rows: Floats) -> Ratios:
@@ -176,13 +197,7 @@ def _mean(log: LoggedSlates, rows: Floats) -> Ratios:
     return Ratios(log.cluster_sums(rows)[None], log.cluster_sums(np.ones(log.num_slates))[None])
 
 
-def _sum(first: Ratios, second: Ratios) -> Ratios:
-    return Ratios(
-        np.concatenate([first.numerators, second.numerators]), np.concatenate([first.denominators, second.denominators])
-    )
-
-
-def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: Method) -> Ratios:
+def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: EstimatorSpec) -> Ratios:
     """``slate_mean(w~ e)``, divided by ``slate_mean(w~)`` when self-normalised."""
     sizes = log.sizes.astype(np.float64)
     shift = float(log_shrunk.max()) if spec.self_normalize else 0.0
@@ -207,57 +222,75 @@ def _shrinkage(
     if shrink is None:
         if log.num_clusters < FEW_CLUSTERS:
             raise ValueError(
-                f"lam: expected a number, got None; SLOPE compares intervals and needs {FEW_CLUSTERS} independent "
+                f"lam: expected a number, got None; SLOPE compares estimates and needs {FEW_CLUSTERS} independent "
                 f"queries, this log has {log.num_clusters}"
             )
         candidates = ladder(kind, log_w)
         total = known.residual @ np.array([[1.0], [diversity_weight]])  # [R, 1]
         with np.errstate(over="ignore", invalid="ignore"):
-            each = [
-                quantities(_correction(log, candidate.log(log_w), total, METHODS["ips"]), Confidence(level=0.8))[0]
-                for candidate in candidates
-            ]
-        shrink = candidates[slope([q.value for q in each], [q.high - q.value for q in each])]
+            each = [_correction(log, candidate.log(log_w), total, METHODS["ips"]) for candidate in candidates]
+            shrink = candidates[slope_of(each)]
     with np.errstate(over="ignore", invalid="ignore"):
         return shrink, {"lam": shrink.lam, "utility_bias_bound": bias_bound(log_w, shrink, known.residual[:, 0])}
 
 
+def _model_findings(log: LoggedSlates, log_w: Floats, known: _Known, parts: Ratios) -> Iterator[Finding]:
+    """A doubly robust estimate and SNIPS estimate one thing; and a model that errs nowhere has seen the ratings."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if log_w.size == log.num_responses:
+            plain = _correction(log, log_w, known.rewards, METHODS["snips"])
+            utility = np.array([[1.0], [0.0]])
+            gap = parts.combine(utility).minus(plain.combine(utility))
+            yield from contradiction_findings(
+                float(gap.values()[0]),
+                float(np.sqrt(gap.covariance()[0, 0])),
+                "the doubly robust estimate and SNIPS differ",
+            )
+    yield from leak_findings(log, known.residual[:, 0])
+
+
+def leak_findings(log: LoggedSlates, residual: Floats) -> Iterator[Finding]:
+    """Predictions that repeat the ratings that they are to be corrected by."""
+    if residual.std() <= LEAK * log.utility.std() and log.utility.std() > 0:
+        yield from find(
+            "model_leaks", "the reward model repeats the logged utilities: it has seen them, or they hold no noise"
+        )
+
+
+def _sight_findings(predictions: Predictions) -> Iterator[Finding]:
+    """Whether the model sees the reward at all, where it says how well it did."""
+    r2 = predictions.quality.get("r2", math.nan)
+    yield from find("model_blind", f"the reward model explains {r2:.0%} of the utilities' variance out of fold", r2)
+
+
 def _direct(
-    log: LoggedSlates,
-    policy: str,
-    predictions: Predictions,
-    diversity_weight: float,
-    diversity_form: DiversityForm,
-    length_normalize: bool,
-    confidence: Confidence,
+    log: LoggedSlates, policy: str, predictions: Predictions, objective: Objective, confidence: Confidence
 ) -> Estimate:
     """The reward model's mean on the policy's own responses: as good as the model where the log never went."""
-    if predictions.target_diversity is None and diversity_weight > 0:
-        raise ValueError(
-            "predictions.target_diversity: expected the diversity of the policy's own responses for 'dm' with "
-            f"diversity_weight {diversity_weight:g}, got none; pass it, or diversity_weight=0"
-        )
-    diversity = np.zeros(log.num_slates) if predictions.target_diversity is None else predictions.target_diversity
-    rewards = reward_parts(log, policy, diversity_form=diversity_form, length_normalize=length_normalize)
-    log_w = log_weights(log, policy, "response", length_normalize=length_normalize)
+    known = _known(log, policy, objective, predictions)
+    alpha = objective.diversity_weight
+    log_w = log_weights(log, policy, "response", length_normalize=objective.length_normalize)
     with np.errstate(over="ignore", invalid="ignore"):
-        correction = _correction(log, log_w, _known(log, rewards, predictions).residual, METHODS["dr"])
+        correction = _correction(log, log_w, known.residual, METHODS["dr"])
         error = float(np.sqrt(correction.covariance()[0, 0]))
-    options: dict[str, Any] = {
-        "diversity_weight": diversity_weight,
-        "diversity_form": diversity_form,
-        "length_normalize": length_normalize,
-        "reward_model": predictions.source,
-    }
+        weighted = _correction(log, log_w, known.residual * np.array([0.0, 1.0]), METHODS["snips"])
     return finish(
         log,
         policy,
         "dm",
-        _mean(log, np.stack([predictions.target, diversity], axis=1)),
-        diversity_weight=diversity_weight,
+        _mean(log, known.target) if known.fresh_diversity else _mean(log, known.target).plus(weighted),
+        diversity_weight=alpha,
         diagnostics=None,
-        findings=model_findings(float(correction.values()[0]), error),
-        options=options,
+        findings=[
+            *find("model_only", "rests on the reward model alone: its interval does not cover the model's bias"),
+            *contradiction_findings(
+                float(correction.values()[0]), error, "the logged responses contradict the reward model"
+            ),
+            *leak_findings(log, known.residual[:, 0]),
+            *diversity_findings(objective, self_normalized=True, fresh=known.fresh_diversity),
+            *_sight_findings(predictions),
+        ],
+        options={**_options(objective), "reward_model": predictions.source},
         labels=("model-based",),
         utility_range=log.utility_range,
         confidence=confidence,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._extras import require
+from .._text import plain_text
 from ._checks import Floats
 from .diagnostics import effective_sample_size
 from .log import LoggedSlates
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Colours of policies that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_FILL = {"reliable": "full", "caution": "left", "refuse": "none"}
+_FILL = {"reliable": "full", "caution": "left", "index": "bottom", "refuse": "none"}
 
 
 def evaluation_figure(estimates: Sequence[Estimate], log: LoggedSlates) -> Figure:
@@ -51,7 +52,7 @@ def _values(axes: Axes, estimates: Sequence[Estimate], colours: dict[str, str]) 
     left, right = float(ends.min()) - margin, float(ends.max()) + margin
     names = []
     for row, each in enumerate(estimates):
-        names.append(_strike(f"{each.policy}  {each.estimator}", each))
+        names.append(_strike(plain_text(f"{each.policy}  {each.estimator}"), each))
         if not np.isfinite([each.value, each.low, each.high]).all():
             continue
         colour = colours[each.policy]
@@ -76,9 +77,9 @@ def _values(axes: Axes, estimates: Sequence[Estimate], colours: dict[str, str]) 
     axes.set_xlim(left, right)
     axes.grid(axis="x", alpha=0.3)
     level = estimates[0].confidence.level
-    axes.set_xlabel(f"value V with {level:.0%} interval        ● reliable   ◐ caution   ⊗ refused")
+    axes.set_xlabel(f"value V with {level:.0%} interval        ● reliable   ◐ caution   ◒ index, no value   ⊗ refused")
     title = "; ".join([f"Value of each policy, {estimates[0].estimator}", *estimates[0].labels])
-    axes.set_title(textwrap.fill(title, 110), fontsize=10)
+    axes.set_title(plain_text(textwrap.fill(title, 110)), fontsize=10)
 
 
 def _strike(text: str, estimate: Estimate) -> str:
@@ -87,12 +88,15 @@ def _strike(text: str, estimate: Estimate) -> str:
 
 def _histogram(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) -> None:
     everything = np.concatenate(list(weights.values()))
+    everything = everything[np.isfinite(everything)]
     low, high = np.quantile(everything, [0.001, 0.999])
     if low == high:
         low, high = low - 1, high + 1
     bins = np.linspace(low, high, 50)
     for name, log_w in weights.items():
-        axes.hist(np.clip(log_w, low, high), bins.tolist(), histtype="step", color=colours[name], label=name)
+        axes.hist(
+            np.clip(log_w, low, high), bins.tolist(), histtype="step", color=colours[name], label=plain_text(name)
+        )
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("log w of a response (nats)")
     axes.set_ylabel("responses")

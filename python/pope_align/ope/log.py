@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.feedback import UtilityTransform, to_utility
 from ..data.schema import Slate
 from ._checks import Floats, Integers, Places, cluster_codes, offsets_of, vector
+from .utility import EvaluationTransform, UtilityScale, utilities
 
-#: How the log-probabilities of the logging policy were obtained; "unknown" when the log does not say.
-How = Literal["recorded", "behaviour_cloned", "proxy", "unknown"]
+if TYPE_CHECKING:
+    from ..propensity.scores import ModelScores
+
+#: How the log-probabilities of the logging policy were obtained, best first; "unknown" when the log does not say.
+LoggingOrigin = Literal["recorded", "behaviour_cloned", "proxy", "unknown"]
+
+#: Who wrote the responses.
+WrittenBy = Literal["model", "people", "unknown"]
 
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """Log-probabilities of the logged responses under one policy."""
+    """Log-probabilities of the logged responses under one policy, as one column."""
 
-    logprobs: Floats  # [R] totals in nats, or means where the log holds means
+    logprobs: Floats  # [R] totals in nats
     tokens: Integers | None = None  # [R] tokens the totals were summed over; None: those of the log
-    provenance: Mapping[str, Any] | None = None  # as `pope_align.propensity.logging_policy` writes it
+    provenance: Mapping[str, Any] | None = None  # as `pope_align.propensity.scores` writes it
+
+    @classmethod
+    def of(cls, scores: ModelScores) -> PolicyScores:
+        """The scores of a model, slate after slate."""
+        totals = np.array([total for of_slate in scores.totals for total in of_slate], dtype=np.float64)
+        tokens = np.array([count for of_slate in scores.tokens for count in of_slate], dtype=np.int64)
+        return cls(totals, tokens, scores.provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class FreshScores:
+    """Fresh responses of a policy, scored under itself and under the logging policy.
+
+    Attributes:
+        owner: ``[N]`` slate whose prompt each answers; every slate has one or more.
+        target: ``[N]`` total log-probability under the policy itself, nats.
+        logging: ``[N]`` under the logging policy, -inf where it cannot write the response; None: not scored.
+        tokens: ``[N]``; None: not known.
+    """
+
+    owner: Integers
+    target: Floats
+    logging: Floats | None = None
+    tokens: Integers | None = None
+
+
+@dataclass(frozen=True)
+class LoggingSource:
+    """One logging policy of a log, and how many of its slates it is said to have written."""
+
+    provenance: Mapping[str, Any]
+    slates: int
+
+    @property
+    def how(self) -> LoggingOrigin:
+        how = self.provenance.get("how", "unknown")
+        return how if how in get_args(LoggingOrigin) else "unknown"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +78,11 @@ class LoggedSlates:
     """A log of rated slates with its propensities, scored under any number of policies.
 
     Make one with `from_arrays` or `from_slates`; both check every number. Responses of slate ``q`` are
-    ``[slate_offsets[q], slate_offsets[q + 1])`` in every array.
+    ``[slate_offsets[q], slate_offsets[q + 1])`` in every array. All log-probabilities are totals in nats.
+
+    A log may have several logging policies: each response carries the propensity of the policy that wrote it, which is
+    all that importance weights need. ``sources`` says which there were. See `balanced_logprobs` for the better weights
+    of a log whose responses were scored under every one of them.
     """
 
     utility: Floats  # [R]
@@ -40,9 +90,12 @@ class LoggedSlates:
     logging: PolicyScores
     policies: Mapping[str, PolicyScores]
     clusters: Integers  # [S] 0 ... C - 1: slates of one cluster are not independent
-    how: How = "unknown"
-    unit: Literal["total", "mean"] = "total"  # of the log-probabilities
-    utility_range: tuple[float, float] = (0.0, 1.0)
+    how: LoggingOrigin = "unknown"  # of the worst of ``sources``
+    scale: UtilityScale = UtilityScale()  # noqa: RUF009 (frozen)
+    sources: tuple[LoggingSource, ...] = ()
+    written_by: WrittenBy = "unknown"
+    in_sample: int = 0  # responses scored by a logging policy that was fitted to them
+    fresh: Mapping[str, FreshScores] = field(default_factory=dict, repr=False)  # by policy
     slates: tuple[Slate, ...] | None = field(default=None, repr=False)  # the rows, where the log came from a file
 
     @classmethod
@@ -56,9 +109,14 @@ class LoggedSlates:
         unit: Literal["total", "mean"] = "total",
         tokens: npt.ArrayLike | None = None,  # [R]
         clusters: Sequence[Any] | npt.ArrayLike | None = None,  # [S]
-        how: How = "unknown",
+        how: LoggingOrigin = "unknown",
         utility_range: tuple[float, float] = (0.0, 1.0),
+        scale: UtilityScale | None = None,
         provenance: Mapping[str, Any] | None = None,
+        sources: Sequence[LoggingSource] = (),
+        written_by: WrittenBy = "unknown",
+        in_sample: int = 0,
+        fresh: Mapping[str, FreshScores] | None = None,
         slates: Sequence[Slate] | None = None,
     ) -> LoggedSlates:
         """Check and keep the arrays of a log.
@@ -66,16 +124,21 @@ class LoggedSlates:
         Args:
             utility: ``[R]`` feedback of each response, within ``utility_range``.
             logging_logprobs: ``[R]`` log-probability under the logging policy, nats, at most 0.
-            policies: for each policy to evaluate, ``[R]`` log-probabilities of the same responses; `PolicyScores` to
-                say their tokens and provenance.
+            policies: for each policy to evaluate, ``[R]`` log-probabilities of the same responses, -inf where the
+                policy cannot write one; `PolicyScores` to say their tokens and provenance.
             slate_offsets: ``[S + 1]``; None when every response is a slate of its own.
-            unit: whether log-probabilities are totals over the response or means per token.
-            tokens: ``[R]`` tokens per response: needed to turn totals into means or back.
+            unit: "total"; or "mean" for log-probabilities per token, which are multiplied by ``tokens`` here.
+            tokens: ``[R]`` tokens per response: needed for means, and by length-normalised objectives.
             clusters: ``[S]`` ids; slates with equal ids are one unit of resampling. They may be coarser than slates: a
                 query, a conversation, a user. None: every slate is its own.
             how: how the logging policy's log-probabilities were obtained.
             utility_range: declared least and greatest utility.
+            scale: what the utilities are; None: given, on ``utility_range``.
             provenance: of ``logging_logprobs``, as `pope_align.propensity.logging_policy` writes it.
+            sources: the logging policies, where there are several; None: ``provenance`` for all slates.
+            written_by: who wrote the responses.
+            in_sample: responses that were scored by a logging policy which was fitted to them.
+            fresh: by policy, fresh responses of its own; see `FreshScores`.
             slates: the rows the arrays came from, for rewards that read text.
 
         Raises:
@@ -85,35 +148,43 @@ class LoggedSlates:
         utility = vector("utility", utility)
         count = utility.size
         offsets = offsets_of(np.arange(count + 1) if slate_offsets is None else slate_offsets, count)
-        if how not in get_args(How):
-            raise ValueError(f"how: expected one of {', '.join(get_args(How))}, got {how!r}")
+        if how not in get_args(LoggingOrigin):
+            raise ValueError(f"how: expected one of {', '.join(get_args(LoggingOrigin))}, got {how!r}")
         if unit not in ("total", "mean"):
             raise ValueError(f"unit: expected 'total' or 'mean', got {unit!r}")
         if not policies:
             raise ValueError("policies: expected at least one policy, got none")
         place = Places(offsets)
-        low, high = utility_range
+        low, high = utility_range if scale is None else scale.range
         if not (np.isfinite([low, high]).all() and low < high):
             raise ValueError(f"utility_range: expected two finite numbers, low < high, got {utility_range!r}")
         place.each("utility", utility, (utility >= low) & (utility <= high), f"a number in [{low:g}, {high:g}]")
 
-        def scores(name: str, given: npt.ArrayLike | PolicyScores) -> PolicyScores:
+        def scores(name: str, given: npt.ArrayLike | PolicyScores, *, may_be_zero: bool) -> PolicyScores:
             if not isinstance(given, PolicyScores):
                 given = PolicyScores(np.asarray(given))
-            logprobs = place.logprobs(name, given.logprobs, unit)
-            own = None if given.tokens is None else place.tokens(f"{name} tokens", given.tokens)
-            return PolicyScores(logprobs, own if own is not None else shared, given.provenance)
+            logprobs = place.logprobs(name, given.logprobs, unit, may_be_zero=may_be_zero)
+            own = shared if given.tokens is None else place.tokens(f"{name} tokens", given.tokens)
+            if unit == "mean":
+                if own is None:
+                    raise ValueError(f"tokens: expected one number per response with unit='mean' ({name}), got none")
+                logprobs = logprobs * own
+            return PolicyScores(logprobs, own, given.provenance)
 
         shared = None if tokens is None else place.tokens("tokens", tokens)
+        logging = PolicyScores(np.asarray(logging_logprobs), None, provenance)
         return cls(
             utility=utility,
             slate_offsets=offsets,
-            logging=scores("logging_logprobs", PolicyScores(np.asarray(logging_logprobs), None, provenance)),
-            policies={name: scores(f"policies[{name!r}]", given) for name, given in policies.items()},
+            logging=scores("logging_logprobs", logging, may_be_zero=False),
+            policies={name: scores(f"policies[{name!r}]", given, may_be_zero=True) for name, given in policies.items()},
             clusters=cluster_codes(clusters, offsets.size - 1),
             how=how,
-            unit=unit,
-            utility_range=(float(low), float(high)),
+            scale=scale or UtilityScale(low=float(low), high=float(high)),
+            sources=tuple(sources) or (LoggingSource({**(provenance or {}), "how": how}, offsets.size - 1),),
+            written_by=written_by,
+            in_sample=in_sample,
+            fresh=dict(fresh or {}),
             slates=None if slates is None else tuple(slates),
         )
 
@@ -121,54 +192,73 @@ class LoggedSlates:
     def from_slates(
         cls,
         slates: Sequence[Slate],
-        policies: Mapping[str, Sequence[Sequence[float]] | PolicyScores],
+        policies: Mapping[str, Sequence[Sequence[float]] | ModelScores | PolicyScores],
         *,
-        utility_transform: UtilityTransform = "minmax",
+        utility_transform: EvaluationTransform = "calibrated",
+        score_range: tuple[float, float] | None = None,
         cluster: Callable[[Slate], str] | None = None,
+        fresh: Mapping[str, FreshScores] | None = None,
     ) -> LoggedSlates:
         """The log of scored slates (`pope_align.score_slates`) and the totals of every policy, slate by slate.
 
         Args:
             slates: each with ``logging_logprobs``.
-            policies: for each policy, one list of total log-probabilities per slate, or `PolicyScores` over all
-                responses.
-            utility_transform: scores to utilities; see `pope_align.data.to_utility`.
+            policies: for each policy, one list of total log-probabilities per slate, or `ModelScores`.
+            utility_transform, score_range: scores to utilities; see `pope_align.ope.utility.utilities`.
             cluster: the unit of resampling of a slate. None: its prompt, so that slates of one query stay together.
+            fresh: by policy, fresh responses of its own.
 
         Raises:
-            ValueError: a slate without propensities, from another logging policy than the rest, or with rows that a
-                policy lacks.
+            ValueError: a slate without propensities, or with rows that a policy lacks.
         """
         if not slates:
             raise ValueError("slates: expected at least one slate, got none")
-        hows = set()
         for index, slate in enumerate(slates):
             if slate.logging_logprobs is None:
                 raise ValueError(
                     f"slate {index}{_name(slate)}: logging_logprobs: expected one per response, got none; fill them in "
                     "with `pope score` or pope_align.score_slates"
                 )
-            hows.add((slate.logging_policy or {}).get("how", "unknown"))
-        if len(hows) > 1:
-            raise ValueError(f"slates: expected one kind of logging policy, got {', '.join(sorted(hows))}")
         flat = {name: _flatten(name, given, slates) for name, given in policies.items()}
         counted = all(slate.completion_tokens is not None for slate in slates)
         key = cluster or (lambda slate: json.dumps(slate.prompt))
+        utility, scale = utilities(slates, utility_transform, score_range)
+        sources = _sources(slates)
+        origins = get_args(LoggingOrigin)
         return cls.from_arrays(
-            np.concatenate([to_utility(slate.scores, utility_transform) for slate in slates]),
+            utility,
             [total for slate in slates for total in slate.logging_logprobs or []],
             flat,
             np.cumsum([0] + [len(slate.completions) for slate in slates]),
             tokens=[count for slate in slates for count in slate.completion_tokens or []] if counted else None,
             clusters=[key(slate) for slate in slates],
-            how=hows.pop(),
-            provenance=slates[0].logging_policy,
+            how=max((source.how for source in sources), key=origins.index),
+            scale=scale,
+            provenance=sources[0].provenance,
+            sources=sources,
+            written_by=_written_by(slates),
+            in_sample=sum(int(_fit_of(slate).get("in_sample") or 0) for slate in slates),
+            fresh=fresh,
             slates=slates,
         )
 
     def clustered_by(self, clusters: Sequence[Any] | npt.ArrayLike | None) -> LoggedSlates:
         """The same log with another unit of resampling: ``[S]`` ids, or None for every slate by itself."""
         return replace(self, clusters=cluster_codes(clusters, self.num_slates))
+
+    def with_fresh(self, fresh: Mapping[str, FreshScores]) -> LoggedSlates:
+        """The same log with fresh responses of its policies."""
+        return replace(self, fresh={**self.fresh, **fresh})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of utilities, slates and propensities: equal for one log, whatever its policies and clusters."""
+        return _digest(self.utility, self.slate_offsets, self.logging.logprobs)
+
+    @cached_property
+    def clusters_fingerprint(self) -> str:
+        """Of which slates are resampled together, in which order."""
+        return _digest(self.clusters)
 
     @property
     def num_slates(self) -> int:
@@ -187,6 +277,11 @@ class LoggedSlates:
         """``[S]`` responses per slate."""
         return np.diff(self.slate_offsets)
 
+    @property
+    def utility_range(self) -> tuple[float, float]:
+        """Least and greatest utility that there can be."""
+        return self.scale.range
+
     def scores(self, policy: str) -> PolicyScores:
         if policy not in self.policies:
             raise ValueError(f"policy: expected one of {', '.join(self.policies)}, got {policy!r}")
@@ -200,18 +295,18 @@ class LoggedSlates:
         """``l_theta`` and ``l_0``, both ``[R]``: totals, or both divided by the policy's number of tokens.
 
         Raises:
-            ValueError: the other unit is asked for and the numbers of tokens are not known.
+            ValueError: length normalisation is asked for and the numbers of tokens are not known.
         """
         target, logging = self.scores(policy).logprobs, self.logging.logprobs
-        if length_normalize == (self.unit == "mean"):
+        if not length_normalize:
             return target, logging
         tokens = self.tokens(policy)
         if tokens is None:
             raise ValueError(
-                f"tokens: expected the number of tokens per response for length_normalize={length_normalize} with "
-                f"{self.unit} log-probabilities, got none (policy {policy!r})"
+                "tokens: expected the number of tokens per response for a length-normalised objective, got none "
+                f"(policy {policy!r})"
             )
-        return (target / tokens, logging / tokens) if length_normalize else (target * tokens, logging * tokens)
+        return target / tokens, logging / tokens
 
     def slate_sums(self, values: Floats) -> Floats:
         """``[R, ...] -> [S, ...]``."""
@@ -232,21 +327,79 @@ class LoggedSlates:
         return Places(self.slate_offsets).of(response)
 
 
+def balanced_logprobs(logprobs: Mapping[str, npt.ArrayLike], shares: Mapping[str, float]) -> Floats:
+    """``[R]`` log-propensities of a log that several policies wrote, each response scored under all of them.
+
+    ``log sum_j share_j p_j(y)``: the probability under the mixture that the log is a sample of, whichever policy wrote
+    the response. Weights with it have no more variance than those with each response's own propensity.
+
+    Args:
+        logprobs: for each logging policy, ``[R]`` totals of all responses, -inf where it cannot write one.
+        shares: for each, the share of the responses that it wrote; they sum to 1.
+
+    Raises:
+        ValueError: other names on one side, or shares that are not positive or do not sum to 1.
+
+    Source: Veach and Guibas (1995), the balance heuristic; Agarwal et al. (2017).
+    """
+    if set(logprobs) != set(shares) or not logprobs:
+        raise ValueError(f"shares: expected one for each of {', '.join(logprobs)}, got {', '.join(shares)}")
+    parts = np.array([shares[name] for name in logprobs])
+    if not ((parts > 0).all() and abs(parts.sum() - 1) < 1e-9):
+        raise ValueError(f"shares: expected positive numbers that sum to 1, got {dict(shares)}")
+    totals = np.stack([vector(f"logprobs[{name!r}]", given) for name, given in logprobs.items()])
+    return np.asarray(np.logaddexp.reduce(totals + np.log(parts)[:, None], axis=0))
+
+
+def _digest(*arrays: npt.NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _sources(slates: Sequence[Slate]) -> list[LoggingSource]:
+    """The logging policies that the slates name, the most frequent first. What varies by fold is no other policy."""
+    found: Counter[str] = Counter()
+    for slate in slates:
+        provenance = {key: value for key, value in (slate.logging_policy or {}).items() if key != "fit"}
+        if provenance.get("how") == "behaviour_cloned":  # cross-fitted: one model a fold
+            provenance.pop("model_fingerprint", None)
+            provenance.pop("model", None)
+        found[json.dumps(provenance, sort_keys=True, default=str)] += 1
+    return [LoggingSource(json.loads(key), count) for key, count in found.most_common()]
+
+
+def _written_by(slates: Sequence[Slate]) -> WrittenBy:
+    """People, where every responder that is named is a person ("human", or "human:" and a name)."""
+    named = {name.partition(":")[0] for slate in slates for name in slate.responders or []}
+    if not named:
+        return "unknown"
+    return "people" if named <= {"human", "person", "people", "user"} else "model"
+
+
+def _fit_of(slate: Slate) -> Mapping[str, Any]:
+    return (slate.logging_policy or {}).get("fit") or {}
+
+
 def _name(slate: Slate) -> str:
     return f" ({slate.slate_id})" if slate.slate_id else ""
 
 
 def _flatten(
-    name: str, given: Sequence[Sequence[float]] | PolicyScores, slates: Sequence[Slate]
+    name: str, given: Sequence[Sequence[float]] | ModelScores | PolicyScores, slates: Sequence[Slate]
 ) -> PolicyScores | list[float]:
     if isinstance(given, PolicyScores):
         return given
-    if len(given) != len(slates):
-        raise ValueError(f"policies[{name!r}]: expected {len(slates)} slates, got {len(given)}")
-    for index, (slate, totals) in enumerate(zip(slates, given, strict=True)):
-        if len(totals) != len(slate.completions):
+    totals: Sequence[Sequence[float]] = getattr(given, "totals", given)
+    if len(totals) != len(slates):
+        raise ValueError(f"policies[{name!r}]: expected {len(slates)} slates, got {len(totals)}")
+    for index, (slate, of_slate) in enumerate(zip(slates, totals, strict=True)):
+        if len(of_slate) != len(slate.completions):
             raise ValueError(
                 f"policies[{name!r}]: slate {index}{_name(slate)}: expected {len(slate.completions)} "
-                f"log-probabilities, got {len(totals)}"
+                f"log-probabilities, got {len(of_slate)}"
             )
-    return [total for totals in given for total in totals]
+    if hasattr(given, "tokens"):
+        return PolicyScores.of(given)
+    return [total for of_slate in totals for total in of_slate]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pope_core.objective import DiversityForm, Normalization, Objective, UtilityForm, Weighting
+from pope_core.objective import DiversityForm, Normalization, Objective
 
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
@@ -17,7 +16,7 @@ from ._checks import Floats
 from .diagnostics import diagnose
 from .log import LoggedSlates
 from .result import Estimate, finish
-from .verdict import propensity_findings, weight_findings
+from .verdict import Finding, find, propensity_findings, weight_findings
 from .weights import Shrink, log_weights
 
 
@@ -25,84 +24,121 @@ def pope_value(
     log: LoggedSlates,
     policy: str,
     *,
-    diversity_weight: float = 0.1,
-    weighting: Weighting = "response",
-    normalization: Normalization = "batch",
-    clip: float | None = None,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
-    length_normalize: bool = True,
+    objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
     confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
 ) -> Estimate:
     """The POPE value of a policy, its parts V_CU and V_Div, their intervals and a verdict.
 
-    Equivalent, with the defaults and ``l, l_0`` mean log-probabilities per token::
+    Equivalent, with the default objective and ``l, l_0`` total log-probabilities::
 
         w = exp(l - l_0)
-        V = slate_mean(w * (u - 0.1 * l)).sum() / slate_mean(w).sum()
+        V = slate_mean(w * u).sum() / slate_mean(w).sum()
+
+    Length-normalised weights, tempered ones and weights normalised within a slate are no importance weights: the
+    result is then an index of direction ("index" is its best verdict) and not the value of the policy.
 
     Args:
         policy: one of ``log.policies``.
-        diversity_weight, weighting, normalization, clip, utility_form, diversity_form: as in
-            `pope_core.slate_objective`, with self-normalisation over the log ("batch") as the default.
-        length_normalize: weights and rewards from means per token: less variance, and a bias of unknown size, so the
-            verdict is "caution" at best. False: the true sequence probabilities.
+        objective: what is estimated; one for all policies of an evaluation.
         confidence: how intervals are made.
 
     Raises:
-        ValueError: an option that does not fit; tokens that are needed and missing.
+        ValueError: tokens that a length-normalised objective needs and the log lacks.
 
     Source: method.md sections 1-3; POPE (arXiv 2509.19333), Eqs. (3)-(10).
     """
-    objective = Objective(diversity_weight, weighting, normalization, clip, utility_form, diversity_form)
-    shrink = None if clip is None else Shrink("clip", clip)
-    rewards = reward_parts(
-        log, policy, utility_form=utility_form, diversity_form=diversity_form, length_normalize=length_normalize
-    )
-    log_w = log_weights(log, policy, weighting, length_normalize=length_normalize)
+    shrink = None if objective.clip is None else Shrink("clip", objective.clip)
+    rewards = reward_parts(log, policy, objective)
+    whole = objective.length_normalize
+    log_w = log_weights(log, policy, objective.weighting, length_normalize=whole)
     unshrunk = None
     with np.errstate(over="ignore", invalid="ignore"):
-        parts = weighted_ratios(log, log_w if shrink is None else shrink.log(log_w), rewards, normalization)
+        parts = weighted_ratios(log, log_w if shrink is None else shrink.log(log_w), rewards, objective.normalization)
         if shrink is not None:
-            unshrunk = weighted_ratios(log, log_w, rewards, normalization)
-    diagnostics = diagnose(log, policy, weighting=weighting, length_normalize=length_normalize, shrink=shrink)
-    self_normalized = normalization != "none"
-    tempered = normalization == "slate" or (weighting == "geometric" and log.num_responses > log.num_slates)
+            unshrunk = weighted_ratios(log, log_w, rewards, objective.normalization)
+    diagnostics = diagnose(log, policy, weighting=objective.weighting, length_normalize=whole, shrink=shrink)
+    tempered = is_tempered(log, objective)
+    fresh = fresh_diversity(log, policy, objective)
+    bounded = objective.clip is not None and not objective.self_normalized and objective.utility_form == "feedback"
     return finish(
         log,
         policy,
         "pope",
-        parts,
-        diversity_weight=diversity_weight,
+        parts if fresh is None else with_fresh_diversity(log, parts, fresh),
+        diversity_weight=objective.diversity_weight,
         diagnostics=diagnostics,
         findings=[
-            *propensity_findings(log, policy, length_normalize, tempered),
-            *weight_findings(diagnostics, self_normalized=self_normalized, clipped=clip is not None),
+            *propensity_findings(log, policy, length_normalize=whole, tempered=tempered),
+            *weight_findings(
+                diagnostics,
+                self_normalized=objective.self_normalized,
+                clipped=objective.clip is not None,
+                length_normalize=whole,
+                support_checked=policy in log.fresh,
+            ),
+            *diversity_findings(objective, self_normalized=objective.self_normalized, fresh=fresh is not None),
         ],
-        options=_options(objective, length_normalize),
-        labels=labels(log, biased=length_normalize or tempered, shrink=shrink, self_normalized=self_normalized),
+        whole_slates=objective.weighting != "response" and log.num_responses > log.num_slates,
+        options=objective.to_dict(),
+        labels=labels(log, biased=whole or tempered, shrink=shrink, self_normalized=objective.self_normalized),
         unshrunk=unshrunk,
         confidence=confidence,
-        utility_range=log.utility_range if utility_form == "feedback" else None,
-        row_ranges=contribution_ranges(log, clip, diversity_weight, confidence)
-        if clip is not None and normalization == "none" and utility_form == "feedback"
+        utility_range=log.utility_range if objective.utility_form == "feedback" else None,
+        row_ranges=contribution_ranges(log, objective.clip, objective.diversity_weight, confidence)
+        if bounded and objective.clip is not None
         else None,
     )
 
 
-def reward_parts(
-    log: LoggedSlates,
-    policy: str,
-    *,
-    utility_form: UtilityForm = "feedback",
-    diversity_form: DiversityForm = "neg_log_prob",
-    length_normalize: bool,
-) -> Floats:
-    """``[R, 2]``: ``cu`` and ``dv`` of every response. Source: method.md, Eqs. (3)-(4)."""
-    target, _ = log.logprobs(policy, length_normalize=length_normalize)
-    cu = log.utility if utility_form == "feedback" else log.utility * target
-    dv = -target if diversity_form == "neg_log_prob" else -np.exp(target) * target
-    return np.stack([cu, dv], axis=1)
+def is_tempered(log: LoggedSlates, objective: Objective) -> bool:
+    """Whether the weights are no importance weights although they are made of totals."""
+    geometric = objective.weighting == "geometric" and log.num_responses > log.num_slates
+    return objective.normalization == "slate" or geometric
+
+
+def reward_parts(log: LoggedSlates, policy: str, objective: Objective) -> Floats:
+    """``[R, 2]``: ``cu`` and ``dv`` of every response. Source: method.md, Eqs. (3)-(4).
+
+    A response that the policy cannot write has weight 0, and both parts are 0 with it.
+    """
+    target, _ = log.logprobs(policy, length_normalize=objective.length_normalize)
+    possible = np.isfinite(target)
+    safe = np.where(possible, target, 0.0)
+    cu = log.utility if objective.utility_form == "feedback" else log.utility * safe
+    return np.stack([cu, _diversity(safe, objective.diversity_form)], axis=1)
+
+
+def fresh_diversity(log: LoggedSlates, policy: str, objective: Objective) -> Floats | None:
+    """``[S]`` mean diversity reward of the policy's own fresh responses; None without any."""
+    fresh = log.fresh.get(policy)
+    if fresh is None or (objective.length_normalize and fresh.tokens is None):
+        return None
+    target = fresh.target / fresh.tokens if objective.length_normalize else fresh.target
+    each = _diversity(target, objective.diversity_form)
+    counts = np.bincount(fresh.owner, minlength=log.num_slates)
+    return np.asarray(np.bincount(fresh.owner, weights=each, minlength=log.num_slates) / counts)
+
+
+def with_fresh_diversity(log: LoggedSlates, parts: Ratios, fresh: Floats) -> Ratios:
+    """The same utility, and the diversity of fresh responses ``[S]`` in place of the weighted one."""
+    utility = Ratios(parts.numerators * np.array([1.0, 0.0]), parts.denominators)
+    rows = np.stack([np.zeros_like(fresh), fresh], axis=1)
+    diversity = Ratios(log.cluster_sums(rows)[None], log.cluster_sums(np.ones(log.num_slates))[None])
+    return utility.plus(diversity)
+
+
+def diversity_findings(objective: Objective, *, self_normalized: bool, fresh: bool) -> Iterator[Finding]:
+    """Self-normalised weights see only ratios, and -log p grows without bound as a policy leaves the log."""
+    unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
+    if self_normalized and unbounded and not fresh:
+        yield from find(
+            "diversity_from_log",
+            "diversity from the log rewards a policy for leaving it; give fresh responses, or the bounded 'entropy'",
+        )
+
+
+def _diversity(logprobs: Floats, form: DiversityForm) -> Floats:
+    return -logprobs if form == "neg_log_prob" else -np.exp(logprobs) * logprobs
 
 
 def weighted_ratios(
@@ -134,6 +170,8 @@ def labels(log: LoggedSlates, *, biased: bool, shrink: Shrink | None, self_norma
     """What must stand beside the number wherever it is shown."""
     if biased:
         yield "biased, variance-reduced"
+    if log.scale.relative:
+        yield "relative utilities"
     if shrink is not None:
         yield f"{shrink.kind} {shrink.lam:g}: biased towards the unweighted part"
     if self_normalized:
@@ -172,15 +210,3 @@ def contribution_ranges(
     if confidence.diversity_range is not None:
         dv = _Range(*confidence.diversity_range).times(0.0, max_weight)
     return np.array([[cu.low, cu.high], [dv.low, dv.high]])
-
-
-def _options(objective: Objective, length_normalize: bool) -> dict[str, Any]:
-    return {
-        "diversity_weight": objective.diversity_weight,
-        "weighting": objective.weighting,
-        "normalization": objective.normalization,
-        "clip": objective.clip,
-        "utility_form": objective.utility_form,
-        "diversity_form": objective.diversity_form,
-        "length_normalize": length_normalize,
-    }

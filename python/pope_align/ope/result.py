@@ -1,4 +1,4 @@
-"""`Estimate`: a value, how sure it is, and whether to believe it; `Comparison` of two on the same log."""
+"""`Estimate`: a value, how sure it is, and whether to believe it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from .._json import jsonable
 from ..stats.intervals import Confidence, JointRegion, Quantity, quantities
 from ..stats.ratios import Ratios
 from ._checks import Floats
-from .diagnostics import Diagnostics
+from .diagnostics import Diagnostics, cluster_ess
 from .log import LoggedSlates
-from .verdict import Verdict, finite_findings, judge, log_findings, range_findings, shrinkage_findings
+from .rules import Verdict
+from .support import Support, support
+from .verdict import (
+    Finding,
+    find,
+    finite_findings,
+    judge,
+    log_findings,
+    range_findings,
+    shrinkage_findings,
+    support_findings,
+)
 
 
 @dataclass(frozen=True)
@@ -36,85 +48,34 @@ class Estimate:
     options: Mapping[str, Any]
     labels: tuple[str, ...]
     diagnostics: Diagnostics | None  # None for the direct method, which weighs nothing
+    support: Support | None  # None without fresh responses scored under the logging policy
+    findings: tuple[Finding, ...]
     verdict: Verdict
     reasons: tuple[str, ...]
+    unit: str  # what a difference of 1 in V_CU stands for
     ratios: Ratios = field(repr=False, compare=False)  # columns V, V_CU, V_Div
+    log_fingerprint: str = field(default="", repr=False)  # of utilities, slates and propensities
+    clusters_fingerprint: str = field(default="", repr=False)
     chosen: Mapping[str, float] = field(default_factory=dict)  # by the data: a shrinkage parameter and its bias bound
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the weights show a direction and no value: the estimate has its own table and ranks nothing."""
+        return any(each.rule in ("length_normalized", "tempered") for each in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the sums, ready for JSON."""
-        plain = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("ratios", "diagnostics", "confidence", "joint", "utility", "diversity")
-        }
-        parts = {name: asdict(getattr(self, name)) for name in ("utility", "diversity", "joint", "confidence")}
+        left_out = ("ratios", "diagnostics", "findings")
+        plain = {name: value for name, value in self.__dict__.items() if name not in left_out}
         diagnostics = None if self.diagnostics is None else self.diagnostics.to_dict()
-        return {
-            **plain,
-            "options": dict(self.options),
-            "chosen": dict(self.chosen),
-            **parts,
-            "diagnostics": diagnostics,
-        }
+        findings = [asdict(each) for each in self.findings]
+        content: dict[str, Any] = jsonable({**plain, "findings": findings, "diagnostics": diagnostics})
+        return content
 
     def __str__(self) -> str:
         value = f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
         why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
         return f"{self.policy}, {self.estimator}: V {value}, {self.verdict}{why}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """``value(policy) - value(baseline)`` on the same log, from paired clusters."""
-
-    policy: str
-    baseline: str
-    estimator: str
-    difference: Quantity
-    utility: Quantity
-    diversity: Quantity
-    probability: float  # that the policy's value is larger, under the Bayesian bootstrap of the clusters
-    verdict: Verdict
-    reasons: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def compare(estimate: Estimate, baseline: Estimate) -> Comparison:
-    """The paired difference of two estimates from one log; common noise of the queries cancels.
-
-    Intervals are made as the estimate's own; the probability is the share of Bayesian bootstrap draws above 0 (half of
-    those at 0). The verdict is the worse of the two.
-
-    Raises:
-        ValueError: the estimates have other clusters, or were made with other estimators, options or confidence.
-    """
-    if estimate.estimator != baseline.estimator or dict(estimate.options) != dict(baseline.options):
-        raise ValueError(
-            "baseline: expected the same estimator and options as the estimate "
-            f"({estimate.estimator}, {dict(estimate.options)}), got {baseline.estimator}, {dict(baseline.options)}"
-        )
-    difference = estimate.ratios.minus(baseline.ratios)
-    confidence = estimate.confidence
-    if confidence.method in ("hoeffding", "bernstein"):
-        confidence = Confidence("t", confidence.level, confidence.draws, confidence.seed)
-    value, utility, diversity = quantities(difference, confidence)
-    draws = difference.draws("bayesian", confidence.draws, confidence.seed)[:, 0]
-    findings = [(each.verdict, f"{each.policy}: {reason}") for each in (estimate, baseline) for reason in each.reasons]
-    verdict, reasons = judge(findings)
-    return Comparison(
-        policy=estimate.policy,
-        baseline=baseline.policy,
-        estimator=estimate.estimator,
-        difference=value,
-        utility=utility,
-        diversity=diversity,
-        probability=float((draws > 0).mean() + (draws == 0).mean() / 2),
-        verdict=verdict,
-        reasons=tuple(dict.fromkeys(reasons)),
-    )
 
 
 def finish(
@@ -125,10 +86,11 @@ def finish(
     *,
     diversity_weight: float,
     diagnostics: Diagnostics | None,
-    findings: Iterable[tuple[Verdict, str]],
+    findings: Iterable[Finding],
     options: Mapping[str, Any],
     labels: Iterable[str],
     confidence: Confidence,
+    whole_slates: bool = False,  # weighs slates, not responses
     utility_range: tuple[float, float] | None = None,  # that V_CU cannot leave
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
     chosen: Mapping[str, float] | None = None,
@@ -143,10 +105,17 @@ def finish(
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
         moved = None if unshrunk is None else _shrinkage_bias(parts, unshrunk, diversity_weight)
-    shrunk = [] if moved is None else shrinkage_findings(*moved, value.standard_error)
-    finite = finite_findings("the estimate", value.value, value.standard_error)
-    outside = [] if utility_range is None else range_findings(utility.low, utility.high, utility_range)
-    verdict, reasons = judge([*log_findings(log), *finite, *outside, *shrunk, *findings])
+    seen = _support(log, policy)
+    every = [
+        *log_findings(log, whole_slates=whole_slates),
+        *_cluster_findings(log, diagnostics),
+        *finite_findings("the estimate", value.value, value.standard_error),
+        *([] if utility_range is None else range_findings(utility.low, utility.high, utility_range)),
+        *([] if moved is None else shrinkage_findings(*moved, value.standard_error)),
+        *support_findings(log, policy, seen),
+        *findings,
+    ]
+    verdict, reasons = judge(every)
     return Estimate(
         policy=policy,
         estimator=estimator,
@@ -164,11 +133,30 @@ def finish(
         options=dict(options),
         labels=tuple(labels),
         diagnostics=diagnostics,
+        support=seen,
+        findings=tuple(every),
         verdict=verdict,
         reasons=reasons,
+        unit=log.scale.unit,
         ratios=ratios,
+        log_fingerprint=log.fingerprint,
+        clusters_fingerprint=log.clusters_fingerprint,
         chosen={**(chosen or {}), **({} if moved is None else {"shrinkage_bias": moved[0]})},
     )
+
+
+def _support(log: LoggedSlates, policy: str) -> Support | None:
+    fresh = log.fresh.get(policy)
+    if fresh is None or fresh.logging is None:
+        return None
+    return support(log, policy, fresh.target - fresh.logging, fresh.owner)
+
+
+def _cluster_findings(log: LoggedSlates, diagnostics: Diagnostics | None) -> Iterable[Finding]:
+    """Without weights, a cluster counts by its slates."""
+    if diagnostics is None:
+        ess = cluster_ess(log, np.ones(log.num_slates))
+        yield from find("cluster_ess", f"the log has {ess:.1f} effective independent queries", ess)
 
 
 def _shrinkage_bias(parts: Ratios, unshrunk: Ratios, diversity_weight: float) -> tuple[float, float]:

@@ -1,31 +1,38 @@
-"""The logged responses under the policies to evaluate: scored with models, cached, in the tokens of each."""
+"""Policies that are models: the logged responses under each, and fresh ones under it and the logging policy."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..data.schema import Slate
-from .log import PolicyScores
+from ..data.schema import Slate, Turn
+from ._checks import Integers
+from .log import FreshScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data.tokenize import EncodedSlate
+    from ..propensity.scores import ModelScores
 
 #: A policy that can score: a hub name, folder or GGUF file, or a model with its tokenizer.
 Model: TypeAlias = "str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase]"
 
 #: Called with the policy's name and the number of distinct responses scored so far and in all.
-Report = Callable[[str, int, int], None]
+OnScored = Callable[[str, int, int], None]
+
+#: Fresh responses of one policy, a list for each slate.
+Samples: TypeAlias = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How missing log-probabilities are computed; see `pope_align.propensity.scoring.score_responses`.
+    """How missing log-probabilities are computed; see `pope_align.propensity.scores.score_model`.
 
     ``max_length`` and ``dtype`` None: those the log was scored with, else 1024 and "float32".
     """
@@ -36,72 +43,156 @@ class Scoring:
     cache_dir: str | os.PathLike[str] | None = None
 
 
-def score_policy(
+class PromptAndResponses(NamedTuple):
+    """What a tokenizer needs of a slate: for responses that nobody rated."""
+
+    prompt: str | list[Turn]
+    completions: list[str] | list[list[Turn]]
+    logging_policy: dict[str, Any] | None
+    slate_id: str | None
+
+
+@dataclass
+class Scored:
+    """What scoring the policies gave."""
+
+    logged: dict[str, ModelScores] = field(default_factory=dict)
+    fresh: dict[str, ModelScores] = field(default_factory=dict)  # each policy's own responses under itself
+    under_logging: dict[str, ModelScores] = field(default_factory=dict)  # the same under the logging policy
+
+    def fresh_scores(self, samples: Mapping[str, Samples]) -> dict[str, FreshScores]:
+        """The fresh responses of every policy that was scored on its own."""
+        result = {}
+        for name, own in self.fresh.items():
+            logging = self.under_logging.get(name)
+            result[name] = FreshScores(
+                owner=owners(samples[name]),
+                target=_flat(own.totals),
+                logging=None if logging is None else _flat(logging.totals),
+                tokens=_flat(own.tokens).astype(np.int64),
+            )
+        return result
+
+
+def owners(samples: Samples) -> Integers:
+    """``[N]`` the slate of every fresh response."""
+    return np.repeat(np.arange(len(samples)), [len(texts) for texts in samples])
+
+
+def check_samples(slates: Sequence[Slate], samples: Mapping[str, Samples]) -> None:
+    """Raises: ValueError: samples that are not one list of responses for each slate."""
+    for name, given in samples.items():
+        if len(given) != len(slates):
+            raise ValueError(f"samples[{name!r}]: expected one list per slate ({len(slates)}), got {len(given)}")
+        for index, texts in enumerate(given):
+            if not texts:
+                raise ValueError(f"samples[{name!r}]: slate {index}: expected at least one fresh response, got none")
+
+
+def score_policies(
     slates: Sequence[Slate],
-    name: str,
-    policy: Model,
+    policies: Mapping[str, Model],
     *,
-    samples: Sequence[Sequence[str]] | None = None,
+    samples: Mapping[str, Samples],
+    logging_policy: Model | None = None,
     scoring: Scoring = Scoring(),
-    report: Report | None = None,
-) -> tuple[PolicyScores, PolicyScores | None]:
-    """Totals, tokens and provenance of the logged responses under one policy; and of fresh samples of it.
+    report: OnScored | None = None,
+) -> Scored:
+    """Score the log under every policy, and its fresh responses under itself and under the logging policy.
+
+    Every text is tokenised once for each tokenizer, every model loaded, hashed and read once.
 
     Args:
         slates: the log.
-        name: of the policy, for progress and messages.
-        policy: given by name it is loaded for the time of scoring.
-        samples: for each slate, fresh responses of the policy; their scores come one after the other.
+        policies: by name; one given by a path is loaded for the time of scoring.
+        samples: for policies that have any, fresh responses per slate.
+        logging_policy: the model that wrote the log. None: the policy that has the same weights, where there is one.
+        scoring: how.
+        report: called with a policy's name and the responses scored so far and in all.
 
     Raises:
-        ValueError: tokens that differ from those the log was scored with by the same tokenizer; samples that are
-            missing; what `pope_align.data.encode_slate` refuses.
+        ValueError: tokens that differ from those the log was scored with by the same tokenizer; what
+            `pope_align.data.encode_slate` refuses.
     """
-    from ..data.tokenize import encode_slates
-    from ..propensity.logging_policy import check_token_counts, score_slates
+    from ..propensity.scores import model_provenance, score_model
 
     logged: dict[str, Any] = slates[0].logging_policy or {}
     max_length = int(scoring.max_length or logged.get("max_length") or 1024)
-    with _loaded(policy, scoring.dtype or logged.get("dtype") or "float32") as (model, tokenizer):
+    dtype = scoring.dtype or logged.get("dtype") or "float32"
+    tokens = _Tokens(slates, max_length)
+    scored = Scored()
+    asked: dict[str, Model] = dict(policies)
+    if logging_policy is not None and samples:
+        asked["(logging policy)"] = logging_policy  # last: by then the policies' own checks have passed
+    fingerprints = {(slate.logging_policy or {}).get("model_fingerprint") for slate in slates}
+    for name, policy in asked.items():
+        with _loaded(policy, dtype) as (model, tokenizer):
+            provenance = model_provenance(model, tokenizer, max_length)
 
-        def scores(of: Sequence[Slate]) -> PolicyScores:
-            scored = score_slates(
-                of,
-                model,
-                tokenizer,
-                how="recorded",
-                max_length=max_length,
-                batch_tokens=scoring.batch_tokens,
-                cache_dir=scoring.cache_dir,
-                overwrite=True,
-                progress=None if report is None else lambda done, count: report(name, done, count),
+            def score(encoded: Sequence[EncodedSlate], name: str = name) -> ModelScores:
+                return score_model(
+                    encoded,
+                    model,
+                    tokenizer,
+                    max_length=max_length,
+                    batch_tokens=scoring.batch_tokens,
+                    cache_dir=scoring.cache_dir,
+                    provenance=provenance,  # noqa: B023
+                    progress=None if report is None else lambda done, of: report(name, done, of),
+                )
+
+            if name in policies:
+                encoded = tokens.log(tokenizer, provenance["tokenizer_fingerprint"], name)
+                if name in samples:
+                    scored.fresh[name] = score(tokens.fresh(tokenizer, name, samples[name]))
+                scored.logged[name] = score(encoded)
+            wrote = name not in policies or (
+                logging_policy is None and fingerprints == {provenance["model_fingerprint"]}
             )
-            totals = [total for slate in scored for total in slate.logging_logprobs or []]
-            tokens = [count for slate in scored for count in slate.completion_tokens or []]
-            provenance = {key: value for key, value in (scored[0].logging_policy or {}).items() if key != "how"}
-            return PolicyScores(np.array(totals), np.array(tokens), provenance)
-
-        encoded, _ = encode_slates(slates, tokenizer, max_length=max_length)
-        for index, (slate, ids) in enumerate(zip(slates, encoded, strict=True)):
-            check_token_counts(slate, ids, f"policy {name!r}: slate {index}")
-        fresh = None if samples is None else scores(_sampled(slates, samples, name))
-        return scores(slates), fresh
+            if wrote:
+                for other, texts in samples.items():
+                    own = scored.fresh.get(other) if other == name else None
+                    scored.under_logging[other] = own or score(tokens.fresh(tokenizer, other, texts))
+    return scored
 
 
-def _sampled(slates: Sequence[Slate], samples: Sequence[Sequence[str]], name: str) -> list[Slate]:
-    """Slates of the policy's own responses, to be scored like logged ones."""
-    if len(samples) != len(slates):
-        raise ValueError(f"samples[{name!r}]: expected one list per slate ({len(slates)}), got {len(samples)}")
-    return [
-        Slate(slate.prompt, _as_logged(slate, texts), [0.0] * len(texts), slate_id=slate.slate_id)
-        for slate, texts in zip(slates, samples, strict=True)
-    ]
+class _Tokens:
+    """The texts of a log and of samples as tokens, kept by tokenizer."""
+
+    def __init__(self, slates: Sequence[Slate], max_length: int) -> None:
+        self.slates, self.max_length = slates, max_length
+        self.known: dict[tuple[str, str], Sequence[EncodedSlate]] = {}
+
+    def log(self, tokenizer: PreTrainedTokenizerBase, fingerprint: str, policy: str) -> Sequence[EncodedSlate]:
+        from ..propensity.logging_policy import check_token_counts
+        from ..propensity.scores import encode_log
+
+        key = (fingerprint, "")
+        if key not in self.known:
+            self.known[key] = encode_log(self.slates, tokenizer, max_length=self.max_length)
+            for index, (slate, ids) in enumerate(zip(self.slates, self.known[key], strict=True)):
+                check_token_counts(slate, ids, f"policy {policy!r}: slate {index}")
+        return self.known[key]
+
+    def fresh(self, tokenizer: PreTrainedTokenizerBase, name: str, samples: Samples) -> Sequence[EncodedSlate]:
+        from ..data.tokenize import encode_slates, tokenizer_fingerprint
+
+        key = (tokenizer_fingerprint(tokenizer), name)
+        if key not in self.known:
+            texts = [_unrated(slate, list(own)) for slate, own in zip(self.slates, samples, strict=True)]
+            self.known[key] = encode_slates(texts, tokenizer, max_length=self.max_length)[0]
+        return self.known[key]
 
 
-def _as_logged(slate: Slate, texts: Sequence[str]) -> list[Any]:
-    if isinstance(slate.completions[0], str):
-        return list(texts)
-    return [[{"role": "assistant", "content": text}] for text in texts]
+def _unrated(slate: Slate, texts: list[str]) -> PromptAndResponses:
+    """The slate's prompt with other responses, written as the log writes its own."""
+    as_text = isinstance(slate.completions[0], str)
+    completions: Any = texts if as_text else [[{"role": "assistant", "content": text}] for text in texts]
+    return PromptAndResponses(slate.prompt, completions, slate.logging_policy, slate.slate_id)
+
+
+def _flat(values: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.array([value for of_slate in values for value in of_slate], dtype=np.float64)
 
 
 @contextmanager

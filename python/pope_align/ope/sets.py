@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from pope_core.objective import Objective
+
 from ..data.schema import Slate
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
@@ -24,7 +26,7 @@ def set_value(
     reward: Callable[[Slate], float] | npt.ArrayLike,
     *,
     name: str,
-    length_normalize: bool = True,
+    objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
     confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
 ) -> Estimate:
     """The expected reward of a slate that the policy would write: ``sum_q W_q f(Y_q) / sum_q W_q``.
@@ -36,6 +38,7 @@ def set_value(
     Args:
         reward: ``[S]`` numbers, or a function of a `Slate` (the log must come from `LoggedSlates.from_slates`).
         name: of the reward, in the result.
+        objective: its length_normalize.
 
     Raises:
         ValueError: a reward that is not finite, with its slate; a function where the log has no text.
@@ -43,11 +46,12 @@ def set_value(
     Source: method.md section 3, weighting "slate" with normalization "batch", for any function of the slate.
     """
     values = _rewards(log, reward)
-    log_joint = log_weights(log, policy, "slate", length_normalize=length_normalize)
+    whole = objective.length_normalize
+    log_joint = log_weights(log, policy, "slate", length_normalize=whole)
     weights = np.exp(log_joint - log_joint.max())
     numerators = np.stack([weights * values, np.zeros_like(values)], axis=1)
     parts = Ratios(log.cluster_sums(numerators)[None], log.cluster_sums(weights)[None])
-    diagnostics = diagnose(log, policy, weighting="slate", length_normalize=length_normalize)
+    diagnostics = diagnose(log, policy, weighting="slate", length_normalize=whole)
     return finish(
         log,
         policy,
@@ -56,11 +60,18 @@ def set_value(
         diversity_weight=0.0,
         diagnostics=diagnostics,
         findings=[
-            *propensity_findings(log, policy, length_normalize),
-            *weight_findings(diagnostics, self_normalized=True, clipped=False),
+            *propensity_findings(log, policy, length_normalize=whole),
+            *weight_findings(
+                diagnostics,
+                self_normalized=True,
+                clipped=False,
+                length_normalize=whole,
+                support_checked=policy in log.fresh,
+            ),
         ],
-        options={"reward": name, "length_normalize": length_normalize},
-        labels=labels(log, biased=length_normalize, shrink=None, self_normalized=True),
+        whole_slates=True,
+        options={"reward": name, "length_normalize": whole},
+        labels=labels(log, biased=whole, shrink=None, self_normalized=True),
         confidence=confidence,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..stats.ratios import Ratios
 from ._checks import Floats
 from .weights import Shrink, ShrinkKind
 
@@ -24,24 +25,41 @@ def ladder(kind: ShrinkKind, log_w: Floats) -> list[Shrink]:
     return [Shrink(kind, float(limit)) for limit in limits]
 
 
-def slope(values: Sequence[float], widths: Sequence[float]) -> int:
+def slope(values: Sequence[float], widths: Sequence[float], gaps: Floats | None = None) -> int:
     """The index SLOPE takes: the narrowest interval that is still consistent with every wider one before it.
 
-    In order of decreasing width ``i`` is accepted while ``|values_i - values_j| <= widths_i + (sqrt 6 - 1) widths_j``
-    for every ``j`` before it: until then the added bias hides in the noise.
+    In order of decreasing width ``i`` is accepted while ``|values_i - values_j| <= gaps_ij`` for every ``j`` before it:
+    until then the added bias hides in the noise.
 
     Args:
         values, widths: estimate and half-width of its interval for every candidate.
+        gaps: ``[n, n]`` how far two candidates may differ. None: ``widths_i + (sqrt 6 - 1) widths_j``, which takes the
+            candidates' noise for independent; estimates of one log share most of it.
 
     Source: Su, Srinath and Krishnamurthy (2020); the constant is that of Tucker and Lee (2021), SLOPE++.
     """
     order = np.argsort(-np.asarray(widths), kind="stable")
     accepted: list[int] = []
     for i in order:
-        if any(abs(values[i] - values[j]) > widths[i] + (math.sqrt(6) - 1) * widths[j] for j in accepted):
+        limits = [widths[i] + (math.sqrt(6) - 1) * widths[j] if gaps is None else gaps[i, j] for j in accepted]
+        if any(abs(values[i] - values[j]) > limit for j, limit in zip(accepted, limits, strict=True)):
             break
         accepted.append(int(i))
     return accepted[-1]
+
+
+def slope_of(candidates: Sequence[Ratios]) -> int:
+    """`slope` for estimates of one log, with one column each: they may differ by one paired standard error.
+
+    A shared error cancels in the paired difference, so a bias that two overlapping intervals would hide is seen.
+    """
+    values = [float(each.values()[0]) for each in candidates]
+    widths = [float(np.sqrt(each.covariance()[0, 0])) for each in candidates]
+    gaps = np.zeros((len(candidates), len(candidates)))
+    for i, mine in enumerate(candidates):
+        for j, theirs in enumerate(candidates[:i]):
+            gaps[i, j] = gaps[j, i] = math.sqrt(float(mine.minus(theirs).covariance()[0, 0]))
+    return slope(values, widths, gaps)
 
 
 def bias_bound(log_w: Floats, shrink: Shrink, residual: Floats, delta: float = 0.05) -> float:

@@ -1,128 +1,222 @@
-"""Reliable, caution or refuse: what the diagnostics allow to be said about an estimate, with the reasons."""
+"""Reliable, caution, index or refuse: what a log and its weights allow to be said, with the reasons."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
 
 from pope_core.types import MAX_LOG_WEIGHT
 
-from . import thresholds as limit
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
 from .provenance import provenance_differences
+from .rules import RULES, TAIL_STARTS, VERDICTS, Verdict
+from .support import Support
 
-Verdict = Literal["reliable", "caution", "refuse"]
+#: Stands beside every result from a log that people wrote.
+PEOPLE = (
+    "people wrote this log: there is no logging policy, and a value here is that of people's own answers, reweighted; "
+    "only the direction of paired differences can be read"
+)
 
-#: From best to worst.
-VERDICTS: tuple[Verdict, ...] = ("reliable", "caution", "refuse")
 
-_Finding = tuple[Verdict, str]
+@dataclass(frozen=True)
+class Finding:
+    """What one rule says of one estimate."""
+
+    rule: str
+    verdict: Verdict
+    reason: str
+
+    @property
+    def value_only(self) -> bool:
+        """Whether it leaves a paired difference alone."""
+        return RULES[self.rule].value_only
 
 
-def judge(findings: list[_Finding]) -> tuple[Verdict, tuple[str, ...]]:
+def find(rule: str, reason: str, number: float = 0.0) -> Iterator[Finding]:
+    """The finding of a rule, if the number leads to one."""
+    verdict = RULES[rule].grade(number)
+    if verdict is not None:
+        yield Finding(rule, verdict, reason)
+
+
+def judge(findings: Iterable[Finding]) -> tuple[Verdict, tuple[str, ...]]:
     """The worst finding decides; the reasons are listed worst first."""
-    ordered = sorted(findings, key=lambda finding: -VERDICTS.index(finding[0]))
-    return (ordered[0][0] if ordered else "reliable"), tuple(reason for _, reason in ordered)
+    ordered = sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict))
+    reasons = dict.fromkeys(finding.reason for finding in ordered)
+    return (ordered[0].verdict if ordered else "reliable"), tuple(reasons)
 
 
-def log_findings(log: LoggedSlates) -> Iterator[_Finding]:
-    """What the log alone rules out."""
+def log_findings(log: LoggedSlates, *, whole_slates: bool = False) -> Iterator[Finding]:
+    """What the log alone rules out.
+
+    Args:
+        whole_slates: the estimator weighs slates, by the product of their weights or a sum of them.
+    """
     clusters = log.num_clusters
-    if clusters < limit.MIN_CLUSTERS:
-        yield "refuse", f"{clusters} independent queries; at least {limit.MIN_CLUSTERS} are needed"
-    elif clusters < limit.FEW_CLUSTERS:
-        yield "caution", f"only {clusters} independent queries"
+    few = RULES["clusters"].grade(clusters) == "refuse"
+    least = f"; at least {RULES['clusters'].refuse:g} are needed" if few else ""
+    yield from find("clusters", f"{'' if few else 'only '}{clusters} independent queries{least}", clusters)
+    same = _constant(log)
+    if same is not None:
+        yield from find("constant_utility", same)
+    if log.scale.relative:
+        unit = f"utilities are {log.scale.unit}"
+        if whole_slates:
+            yield from find("relative_slate", f"{unit}: the sum over a slate is the same whatever it holds")
+        yield from find("relative_utility", f"{unit}: they say how a response compares with those logged beside it")
+
+
+def _constant(log: LoggedSlates) -> str | None:
+    least, most = float(log.utility.min()), float(log.utility.max())
+    if least == most:
+        return f"every response has the utility {least:g}: nothing tells policies apart"
+    if not log.scale.relative:
+        return None
+    starts = log.slate_offsets[:-1]
+    spread = np.maximum.reduceat(log.utility, starts) - np.minimum.reduceat(log.utility, starts)
+    return "within every slate all utilities are equal: nothing tells policies apart" if not spread.any() else None
 
 
 def propensity_findings(
-    log: LoggedSlates, policy: str, length_normalize: bool, tempered: bool = False
-) -> Iterator[_Finding]:
+    log: LoggedSlates, policy: str, *, length_normalize: bool, tempered: bool = False
+) -> Iterator[Finding]:
     """What the propensities allow: weights that are no importance weights leave a bias no diagnostic sees."""
-    for difference in provenance_differences(log.logging.provenance, log.scores(policy).provenance):
-        yield "caution", difference
-    if log.how == "proxy":
-        yield "caution", "the logging policy is a proxy: this is no off-policy estimate"
-    elif log.how == "behaviour_cloned":
-        yield "caution", "the logging policy was fitted to the log: the estimate is only as good as the fit"
-    elif log.how == "unknown":
-        yield "caution", "the log does not say how its propensities were obtained"
+    yield from provenance_findings(log, policy)
+    origins = {
+        "proxy": ("proxy", "the logging policy is a proxy: this is no off-policy estimate"),
+        "behaviour_cloned": (
+            "cloned",
+            "the logging policy was fitted to the log: the estimate is only as good as the fit",
+        ),
+        "unknown": ("unknown", "the log does not say how its propensities were obtained"),
+    }
+    if log.how in origins:
+        yield from find(*origins[log.how])
+    if log.in_sample:
+        share = f"{log.in_sample} of {log.num_responses} responses"
+        yield from find("in_sample", f"{share} were scored by a policy that was fitted to them", log.in_sample)
+    if log.written_by == "people" and log.how != "recorded":
+        yield from find("people", PEOPLE)
     if length_normalize:
-        yield "caution", "length-normalised weights are biased by an unknown amount"
+        yield from find("length_normalized", "length-normalised weights show a direction and no value")
     if tempered:
-        yield "caution", "weights tempered or normalised within a slate are biased by an unknown amount"
+        yield from find("tempered", "weights tempered or normalised within a slate show a direction and no value")
 
 
-def weight_findings(diagnostics: Diagnostics, *, self_normalized: bool, clipped: bool) -> Iterator[_Finding]:
+def provenance_findings(log: LoggedSlates, policy: str) -> Iterator[Finding]:
+    """Differences between the policy's scores and every logging policy's."""
+    target = log.scores(policy).provenance
+    for source in log.sources:
+        among = f" ({source.slates} of {log.num_slates} slates)" if len(log.sources) > 1 else ""
+        for difference in provenance_differences(source.provenance, target):
+            yield from find("provenance", difference + among)
+
+
+def weight_findings(
+    d: Diagnostics, *, self_normalized: bool, clipped: bool, length_normalize: bool, support_checked: bool
+) -> Iterator[Finding]:
     """What the raw weights rule out."""
-    d = diagnostics
     what = "responses" if d.weighting == "response" else "slates"
     if d.log_weight_max > MAX_LOG_WEIGHT and not (self_normalized or clipped):
-        yield (
-            "refuse",
+        yield from find(
+            "overflow",
             f"log-weight {d.log_weight_max:.1f} at {d.log_weight_max_place}: above {MAX_LOG_WEIGHT:.0f} nats, so the "
             "propensities cannot be those of this log, or a clip is missing",
         )
     size = f"effective sample size {d.ess:.1f} of {d.num_weights} {what}"
-    if d.ess < limit.MIN_ESS or d.ess_fraction < limit.MIN_ESS_FRACTION:
-        yield "refuse", size
-    elif d.ess < limit.FEW_ESS or d.ess_fraction < limit.LOW_ESS_FRACTION:
-        yield "caution", size
+    enough = RULES["ess"].grade(d.ess) is None
+    yield from find("ess", size, d.ess)
+    if not enough:
+        yield from find("ess_fraction", size, d.ess_fraction)
+    yield from find(
+        "cluster_ess", f"the weights rest on {d.cluster_ess:.1f} effective independent queries", d.cluster_ess
+    )
     share = f"one weight has {d.max_share:.1%} of the total ({d.log_weight_max_place})"
-    if d.max_share > limit.MAX_SHARE:
-        yield "refuse", share
-    elif d.max_share > limit.HIGH_SHARE:
-        yield "caution", share
-    tail = f"Pareto k {d.pareto_k:.2f}"
-    if d.pareto_k >= limit.MAX_PARETO_K:
-        yield "refuse", f"{tail}: the mean of such weights need not exist"
-    elif d.pareto_k >= d.pareto_k_threshold:
-        yield "caution", f"{tail}, above {d.pareto_k_threshold:.2f}: the error is larger than its standard error"
+    yield from find("max_share", share, d.max_share)
+    yield from _tail_findings(d, enough and RULES["max_share"].grade(d.max_share) is None)
     mean = f"mean weight {d.mean_weight:.3g}, {abs(d.mean_weight_z):.1f} standard errors from 1"
-    if abs(d.mean_weight_z) > limit.MAX_MEAN_WEIGHT_Z:
-        yield "refuse", f"{mean}: wrong propensities, or responses the log never shows"
-    elif abs(d.mean_weight_z) > limit.HIGH_MEAN_WEIGHT_Z:
-        yield "caution", mean
-    coverage = f"{d.target_coverage:.0%} of the logged responses are typical of the policy"
-    if d.target_coverage < limit.MIN_TARGET_COVERAGE:
-        yield "refuse", coverage
-    elif d.target_coverage < limit.LOW_TARGET_COVERAGE:
-        yield "caution", coverage
-    if d.clip_fraction > limit.HIGH_CLIP_FRACTION:
-        yield "caution", f"{d.clip_fraction:.0%} of the weights were cut"
-    if abs(d.length_correlation) > limit.HIGH_LENGTH_CORRELATION:
-        yield "caution", f"log-weights follow length (correlation {d.length_correlation:.2f})"
+    why = ": wrong propensities, or responses the log never shows"
+    far = RULES["mean_weight"].grade(abs(d.mean_weight_z)) == "refuse"
+    yield from find("mean_weight", mean + (why if far else ""), abs(d.mean_weight_z))
+    if not support_checked:
+        coverage = f"{d.target_coverage:.0%} of the logged responses are typical of the policy"
+        yield from find("target_coverage", coverage, d.target_coverage)
+    yield from find("clip_fraction", f"{d.clip_fraction:.0%} of the weights were cut", d.clip_fraction)
+    if length_normalize:
+        follows = f"log-weights follow length (correlation {d.length_correlation:.2f})"
+        yield from find("length_correlation", follows, abs(d.length_correlation))
 
 
-def shrinkage_findings(bias: float, bias_error: float, standard_error: float) -> Iterator[_Finding]:
+def _tail_findings(d: Diagnostics, healthy: bool) -> Iterator[Finding]:
+    """The tail index is not asked where it cannot matter, and does not refuse what ESS and largest share allow."""
+    tail = f"Pareto k {d.pareto_k:.2f}"
+    if RULES["few_weights"].grade(d.num_weights):
+        yield from find("few_weights", f"{d.num_weights} weights: too few to judge their tail", d.num_weights)
+    elif d.max_share * d.num_weights > TAIL_STARTS and math.isfinite(d.pareto_k):
+        above = f"{tail}, above {d.pareto_k_threshold:.2f}: the error is larger than its standard error"
+        yield from find("pareto_k", above, d.pareto_k - d.pareto_k_threshold)
+        if not healthy:
+            yield from find("pareto_k_infinite", f"{tail}: the mean of such weights need not exist", d.pareto_k)
+
+
+def support_findings(log: LoggedSlates, policy: str, found: Support | None) -> Iterator[Finding]:
+    """Whether the policy stays where the log went; nothing in the logged weights shows that."""
+    if found is None:
+        if not is_logging_policy(log, policy):
+            yield from find(
+                "support_unchecked",
+                "support not checked: no fresh responses of the policy were scored under the logging policy",
+            )
+        return
+    yield from find(
+        "support",
+        f"{found.share:.1%} of the policy's fresh responses outweigh every logged one: the log has not met them",
+        found.share,
+    )
+
+
+def is_logging_policy(log: LoggedSlates, policy: str) -> bool:
+    """Whether the policy gives every logged response the logging policy's own probability, up to rounding."""
+    gap = log.scores(policy).logprobs - log.logging.logprobs
+    return bool(np.isfinite(gap).all() and np.abs(gap).max() < 1e-6)
+
+
+def shrinkage_findings(bias: float, bias_error: float, standard_error: float) -> Iterator[Finding]:
     """Shrinking trades a bias that the interval does not cover for variance; the raw weights tell how large it is."""
     moved = f"clipping or shrinking moves the estimate by {bias:+.3g} (standard error {bias_error:.3g})"
     if not math.isfinite(bias) or not math.isfinite(bias_error):
-        yield "caution", "clipping or shrinking moves the estimate by an unknown amount"
-    elif abs(bias) - 2 * bias_error > limit.MAX_SHRINKAGE_BIAS * standard_error:
-        yield "refuse", f"{moved}, far more than its own standard error {standard_error:.3g}"
-    elif abs(bias) + bias_error > limit.HIGH_SHRINKAGE_BIAS * standard_error:
-        yield "caution", f"{moved}, which its interval does not cover"
+        yield Finding("shrinkage", "caution", "clipping or shrinking moves the estimate by an unknown amount")
+        return
+    scale = standard_error or math.nan
+    far = (abs(bias) - 2 * bias_error) / scale
+    if RULES["shrinkage_far"].grade(far):
+        reason = f"{moved}, far more than its own standard error {standard_error:.3g}"
+        yield from find("shrinkage_far", reason, far)
+    else:
+        yield from find("shrinkage", f"{moved}, which its interval does not cover", (abs(bias) + bias_error) / scale)
 
 
-def model_findings(correction: float, error: float) -> Iterator[_Finding]:
-    """The direct method shows no bias of its own; the correction that a doubly robust estimate would make does."""
-    yield "caution", "rests on the reward model alone: its interval does not cover the model's bias"
-    if math.isfinite(error) and abs(correction) > limit.MAX_MODEL_BIAS_Z * error:
-        yield "refuse", f"the logged responses contradict the reward model by {correction:+.3g} (+-{error:.2g})"
+def contradiction_findings(gap: float, error: float, what: str) -> Iterator[Finding]:
+    """Two readings of one thing further apart than their paired noise."""
+    if math.isfinite(error) and error > 0:
+        yield from find("model_contradicted", f"{what} by {gap:+.3g} (+-{error:.2g})", abs(gap) / error)
 
 
-def finite_findings(name: str, *numbers: float) -> Iterator[_Finding]:
+def finite_findings(name: str, *numbers: float) -> Iterator[Finding]:
     if not all(math.isfinite(number) for number in numbers):
-        yield "refuse", f"{name} is not finite: weights overflow, or all of them underflow to 0"
+        yield from find("not_finite", f"{name} is not finite: weights overflow, or all of them underflow to 0")
 
 
-def range_findings(low: float, high: float, declared: tuple[float, float]) -> Iterator[_Finding]:
+def range_findings(low: float, high: float, declared: tuple[float, float]) -> Iterator[Finding]:
     """A mean utility cannot leave the range of the utilities; unnormalised weights can take an estimate there."""
     least, most = declared
     if low > most or high < least:
-        yield (
-            "refuse",
+        yield from find(
+            "outside_range",
             f"the interval of V_CU, {low:.3g} to {high:.3g}, is outside their range {least:g} to {most:g}",
         )

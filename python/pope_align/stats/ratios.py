@@ -47,13 +47,17 @@ class Ratios:
 
     def minus(self, other: Ratios) -> Ratios:
         """The difference of two statistics of the same clusters: paired, because a draw resamples both at once."""
+        return self.plus(Ratios(-other.numerators, other.denominators))
+
+    def plus(self, other: Ratios) -> Ratios:
+        """The sum of two statistics of the same clusters, paired."""
         if other.num_clusters != self.num_clusters:
             raise ValueError(
                 f"other: expected the same {self.num_clusters} clusters, got {other.num_clusters}; "
                 "only estimates from one log can be compared in pairs"
             )
         return Ratios(
-            np.concatenate([self.numerators, -other.numerators]),
+            np.concatenate([self.numerators, other.numerators]),
             np.concatenate([self.denominators, other.denominators]),
         )
 

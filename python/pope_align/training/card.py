@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from pope_core.version import __version__
 
 from .._files import write_text
-from ..data.feedback import UtilityTransform
 from ..data.schema import Slate
 from ..ope import Estimate, Scoring, evaluate_policies
 from ..stats.intervals import Quantity
@@ -85,7 +84,6 @@ def held_out_estimate(
     policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | Sequence[Sequence[float]],
     *,
     max_length: int,
-    utility_transform: UtilityTransform,
 ) -> Estimate | str:
     """What `pope evaluate` estimates for the model on slates that it was not trained on, to the digit.
 
@@ -93,7 +91,6 @@ def held_out_estimate(
         slates: held out.
         policy: the model with its tokenizer; or its totals, slate by slate.
         max_length: as in training.
-        utility_transform: as in training; `pope evaluate` has the option of this name.
 
     Returns:
         The estimate; or why there is none: the weights are saved by now, and a card is no reason to fail.
@@ -105,7 +102,6 @@ def held_out_estimate(
             slates,
             {"trained": policy},
             estimators=["pope"],
-            utility_transform=utility_transform,
             scoring=Scoring(max_length=max_length),
         )
     except ValueError as error:

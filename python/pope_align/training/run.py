@@ -119,7 +119,7 @@ def _baseline_estimate(trainer: Trainer, tokenizer: Any, held_out: Sequence[Slat
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "the model is in pieces; run pope evaluate on the saved one"
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    return held_out_estimate(held_out, (model, tokenizer), max_length=max_length, utility_transform="minmax")
+    return held_out_estimate(held_out, (model, tokenizer), max_length=max_length)
 
 
 def _quiet(trainer: Trainer, callbacks: list[TrainerCallback] | None) -> None:

@@ -198,9 +198,7 @@ class PopeTrainer(SlateTrainer):
             return NO_HELD_OUT
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         policy = self._totals_of_last_evaluation() if sharded else (self.unwrapped(), self.processing_class)
-        return held_out_estimate(
-            data.slates, policy, max_length=args.max_length, utility_transform=args.utility_transform
-        )
+        return held_out_estimate(data.slates, policy, max_length=args.max_length)
 
     def own_state(self) -> dict[str, Any]:
         return {

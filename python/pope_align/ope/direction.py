@@ -1,0 +1,149 @@
+"""Indices of direction: where a policy moves within the log, for responses too long to say what it is worth.
+
+The weight of a whole sequence spreads with its length until one response has all of it. Divided by the number of
+tokens, or raised to a power that leaves enough of the sample, weights behave and are no importance weights any more:
+of a true difference they show a part that shrinks with length (20% at 5 tokens, 0.3% at 300 for length-normalised
+ones), and their narrow intervals lie around the wrong number. So they have a table of their own, with the effective
+sample size of whole sequences, a placebo and the within-slate rank correlation beside them. They order no policies by
+themselves, say nothing of the probability that one is better, and meet no requirement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._json import jsonable
+from ..stats.intervals import Confidence, Quantity, quantities
+from ..stats.ratios import Ratios
+from ._checks import Floats
+from .diagnostics import effective_sample_size
+from .log import LoggedSlates
+from .placebo import Placebo, gain_shares, placebo, rank_correlation
+from .pope import weighted_ratios
+from .rules import RULES, Verdict
+from .tempered import tempered
+from .verdict import PEOPLE, Finding, find, judge, log_findings
+
+
+@dataclass(frozen=True)
+class DirectionIndex:
+    """How the utility moves when weights lean from a baseline towards a policy; no difference of values.
+
+    Attributes:
+        weights: "length-normalised", or "tempered" and the power.
+        gain: of the weighted mean utility over the baseline's.
+        ess: effective sample size of the weights in use.
+        sequence_ess: of the true ratios of whole sequences: what a value would rest on.
+        placebo: the gain beside those of utilities permuted within slates; None where slates have one response.
+        rank_correlation: mean Spearman correlation, within slates, of the policy's log-probability per token (total
+            where tokens are not known) and the utility; None where slates have one response.
+        verdict: "index", or "refuse".
+    """
+
+    policy: str
+    baseline: str
+    weights: str
+    gain: Quantity
+    ess: float
+    sequence_ess: float
+    num_responses: int
+    placebo: Placebo | None
+    rank_correlation: Quantity | None
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        content: dict[str, Any] = jsonable(self)
+        return content
+
+
+def directions(
+    log: LoggedSlates,
+    policy: str,
+    baseline: str,
+    confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
+) -> list[DirectionIndex]:
+    """The indices of one policy against another: length-normalised where tokens are known, and tempered.
+
+    Source: method.md section 5.
+    """
+    totals = [np.subtract(*log.logprobs(name, length_normalize=False)) for name in (policy, baseline)]
+    indices = []
+    if log.tokens(policy) is not None and log.tokens(baseline) is not None:
+        normalised = [np.subtract(*log.logprobs(name, length_normalize=True)) for name in (policy, baseline)]
+        indices.append(_index(log, policy, baseline, "length-normalised", normalised, totals[0], confidence))
+    if all(np.isfinite(each).any() for each in totals):
+        leaning, other = (tempered(each) for each in totals)
+        power = min(leaning.power, other.power)  # one power for both: else the power would be compared, not the policy
+        if power == 1:  # nothing to temper: the weights are those of the values
+            return indices
+        both = [np.where(np.isfinite(each), power * each, -np.inf) for each in totals]
+        indices.append(_index(log, policy, baseline, f"tempered, power {power:.3g}", both, totals[0], confidence))
+    return indices
+
+
+def _index(
+    log: LoggedSlates,
+    policy: str,
+    baseline: str,
+    weights: str,
+    log_weights: list[Floats],  # of policy and baseline, [R] each
+    raw: Floats,
+    confidence: Confidence,
+) -> DirectionIndex:
+    mine, theirs = (_mean_utility(log, each) for each in log_weights)
+    gain = quantities(mine.minus(theirs), confidence)[0]
+    tested = _placebo(log, *log_weights)
+    ess = effective_sample_size(log_weights[0])
+    findings = [
+        Finding("length_normalized", "index", f"{weights} weights show a direction and no value"),
+        *log_findings(log),
+        *find("ess", f"effective sample size {ess:.1f} of {log.num_responses} responses", ess),
+        *_placebo_findings(tested),
+        *(find("relative_utility", PEOPLE) if log.written_by == "people" else ()),
+    ]
+    verdict, reasons = judge(findings)
+    return DirectionIndex(
+        policy=policy,
+        baseline=baseline,
+        weights=weights,
+        gain=gain,
+        ess=ess,
+        sequence_ess=effective_sample_size(raw),
+        num_responses=log.num_responses,
+        placebo=tested,
+        rank_correlation=_ranks(log, policy, confidence),
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def _mean_utility(log: LoggedSlates, log_weights: Floats) -> Ratios:
+    return weighted_ratios(log, log_weights, log.utility[:, None], "batch")
+
+
+def _placebo(log: LoggedSlates, policy: Floats, baseline: Floats) -> Placebo | None:
+    if log.sizes.max() == 1:
+        return None
+    return placebo(log, gain_shares(log, policy, baseline))
+
+
+def _placebo_findings(tested: Placebo | None) -> list[Finding]:
+    if tested is None:
+        return []
+    p_value = tested.p_value
+    verdict = RULES["placebo"].grade(p_value)
+    reason = f"no gain beyond its placebo: utilities permuted within slates reach it with p = {p_value:.2g}"
+    return [Finding("placebo", verdict, reason)] if verdict else []
+
+
+def _ranks(log: LoggedSlates, policy: str, confidence: Confidence) -> Quantity | None:
+    scores = log.logprobs(policy, length_normalize=log.tokens(policy) is not None)[0]
+    lowest = scores[np.isfinite(scores)].min() - 1 if np.isfinite(scores).any() else 0.0
+    try:
+        return rank_correlation(log, np.where(np.isfinite(scores), scores, lowest), confidence)
+    except ValueError:  # no slate with two different utilities and log-probabilities
+        return None

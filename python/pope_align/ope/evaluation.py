@@ -1,0 +1,105 @@
+"""`Evaluation`: estimates, comparisons and indices of one log, ranked, required, written and drawn."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pope_core.objective import Objective
+
+from .._files import replacing, write_json
+from .._json import jsonable
+from .comparison import Comparison
+from .direction import DirectionIndex
+from .figure import evaluation_figure
+from .log import LoggedSlates
+from .result import Estimate
+from .rules import VERDICTS, Verdict
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Estimates of every policy, paired comparisons with the baseline by the first estimator, and the indices."""
+
+    estimates: tuple[Estimate, ...]
+    comparisons: tuple[Comparison, ...]
+    indices: tuple[DirectionIndex, ...]
+    baseline: str
+    objective: Objective
+    log: LoggedSlates = field(repr=False)
+
+    @property
+    def policies(self) -> list[str]:
+        return list(dict.fromkeys(each.policy for each in self.estimates))
+
+    @property
+    def estimators(self) -> list[str]:
+        return list(dict.fromkeys(each.estimator for each in self.estimates))
+
+    def of(self, policy: str, estimator: str | None = None) -> Estimate:
+        """The estimate of one policy; by the first estimator unless another is named.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for each in self.estimates:
+            if each.policy == policy and each.estimator == (estimator or self.estimators[0]):
+                return each
+        raise KeyError(f"no estimate of {policy!r} by {estimator or self.estimators[0]!r}")
+
+    def ranking(self, estimator: str | None = None, *, by: Literal["value", "lower_bound"] = "value") -> list[Estimate]:
+        """Policies, best first; refused ones come last, whatever their value, and indices rank nothing.
+
+        Args:
+            estimator: None: the first.
+            by: "value"; or "lower_bound", the lower end of the interval, which puts what is not known against a policy.
+        """
+        name = estimator or self.estimators[0]
+        chosen = [each for each in self.estimates if each.estimator == name and not each.is_index]
+
+        def worth(each: Estimate) -> float:
+            number = each.value if by == "value" else each.low
+            return -math.inf if math.isnan(number) else number
+
+        return sorted(chosen, key=lambda each: (each.verdict == "refuse", -worth(each)))
+
+    def meets(self, required: Verdict) -> bool:
+        """Whether the first estimator's verdict on every policy is at least ``required``; an index meets nothing."""
+        worst = max(VERDICTS.index(self.of(policy).verdict) for policy in self.policies)
+        return worst <= VERDICTS.index(required)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON (numbers that are not finite become None)."""
+        log = {
+            "responses": self.log.num_responses,
+            "slates": self.log.num_slates,
+            "clusters": self.log.num_clusters,
+            "utility": asdict(self.log.scale),
+            "written_by": self.log.written_by,
+            "logging_policy": {"how": self.log.how, **(self.log.logging.provenance or {})},
+            "logging_policies": [{"slates": each.slates, **each.provenance} for each in self.log.sources],
+        }
+        content: dict[str, Any] = jsonable(
+            {
+                "objective": self.objective.to_dict(),
+                "log": log,
+                "policies": {name: dict(scores.provenance or {}) for name, scores in self.log.policies.items()},
+                "baseline": self.baseline,
+                "ranking": [each.policy for each in self.ranking() if each.verdict != "refuse"],
+                "estimates": [each.to_dict() for each in self.estimates],
+                "comparisons": [each.to_dict() for each in self.comparisons],
+                "indices": [each.to_dict() for each in self.indices],
+            }
+        )
+        return content
+
+    def write_json(self, path: str | os.PathLike[str]) -> None:
+        """All of it as one file, whole or not at all."""
+        write_json(path, self.to_dict(), indent=2)
+
+    def write_figure(self, path: str | os.PathLike[str]) -> None:
+        """Values with intervals; the weights, their tail, and what slates cost them. PNG, SVG or PDF by the ending."""
+        with replacing(path) as partial:
+            evaluation_figure(self.estimates, self.log).savefig(partial, dpi=150)

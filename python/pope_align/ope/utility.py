@@ -1,0 +1,124 @@
+"""From scores to utilities for evaluation: one map for the whole log, so that a response's utility is its own.
+
+A transform within the slate (minmax, rank) makes a response's utility depend on what else was logged beside it. That is
+a fine training signal and no reward: slates of one are constant, and weights of slates have nothing to weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from ..data.feedback import UtilityTransform, to_utility
+from ..data.schema import Slate
+from ._checks import Floats
+
+#: Transforms of evaluation: one linear map for the whole log, the same of log(1 + |score|), or those within a slate.
+EvaluationTransform = Literal["calibrated", "log1p_calibrated"] | UtilityTransform
+
+#: Every name that `UtilityScale.of` takes.
+TRANSFORMS: tuple[str, ...] = ("calibrated", "log1p_calibrated", *get_args(UtilityTransform))
+
+
+@dataclass(frozen=True)
+class UtilityScale:
+    """How scores became utilities, and so what one unit of V is.
+
+    Attributes:
+        transform: one of `TRANSFORMS`.
+        relative: utilities compare the responses of one slate and say nothing of its level.
+        unit: in words: what a difference of 1 in V stands for.
+        low, high: least and greatest utility that there can be.
+    """
+
+    transform: str = "given"
+    relative: bool = False
+    unit: str = "utility as given"
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and greatest utility."""
+        return self.low, self.high
+
+
+def utilities(
+    slates: Sequence[Slate],
+    transform: EvaluationTransform = "calibrated",
+    score_range: tuple[float, float] | None = None,
+) -> tuple[Floats, UtilityScale]:
+    """``[R]`` utilities in [0, 1] of all responses, and the scale that they are on.
+
+    Equivalent, for "calibrated": ``(scores - low) / (high - low)``.
+
+    Args:
+        transform: "calibrated": one linear map for the whole log; "log1p_calibrated": the same of
+            ``sign(s) log(1 + |s|)``, for heavy-tailed votes; or a transform within the slate
+            (`pope_align.data.to_utility`), whose utilities are relative.
+        score_range: declared least and greatest score of the calibrated maps. None: 0 and 1 where every score lies
+            between them, else the least and greatest score of the log.
+
+    Raises:
+        ValueError: an unknown transform; a range with a transform that has none; a score outside the range, with its
+            place; scores that are all equal and give no range.
+    """
+    if transform not in TRANSFORMS:
+        raise ValueError(f"utility_transform: expected one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    if transform == "calibrated" or transform == "log1p_calibrated":
+        return _calibrated(slates, transform == "log1p_calibrated", score_range)
+    if score_range is not None:
+        raise ValueError(f"score_range: expected none with utility_transform={transform!r}, got {score_range!r}")
+    values = np.concatenate([to_utility(slate.scores, transform) for slate in slates])
+    if transform == "none":
+        return values, UtilityScale("none", unit="1 of the score, which lies in [0, 1]")
+    return values, UtilityScale(transform, relative=True, unit=f"relative: {transform} within each slate")
+
+
+def _calibrated(
+    slates: Sequence[Slate], logarithmic: bool, score_range: tuple[float, float] | None
+) -> tuple[Floats, UtilityScale]:
+    scores = np.concatenate([np.asarray(slate.scores, dtype=np.float64) for slate in slates])
+    declared = score_range is not None
+    low, high = score_range if score_range is not None else _range_of(scores)
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"score_range: expected two finite numbers, low < high, got {(low, high)!r}")
+    _inside(slates, low, high)
+    origin = "declared" if declared else ("as given" if (low, high) == (0.0, 1.0) else "least and greatest of this log")
+    if not logarithmic:
+        unit = f"{high - low:g} of the score ({low:g} to {high:g}, {origin})"
+        return (scores - low) / (high - low), UtilityScale("calibrated", unit=unit)
+    bottom, top = _log1p(np.array([low, high]))
+    unit = f"the way from {low:g} to {high:g} of the score on a scale of log(1 + |score|) ({origin})"
+    return (_log1p(scores) - bottom) / (top - bottom), UtilityScale("log1p_calibrated", unit=unit)
+
+
+def _range_of(scores: Floats) -> tuple[float, float]:
+    if not np.isfinite(scores).all():
+        raise ValueError("scores: expected finite numbers")
+    low, high = float(scores.min()), float(scores.max())
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    if low == high:
+        raise ValueError(
+            f"score_range: expected the least and greatest score that there can be, since every score here is {low:g} "
+            "and the log cannot tell"
+        )
+    return low, high
+
+
+def _inside(slates: Sequence[Slate], low: float, high: float) -> None:
+    for number, slate in enumerate(slates):
+        for index, score in enumerate(slate.scores):
+            if not low <= score <= high:
+                raise ValueError(
+                    f"slate {number}: scores[{index}]: expected a number in the score_range [{low:g}, {high:g}], "
+                    f"got {score:g}"
+                )
+
+
+def _log1p(values: Floats) -> Floats:
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
