@@ -15,7 +15,7 @@ from ..ope.support import support
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_policies import LOGGING
 from .ope_lm_pool import REWARDS, Pool, Responses
-from .ope_long_estimators import estimate_all
+from .ope_long_estimators import estimate_all, learn
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -107,7 +107,8 @@ def _one(
 
     unit = Features("unit", _take(pool.logged.unit, drawn.chosen), _take(target.unit, mine), owner)
     theirs = (_take(pool.logged.unit, drawn.others[:, :FRESH]), owner)
-    all_of_them = estimate_all(log, name, [features(seen) for seen in pool.logged.seen], unit, theirs)
+    learned = learn(log, [features(seen) for seen in pool.logged.seen], unit, theirs)
+    all_of_them = estimate_all(log, name, learned)
     truth, error = _heldout(pool.logged, drawn, target, rest, reward)
     rows = []
     for estimator, ratios in all_of_them.values.items():

@@ -10,17 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ope import LoggedSlates
-from ..ope.classifier_weights import classifier_weights
-from ..ope.crossfit import best_fit
+from ..ope.classifier_weights import ClassifierWeights, classifier_weights
+from ..ope.crossfit import CrossFit, best_fit
 from ..ope.diagnostics import effective_sample_size
 from ..ope.features import Features
-from ..ope.kernel_weights import kernel_weights
+from ..ope.kernel_weights import KernelWeights, kernel_weights
 from ..ope.model_first import model_first, residual_check, weighted_mean
 from ..ope.placebo import placebo
 from ..ope.tempered import tempered
 from ..stats.ratios import Ratios
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What is learned from responses and ratings, whatever their log-probabilities are."""
+
+    fit: CrossFit
+    classifier: ClassifierWeights
+    kernel: KernelWeights  # bandwidth for ratings
+    kernel_of_residuals: KernelWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,20 +42,30 @@ class Estimates:
     checks: Mapping[str, Any]
 
 
-def estimate_all(
+def learn(
     log: LoggedSlates,
-    policy: str,
     candidates: Sequence[Features],
     unit: Features,
     logging_vectors: tuple[Floats, npt.NDArray[np.int64]],
-) -> Estimates:
-    """Every estimator of the value of ``policy``.
+) -> Learned:
+    """Reward model, classifier and kernels.
 
     Args:
         candidates: feature sets of the reward model; the classifier reads the one that is chosen.
         unit: embeddings for the kernel.
         logging_vectors: embeddings of fresh responses of the logging policy, and their slates, for the kernel.
     """
+    fit = best_fit(log, candidates)
+    return Learned(
+        fit,
+        classifier_weights(log, fit.features),
+        kernel_weights(log, unit, logging_vectors=logging_vectors),
+        kernel_weights(log, unit, logging_vectors=logging_vectors, predicted=fit.logged),
+    )
+
+
+def estimate_all(log: LoggedSlates, policy: str, learned: Learned) -> Estimates:
+    """Every estimator of the value of ``policy``."""
     raw = _difference(log, policy, length_normalize=False)
     per_token = _difference(log, policy, length_normalize=True)
     clipped, lean = np.minimum(raw, np.log(10.0)), tempered(raw).log_weights
@@ -55,10 +75,7 @@ def estimate_all(
         "length-normalised snips": weighted_mean(log, per_token),
         "tempered snips": weighted_mean(log, lean),
     }
-    fit = best_fit(log, candidates)
-    classifier = classifier_weights(log, fit.features)
-    kernel = kernel_weights(log, unit, logging_vectors=logging_vectors)
-    residual = kernel_weights(log, unit, logging_vectors=logging_vectors, predicted=fit.logged)
+    fit, classifier, kernel = learned.fit, learned.classifier, learned.kernel
     direct, robust = model_first(log, fit), model_first(log, fit, classifier.log_weights)
     values |= {
         "model first": direct.ratios,
@@ -67,7 +84,7 @@ def estimate_all(
         "classifier snips": weighted_mean(log, classifier.log_weights),
         "model first, classifier dr": robust.ratios,
         "kernel snips": weighted_mean(log, kernel.log_weights),
-        "model first, kernel dr": model_first(log, fit, residual.log_weights).ratios,
+        "model first, kernel dr": model_first(log, fit, learned.kernel_of_residuals.log_weights).ratios,
     }
     base = weighted_mean(log, np.zeros_like(raw))
     gain = robust.shares - 1 / log.per_response(log.sizes.astype(np.float64)) / log.num_slates

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..ope.features import Features
 from ..ope.support import support
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_results import Check, Row, check_table, summarize
-from .ope_long_estimators import estimate_all
+from .ope_long_estimators import estimate_all, learn
 from .ope_similar_world import World
 
 #: Spread of the log-weight that one token of wording brings, nats: an effective sample of 14% at 8 tokens.
@@ -37,31 +36,32 @@ SHIFTS = (-0.6, -0.3, -0.1, 0.1, 0.3, 0.6, 0.9, 1.2)
 def run(replicates: int, slates: int) -> Iterator[tuple[Row, Check | None]]:
     """Every row, and with the first of each log its checks."""
     for number in range(replicates):
-        for length in LENGTHS:
-            for shift in SHIFTS:
-                for seen in (True, False):
-                    yield from _one(World(shift, PER_TOKEN * length**0.5, length), length, number, slates, seen)
+        for shift in SHIFTS:
+            for seen in (True, False):
+                yield from _one(shift, number, slates, seen)
+        print(f"{number + 1} of {replicates} logs", flush=True)
 
 
-def _one(world: World, length: int, number: int, slates: int, seen: bool) -> Iterator[tuple[Row, Check | None]]:
-    log, features, fresh = world.draw(number, slates=slates)
-    logging = replace(world, shift=0.0)
-    theirs = logging.unit(logging.draw(number, slates=slates)[1])  # the same log, fresh responses of its own policy
-    unit = world.unit(features)
+def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[Row, Check | None]]:
+    """One log at every length: the same meanings and ratings, in words of more and more spread."""
+    log, features, _ = World(shift).draw(number, slates=slates)
+    logging = World(0.0).unit(World(0.0).draw(number, slates=slates)[1])  # the same log, fresh responses of its policy
+    unit = World(shift).unit(features)
     if not seen:
-        features, unit, theirs = (_unseen(each, number) for each in (features, unit, theirs))
-    result = estimate_all(log, "target", [features], unit, (theirs.target, theirs.owner))
-    reward, target = "seen" if seen else "unseen", f"{world.shift:+g}"
-    share = support(log, "target", fresh, features.owner).share
-    check: Check | None = Check(reward, length, target, number, share, **result.checks)
-    for estimator, ratios in result.values.items():
-        q = quantities(ratios.minus(result.base), Confidence())[0]
-        truth = world.truth - world.base
-        yield (
-            Row(reward, length, target, number, estimator, q.value, q.standard_error, q.low, q.high, truth, 0.0),
-            check,
-        )
-        check = None
+        features, unit, logging = (_unseen(each, number) for each in (features, unit, logging))
+    learned = learn(log, [features], unit, (logging.target, logging.owner))
+    for length in LENGTHS:
+        world = World(shift, PER_TOKEN * length**0.5, length)
+        log, _, fresh = world.draw(number, slates=slates)
+        result = estimate_all(log, "target", learned)
+        place = "seen" if seen else "unseen", length, f"{shift:+g}", number
+        share = support(log, "target", fresh, features.owner).share
+        check: Check | None = Check(*place, share, **result.checks)
+        for estimator, ratios in result.values.items():
+            q = quantities(ratios.minus(result.base), Confidence())[0]
+            truth = world.truth - world.base
+            yield Row(*place, estimator, q.value, q.standard_error, q.low, q.high, truth, 0.0), check
+            check = None
 
 
 def _unseen(features: Features, seed: int) -> Features:
