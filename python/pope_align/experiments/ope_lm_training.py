@@ -78,7 +78,7 @@ def train(models: PolicyModel, slates: Sequence[Slate], method: str, steps: int,
     for step, batch in zip(range(steps), _batches(slates), strict=False):
         loss = losses[method](model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         print(f"{folder.name} step {step + 1} of {steps}: loss {float(loss.detach()):.4g}", flush=True)
     model.save_pretrained(folder)
