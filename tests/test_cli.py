@@ -211,7 +211,7 @@ def test_a_table_keeps_every_name_and_number_at_any_width(width, monkeypatch) ->
     terminal = console._Plain(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     monkeypatch.setattr(console, "out", terminal)
     columns = ["fold", "trained on", "kept step", "held-out nats per token", "perplexity"]
-    console.table("a [bold]title[/bold]", columns, ROWS)
+    console.table("a [bold]title[/bold]", columns, ROWS, together=2)
     text = terminal.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     for cell in [*ROWS[0], *ROWS[1][1:], *" ".join(columns).split(), "a [bold]title[/bold]"]:
@@ -233,6 +233,7 @@ def test_a_piped_table_is_plain_columns(monkeypatch) -> None:
     [
         (KeyboardInterrupt(), 130, ""),
         (ValueError("a file: bad\x1b[2J"), 2, "pope: a file: bad\\x1b[2J\n"),
+        (RuntimeError("deep"), 2, "pope: RuntimeError: deep (the same with --debug shows where)\n"),
         (FileNotFoundError(2, "No such file", "x.jsonl"), 2, "pope: [Errno 2] No such file: 'x.jsonl'\n"),
     ],
 )
@@ -246,3 +247,19 @@ def test_the_end_of_a_command_is_a_line_and_a_code(error, code, line, monkeypatc
         main()
     assert end.value.code == code
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "env"], ["env", "--debug"]])
+def test_debug_shows_where_before_or_after_the_command(arguments, monkeypatch, capsys) -> None:
+    def fail() -> str:
+        raise ValueError("bad")
+
+    monkeypatch.setattr("pope_core.env.report", fail)
+    monkeypatch.setattr(sys, "argv", ["pope", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "in fail" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["pope", "env"])  # for this call alone
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "pope: bad\n"

@@ -79,7 +79,7 @@ MISTAKES = {
     "no such file": ([*RUN, "--config", "none.yaml"], "--config: expected a YAML file, found none at none.yaml"),
     "no log": (["train", "none.jsonl", "--model", "model"], "LOG: expected a file of slates, found none at none.jsonl"),
     "no log at all": (["train", "--model", "model"], "expected LOG, the scored slates to train on, got none"),
-    "no model": (["train", "scored.jsonl", "--model", "./none"], "--model: expected a model, found no file or folder"),
+    "no model": (["train", "scored.jsonl", "--model", "./none"], "--model: expected a model"),
     "a folder without one": (["train", "scored.jsonl", "--model", "empty"], "expected config.json"),
     "a finished folder": ([*RUN[:-1], "full"], "full: holds files already; pass --resume-from-checkpoint last"),
     "score into nowhere": ([*SCORE[:-1], "nodir/z.jsonl"], "expected a folder that exists, got"),

@@ -386,7 +386,7 @@ def test_from_prompts_to_a_log_to_training(
         (["generate", "log.jsonl", "--data", "log.jsonl", "--model", "m", "-o", "g.jsonl"], "extra argument"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.csv"], "expected a file ending in .jsonl or .parquet"),
         (["generate", "log.jsonl", "--model", "m", "-o", "no/g.jsonl"], "expected a folder that exists"),
-        (["generate", "log.jsonl", "--model", "./no", "-o", "g.jsonl"], "expected a hub name, or a folder or file"),
+        (["generate", "log.jsonl", "--model", "./no", "-o", "g.jsonl"], "expected a model"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--top-p", "nan"], "top_p: expected a number"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--temperature", "0", "--logprobs"], "got 0"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--engine", "vllm", "--logprobs"], "got vllm"),

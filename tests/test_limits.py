@@ -112,7 +112,7 @@ def test_a_model_that_is_nowhere_is_named_after_one_look_up(load, name, reason, 
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     look_up.cache_clear()
-    with pytest.raises(FileNotFoundError, match=f"got '{name}': .*{reason}"):
+    with pytest.raises(FileNotFoundError, match=f"none called '{name}': .*{reason}"):
         load(name)
     assert len(calls) == (1 if "owner" in name else 0)
 

@@ -86,6 +86,6 @@ def look_up(name: str) -> None:
     except Exception as error:  # whatever the transport raises
         reason = f"there is no such folder, it is not in the cache of the hub, and the hub cannot be reached ({error})"
     raise FileNotFoundError(
-        f"model: expected a folder, a GGUF file, {PACKAGED_MODEL!r} or a name on the Hugging Face hub, got {name!r}: "
-        f"{reason}"
+        f"model: expected a model (a folder, a GGUF file, {PACKAGED_MODEL!r} or a name on the Hugging Face hub), found "
+        f"none called {name!r}: {reason}"
     )

@@ -63,14 +63,15 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error came from.")] = False,
 ) -> None:
     """Off-policy evaluation and alignment of language models from logged slates of rated responses."""
-    debugging["on"] = debug
+    if debug:  # as a rule `Group` has taken it out of the arguments by now, wherever it stood
+        debugging["on"] = True
 
 
 def main() -> None:
-    """Run ``pope``; an error is one line on standard error, and its traceback comes with ``--debug`` alone.
+    """Run ``pope``; an error is one line on standard error and exit code 2; its traceback comes with ``--debug`` alone.
 
-    The exit code is 2 for a mistake in the input and 1 for what nobody foresaw, of which the line says what kind it is
-    and which file was being read.
+    The line of an error that nobody foresaw says what kind it is and which file was being read. Exit code 1 is left to
+    answers: ``pope evaluate --require``.
     """
     quiet()
     if logging.lastResort is not None:
@@ -78,18 +79,18 @@ def main() -> None:
     try:
         app(prog_name="pope")
     except (ValueError, ImportError, OSError) as error:
-        _fail(str(error), error, 2)
+        _fail(str(error), error)
     except Exception as error:
         place = f" while reading {now_reading()}" if now_reading() else ""
         message = str(error).partition("\n")[0]
-        _fail(f"{type(error).__name__}{place}: {message} (the same with --debug shows where)", error, 1)
+        _fail(f"{type(error).__name__}{place}: {message} (the same with --debug shows where)", error)
 
 
-def _fail(message: str, error: Exception, code: int) -> NoReturn:
+def _fail(message: str, error: Exception) -> NoReturn:
     if debugging["on"]:
         traceback.print_exception(error)
     print(f"pope: {printable(message, lines=True)}", file=sys.stderr)
-    raise SystemExit(code) from error
+    raise SystemExit(2) from error
 
 
 def quiet() -> None:

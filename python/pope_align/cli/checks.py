@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from .._files import check_output_folder, claim_output
+
+T = TypeVar("T")
 
 
 def check_log(path: str | os.PathLike[str], argument: str) -> None:
@@ -23,24 +26,62 @@ def check_log(path: str | os.PathLike[str], argument: str) -> None:
         raise ValueError(f"{argument}: expected a file ending in .jsonl, .json or .parquet, got {path}")
 
 
-def check_model(name: str, argument: str = "--model") -> None:
-    """Refuse a model's path where there is none; a name of the hub is looked up when the model is loaded.
+def required(value: T | None, option: str) -> T:
+    """An option without which the command cannot start.
 
     Raises:
-        ValueError: a path that does not exist, or a folder without a model.
+        ValueError: it is missing.
     """
-    path = Path(name).expanduser()
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1 or not name
+    if value is None or value == "":
+        raise ValueError(f"{option}: expected a value (it is required), got none")
+    return value
+
+
+def check_file(path: Path, what: str) -> Path:
+    """Refuse a file that is not there.
+
+    Raises:
+        ValueError: no such file, or a folder.
+    """
     if not path.exists():
-        if looks_like_path:
-            raise ValueError(f"{argument}: expected a model, found no file or folder at {name!r}")
-        return
+        raise ValueError(f"{what}: expected a file that exists, got {str(path)!r}")
     if path.is_dir():
-        files = ("config.json", "adapter_config.json")
-        if not any((path / file).is_file() for file in files) and len(list(path.glob("*.gguf"))) != 1:
-            raise ValueError(f"{argument}: expected {' or '.join(files)} or one GGUF file in {name}, found none")
-    elif path.suffix != ".gguf":
-        raise ValueError(f"{argument}: expected a folder or a GGUF file, got the file {name}")
+        raise ValueError(f"{what}: expected a file, got the folder {str(path)!r}")
+    return path
+
+
+def check_folder(path: Path | None, holds: str, what: str) -> None:
+    """Refuse a folder that is not there or lacks a file that it must hold.
+
+    Raises:
+        ValueError: no such folder, or no such file in it.
+    """
+    if path is not None and not (path / holds).is_file():
+        raise ValueError(f"{what}: expected a folder with {holds}, got {str(path)!r}")
+
+
+def check_model(name: str, argument: str = "--model") -> None:
+    """Refuse a model that is nowhere: no folder, no file, and no name on the hub, which is asked once.
+
+    Raises:
+        ValueError: no such model.
+    """
+    from ..places import locate
+
+    try:
+        locate(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{argument}: {str(error).removeprefix('model: ')}") from error
+
+
+def check_key(variable: str, base_url: str | None) -> None:
+    """Refuse to start without a key for an endpoint that needs one.
+
+    Raises:
+        ValueError: no key in the environment, and no address of one's own.
+    """
+    if base_url is None and not os.environ.get(variable, "").strip():
+        raise ValueError(f"{variable}: expected an API key in the environment, got none; or give --base-url")
 
 
 def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resume: bool, flag: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-#: Whether tracebacks are shown; ``--debug`` before or after the subcommand's name.
+#: Whether tracebacks are shown.
 debugging = {"on": False}
 
 
@@ -24,10 +25,7 @@ class Command(TyperCommand):
     renamed: Mapping[str, str] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer's, after `modern` and without ``--debug``."""
-        if "--debug" in args:
-            debugging["on"] = True
-            args = [arg for arg in args if arg != "--debug"]
+        """As typer's, after `modern`."""
         known = {option for parameter in self.get_params(ctx) for option in parameter.opts + parameter.secondary_opts}
         return super().parse_args(ctx, modern(args, self.renamed, known, command=ctx.command_path))
 
@@ -57,7 +55,12 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """``pope`` itself: every command with the whole first sentence of its help."""
+    """``pope`` itself: every command with the whole first sentence of its help; ``--debug`` may stand anywhere."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's, without ``--debug``."""
+        debugging["on"] = "--debug" in args
+        return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Names and sentences."""
@@ -70,10 +73,14 @@ class Group(TyperGroup):
 
 
 def example(text: str, width: int) -> str:
-    """An example as lines of at most ``width``, indented, with a backslash where one goes on."""
-    indent = "    "
+    """An example as lines of at most ``width``, indented, with a backslash where one goes on.
+
+    An option stays beside its value.
+    """
+    indent, glue = "    ", "\u00a0"
+    text = re.sub(r"(?<= )(--?[a-z][a-z-]*) (?=[^- ])", rf"\1{glue}", text)
     lines = textwrap.wrap(text, width - len(indent) - 4, break_long_words=False, break_on_hyphens=False)
-    return indent + f" \\\n{indent}  ".join(lines) + "\n"
+    return (indent + f" \\\n{indent}  ".join(lines) + "\n").replace(glue, " ")
 
 
 def command(renamed: Mapping[str, str]) -> type[Command]:

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -49,7 +49,7 @@ out = _Plain(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 err = _Plain(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 #: Columns of a terminal between two columns of a table.
-_GAP = 2
+_GAP = 3
 
 #: Without a terminal, progress is a line every so many seconds.
 _PLAIN_SECONDS = 15.0
@@ -95,6 +95,21 @@ def progress(what: str, unit: str) -> Iterator[ShowProgress]:
 
 
 @contextmanager
+def progress_by_name(what: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield ``report(name, done, of)``: a `progress` of its own for every name, so that no total changes."""
+    with ExitStack() as bars:
+        shown: dict[str, ShowProgress] = {}
+
+        def report(name: str, done: int, of: int) -> None:
+            if name not in shown:
+                bars.close()  # the one before has ended
+                shown[name] = bars.enter_context(progress(f"{what} {name}", unit))
+            shown[name](done, of)
+
+        yield report
+
+
+@contextmanager
 def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
     """Yield ``report(done)`` for work whose end is not known: a running count with its rate."""
     what = printable(what)
@@ -132,20 +147,24 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "")
 
 
-def show_json(value: Any, path: str) -> None:
-    """Write a result as JSON to a file, or to standard output for ``-``: what ``--json`` of a command does."""
+def show_json(value: Any, path: str | None) -> None:
+    """Write a result as JSON to a file, to standard output for ``-``, nowhere for None: what ``--json`` does."""
     from .._files import write_json
 
     if path == "-":
-        print(json.dumps(value, indent=1, allow_nan=False), file=out.file)
-    else:
+        print(json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False), file=out.file)
+    elif path is not None:
         write_json(path, value)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, together: int = 1) -> None:
     """Print a table: drawn on a terminal, tab-separated otherwise. The first column is text, the others numbers.
 
     A table wider than the terminal is drawn in parts, each with the first column: no name and no number is cut.
+
+    Args:
+        together: so many columns after the first belong together, such as an estimate and its interval; a part holds
+            all of them or none.
     """
     lines = [[printable(cell) for cell in row] for row in [columns, *rows]]
     if not out.is_terminal:
@@ -154,34 +173,36 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
             print("\t".join(row), file=out.file)  # rich would turn the tabs into spaces
         return
     for index, column in enumerate(lines[0][1:], start=1):
-        least = max(cell_len(text) for text in [*column.split(), *(row[index] for row in lines[1:])])
+        least = max(1, *map(cell_len, column.split()), *(cell_len(row[index]) for row in lines[1:]))
         lines[0][index] = textwrap.fill(column, least, break_long_words=False, break_on_hyphens=False)
-    for number, shown in enumerate(parts(lines, out.width)):
+    for number, shown in enumerate(parts(lines, out.width, together)):
         heading = printable(title) + (", continued" if number else "")
-        drawn = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        drawn = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for index in shown:
             justify: Literal["left", "right"] = "left" if index == 0 else "right"
-            drawn.add_column(Text(lines[0][index]), justify=justify, overflow="fold", no_wrap=index > 0)
+            drawn.add_column(Text(lines[0][index]), justify=justify, overflow="fold")
         for row in lines[1:]:
             drawn.add_row(*(Text(row[index]) for index in shown))
         out.print(drawn)
+        out.print()
 
 
-def parts(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+def parts(lines: Sequence[Sequence[str]], width: int, together: int) -> list[list[int]]:
     """The columns of every part of a table, so that each part fits ``width``; the first column is in all of them.
 
-    The first column takes at most half of the width (its texts are folded); the others are never folded.
+    The first column takes at most a third of the width (its texts are folded); the others are folded only where columns
+    that belong together do not fit beside it.
     """
-    widths = [
-        _GAP + max(cell_len(line) for row in lines for line in row[index].split("\n")) for index in range(len(lines[0]))
-    ]
-    first = min(widths[0], width // 2)
+    widths = [max(cell_len(line) for row in lines for line in row[index].split("\n")) for index in range(len(lines[0]))]
+    first = min(widths[0], width // 3)
     shown: list[list[int]] = [[0]]
     used = first
-    for index in range(1, len(widths)):
-        if len(shown[-1]) > 1 and used + widths[index] > width:
+    for start in range(1, len(widths), together):
+        group = list(range(start, min(start + together, len(widths))))
+        needed = sum(widths[index] + _GAP for index in group)
+        if len(shown[-1]) > 1 and used + needed > width:
             shown.append([0])
             used = first
-        shown[-1].append(index)
-        used += widths[index]
+        shown[-1] += group
+        used += needed
     return shown

@@ -11,7 +11,7 @@ import typer
 from pope_core.objective import Objective
 
 from ._objective_options import with_objective
-from .options import check_file, check_model, required, write_json_to
+from .checks import check_file, check_model, required
 
 if TYPE_CHECKING:
     from ..data import Slate
@@ -108,35 +108,35 @@ def evaluate(
         pope evaluate scored.parquet --policy base=./base --policy new=./new --require caution
     """
     from .._files import check_output
-    from .console import err
+    from .console import err, show_json
 
     check_file(log, "log")
     policies = _pairs("--policy", required(policy, "--policy"), "MODEL")
-    for name, model in policies.items():
-        check_model(model, f"--policy {name}")
     sampled = _pairs("--samples", samples or [], "FILE")
     for name, file in sampled.items():
         check_file(Path(file), f"--samples {name}")
     if unknown := sorted(set(sampled) - set(policies)):
         raise ValueError(f"--samples: expected names among {', '.join(policies)}, got {', '.join(unknown)}")
-    if logging_policy is not None:
-        check_model(logging_policy, "--logging-policy")
     if out is not None:
         check_output(out, overwrite=overwrite)
     if figure is not None:
         check_output(figure, overwrite=overwrite, endings=(".png", ".svg", ".pdf"), argument="figure")
+    for name, model in policies.items():
+        check_model(model, f"--policy {name}")
+    if logging_policy is not None:
+        check_model(logging_policy, "--logging-policy")
 
     from ..data import read_slates
     from ..ope import Confidence, Scoring, evaluate_policies
     from ..ope.evaluate import check_estimators
-    from .console import progress
+    from .console import progress_by_name
 
     check_estimators(estimator or [], list(policies), list(sampled))
     confidence = Confidence(interval, level, draws, seed)
     slates = read_slates(log)
     err.print(str(slates))
     fresh = _samples(sampled, slates)
-    with progress("scoring", "tokens") as report:
+    with progress_by_name("scoring", "tokens") as report:
         evaluation = evaluate_policies(
             slates,
             policies,
@@ -152,12 +152,12 @@ def evaluate(
             else lambda slate: (slate.slate_id or "").partition(cluster_prefix)[0],
             confidence=confidence,
             scoring=Scoring(max_length, dtype, batch_tokens, cache),
-            report=lambda name, done, of: report(done, of),
+            report=report,
         )
     if out is not None:  # before anything is shown or drawn: what was computed is kept
         evaluation.write_json(out)
         err.print(f"wrote {out}")
-    write_json_to(json, evaluation.to_dict())
+    show_json(evaluation.to_dict(), json)
     if json != "-":
         _show(evaluation)
     if figure is not None:

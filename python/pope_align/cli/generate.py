@@ -99,7 +99,7 @@ def generate(
     """
     from .._files import claim_output
     from ..generation.sampling import Sampling
-    from .options import check_file, check_folder, check_key, check_model, write_json_to
+    from .checks import check_file, check_folder, check_key, check_model
 
     check_file(log, "log")
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
@@ -113,14 +113,14 @@ def generate(
             raise ValueError(f"top_k: expected 0 (off) with an OpenAI-compatible endpoint, got {top_k}")
         if adapter is not None:
             raise ValueError("adapter: expected none with --engine openai, which serves what it serves")
-    else:
-        check_model(model)
     check_folder(adapter, "adapter_config.json", "--adapter")
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        if engine != "openai":
+            check_model(model)
         from ..data import read_slates
         from ..generation.generate import generate_for_slates
         from ..generation.generations import write_generations
-        from .console import err, progress
+        from .console import err, progress, show_json
 
         slates = list(read_slates(log))[:limit]
         if engine == "transformers":
@@ -155,7 +155,7 @@ def generate(
         with suppress(FileNotFoundError):
             os.remove(journal)
     err.print(f"wrote {generations} to {out}")
-    write_json_to(json_out, {"out": str(out), **generations.counts(), "settings": generations.settings})
+    show_json({"out": str(out), **generations.counts(), "settings": generations.settings}, json_out)
 
 
 def _transformers(

@@ -81,7 +81,7 @@ def judge(
         pope judge --gens pope=pope.parquet --gens sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
     """
     from .._files import check_output_folder, write_json
-    from .options import check_file, check_key
+    from .checks import check_file, check_key
 
     if len(gens) < 2:
         raise ValueError(f"gens: expected at least two sets to compare, got {len(gens)}")
@@ -102,8 +102,7 @@ def judge(
     from ..judge import JudgeOptions, plan
     from ..judge import judge as judge_sets
     from ..judge_asking import open_calls
-    from .console import err, progress
-    from .options import write_json_to
+    from .console import err, progress, show_json
 
     options = JudgeOptions(
         set_size=set_size,
@@ -160,7 +159,7 @@ def judge(
     }
     write_json(out / "judge.json", content)
     _write_verdicts(matches, out / "verdicts.jsonl")
-    write_json_to(json_out, content)
+    show_json(content, json_out)
     if json_out != "-":
         _show(summaries, level)
     _draw(summaries, model, out / "judge.png")

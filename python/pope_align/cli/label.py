@@ -75,7 +75,7 @@ def label(
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
     from .._files import claim_output
-    from .options import check_file, check_key, required, write_json_to
+    from .checks import check_file, check_key, required
 
     check_file(gens, "gens")
     given = {"refs": refs, "command": command, "function": function, "model": model}
@@ -93,7 +93,7 @@ def label(
         from ..data import write_slates
         from ..generation.generations import read_generations
         from ..generation.labelled import labelled_slates, rescaled
-        from .console import err, progress
+        from .console import err, progress, show_json
 
         generations = read_generations(gens)
         err.print(str(generations))
@@ -126,7 +126,7 @@ def label(
             raise ValueError(f"gens: expected answers that slates can hold, got none: {what}")
         write_slates(slates, out)
     err.print(f"wrote {what} to {out}")
-    write_json_to(json_out, {"out": str(out), **about, **what.to_dict()})
+    show_json({"out": str(out), **about, **what.to_dict()}, json_out)
 
 
 def _by_references(by: str, refs: Path, embedding_model: str | None, weights: Any, cache: Path) -> Labeller:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .options import check_file, check_model, write_json_to
+from .checks import check_file, check_folder, check_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,8 +67,10 @@ def metrics(
         int | None, typer.Option(help="Answers that count for coverage; default: all.", rich_help_panel=_READINGS)
     ] = None,
     vote_weights: Annotated[
-        Literal["log1p", "votes", "softmax"],
-        typer.Option(help="How votes weigh references in the PL-Score.", rich_help_panel=_READINGS),
+        Literal["log1p", "votes", "softmax", "uniform"],
+        typer.Option(
+            help="How votes weigh references in the energy distance and the PL-Score.", rich_help_panel=_READINGS
+        ),
     ] = "log1p",
     temperature: Annotated[
         float, typer.Option(help="Of the distributional alignment.", rich_help_panel=_READINGS)
@@ -90,14 +92,16 @@ def metrics(
     for given in gens:
         check_file(Path(given.rpartition("=")[2]), "generations")
     policies = _policies(policy, adapter, len(gens))
-    for name, _ in policies:
-        if name:
-            check_model(name, "--policy")
+    for _, folder in policies:
+        check_folder(None if folder is None else Path(folder), "adapter_config.json", "--adapter")
     if alignscore is not None:
         check_file(alignscore, "--alignscore")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
     check_output_folder(out, overwrite=overwrite)
+    for name, _ in policies:
+        if name:
+            check_model(name, "--policy")
 
     from dataclasses import asdict
 
@@ -142,7 +146,7 @@ def metrics(
     out.mkdir(parents=True, exist_ok=True)  # before anything is shown or drawn: what was computed is kept
     write_json(result, out / "metrics.json")
     write_prompt_metrics(tables, out / "per_slate.parquet")
-    write_json_to(json, result.to_json())
+    show_json(result.to_json(), json)
     if json != "-":
         _show(result, notes)
     _draw(result, sets, slates, notes, out)
@@ -213,4 +217,4 @@ def _show(report: MetricsReport, notes: list[str]) -> None:
         for comparison in report.comparisons:
             row += cells(comparison.differences.get(name), digits, signed=True)
         rows.append(row)
-    table("Means over slates, bootstrap intervals over prompts", columns, rows)
+    table("Means over slates, bootstrap intervals over prompts", columns, rows, together=2)

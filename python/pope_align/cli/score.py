@@ -39,8 +39,8 @@ def score(
     from .checks import check_log, check_model
 
     check_log(log, "LOG")
-    check_model(model)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        check_model(model)
         from ..data import read_slates, write_slates
         from ..propensity.unscored import check_unscored
         from .console import err, progress

@@ -65,11 +65,12 @@ def check_places(arguments: TrainArguments) -> None:
     check_log(run.train_data, "LOG")
     if run.eval_data is not None:
         check_log(run.eval_data, "--eval-data")
-    check_model(run.model)
     if run.dry_run or not is_main_process():  # one process looks, before any of them writes
+        check_model(run.model)
         return
     folder, resume = training["output_dir"], training.get("resume_from_checkpoint") is not None
     check_results_folder(folder, overwrite=run.overwrite, resume=resume, flag="--resume-from-checkpoint last")
+    check_model(run.model)
     if run.overwrite and not resume:
         for checkpoint in Path(folder).glob("checkpoint-*"):  # of the run that was there
             shutil.rmtree(checkpoint)
