@@ -83,10 +83,10 @@ def metrics(
 
     Example:
 
-        pope metrics base=base.parquet pope=pope.parquet --refs slates.jsonl --out report
+        pope metrics base=base.parquet pope=pope.parquet --refs slates.jsonl -o report
     """
     from .._files import check_output_folder
-    from .console import err, progress
+    from .console import err, progress, show_json
 
     check_file(refs, "--refs")
     for given in gens:

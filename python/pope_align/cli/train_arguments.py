@@ -152,6 +152,8 @@ class _Parser(argparse.ArgumentParser):
             if option.kind == "list":
                 more = {"nargs": "+"}
             metavar = f"{{{','.join(option.choices)}}}" if option.choices else _METAVARS.get(option.kind)
+            if len(metavar or "") > _METAVAR_COLUMNS:
+                metavar, text = "NAME", f"{text} One of {', '.join(option.choices)}." if title else text
             group.add_argument(
                 option.flag, dest=option.name, default=argparse.SUPPRESS, help=text, metavar=metavar, **more
             )
@@ -187,6 +189,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"pope train: {message}")
 
 
+#: A line of ``--help`` cannot be broken inside a list of choices; a longer one goes into the text.
+_METAVAR_COLUMNS = 50
 _METAVARS = {"bool": "BOOL", "int": "INT", "float": "NUMBER", "str": "TEXT", "list": "NAME"}
 
 
