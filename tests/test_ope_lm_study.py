@@ -14,7 +14,7 @@ from pope_align.experiments import ope_lm_training as training
 from pope_align.experiments.ope_lm_policies import LENGTHS, LOGGING, TARGETS, TEMPERATURES, Policy, Prompt, Prompts
 from pope_align.experiments.ope_lm_pool import finished_blocks, long_words, read_pools
 from pope_align.experiments.ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
-from pope_align.experiments.ope_lm_study import Worker, work
+from pope_align.experiments.ope_lm_study import Worker, overlap, work
 
 transformers = pytest.importorskip("transformers")
 
@@ -156,6 +156,16 @@ def test_replicates_do_not_overlap_until_the_pool_is_used_up(cache: tuple[Path, 
     pool = read_pools(cache[0], prompts, Letters(), embed, [0], 2, [WARM])[0]
     chosen = np.concatenate([results.replicate(pool, number).chosen for number in range(4)], axis=1)
     assert (np.sort(chosen, axis=1) == np.arange(16)).all()
+
+
+def test_overlap_falls_with_length(cache: tuple[Path, PolicyModel], tmp_path: Path) -> None:
+    found = overlap(cache[0], 2)
+    assert found["responses"] == 320
+    shares = [of["T=0.7"] for of in found["effective_share"].values()]
+    assert shares == sorted(shares, reverse=True)
+    assert all(of["T=1"] == pytest.approx(1.0) for of in found["effective_share"].values())
+    with pytest.raises(ValueError, match="run `sample` first"):
+        overlap(tmp_path, 2)
 
 
 def test_summaries_by_hand() -> None:

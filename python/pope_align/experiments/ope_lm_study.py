@@ -22,8 +22,20 @@ from typing import Any
 import numpy as np
 
 from ..model import load_model, load_tokenizer
+from ..ope.diagnostics import effective_sample_size
 from ..places import packaged_model
-from .ope_lm_policies import BLOCK, LOGGING, TARGETS, TRAINED, Policy, Prompt, Prompts, choose_prompts
+from .ope_lm_policies import (
+    BLOCK,
+    LENGTHS,
+    LOGGING,
+    TARGETS,
+    TEMPERATURES,
+    TRAINED,
+    Policy,
+    Prompt,
+    Prompts,
+    choose_prompts,
+)
 from .ope_lm_pool import REWARDS, embedder, finished_blocks, read_pools
 from .ope_lm_results import check_table, run, summarize, true_differences
 from .ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
@@ -32,6 +44,9 @@ from .ope_similar_study import as_text
 
 #: Blocks that are sampled under every policy before the next ones are begun, so that what is there can be used.
 _STAGE = 4
+
+#: Rounds of the log that `overlap` looks for.
+_MOST_ROUNDS = 20
 
 
 def work(prompts: Prompts, rounds: int, targets: Sequence[Policy]) -> Iterator[tuple[Piece, Policy | None]]:
@@ -99,6 +114,24 @@ def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker,
         worker.rest(wall, busy)
 
 
+def overlap(cache: Path, blocks: int) -> dict[str, Any]:
+    """Effective share of the log for other temperatures at each length, from the logged responses alone."""
+    pieces = [Piece(LOGGING, block, number).path(cache) for block in range(blocks) for number in range(_MOST_ROUNDS)]
+    there = [np.load(path)["logprobs"].astype(np.float64) for path in pieces if path.exists()]
+    if not there:
+        raise ValueError(f"cache: expected responses of the logging policy in {cache}, found none; run `sample` first")
+    scores = np.concatenate(there)  # [n, LENGTH, temperatures]
+    shares = {}
+    for length in LENGTHS:
+        totals = scores[:, :length].sum(1)
+        log_weights = totals - totals[:, :1]
+        shares[str(length)] = {
+            f"T={temperature:g}": effective_sample_size(log_weights[:, at]) / len(totals)
+            for at, temperature in enumerate(TEMPERATURES)
+        }
+    return {"responses": len(scores), "effective_share": shares}
+
+
 def train_targets(path: Path, cache: Path, *, prompts: int) -> None:
     """Train the adapters of `TRAINED` that are missing, on prompts that are not evaluated and the semantic reward."""
     tokenizer = load_tokenizer(packaged_model())
@@ -152,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sample(
             given.prompts, given.cache, rounds=given.rounds, blocks=given.blocks, worker=worker, trained=given.trained
         )
+    elif given.stage == "overlap":
+        print(json.dumps(overlap(given.cache, given.blocks), indent=1))
     elif given.stage == "train":
         train_targets(given.prompts, given.cache, prompts=given.training)
     else:
@@ -167,10 +202,12 @@ def _parser() -> argparse.ArgumentParser:
     drawing = stages.add_parser("sample", help="draw and score responses into the cache")
     training = stages.add_parser("train", help="train the targets that are trained")
     reading = stages.add_parser("study", help="every estimator on what is in the cache")
+    looking = stages.add_parser("overlap", help="effective share of the log by length, from what is drawn so far")
     for stage in (drawing, training, reading):
         stage.add_argument("--prompts", type=Path, required=True, help="JSON lines with prompt and completions")
+    for stage in (drawing, training, reading, looking):
         stage.add_argument("--cache", type=Path, required=True)
-    for stage in (drawing, reading):
+    for stage in (drawing, reading, looking):
         stage.add_argument("--blocks", type=int, default=16, help="of ten prompts (default: 16)")
     drawing.add_argument("--rounds", type=int, default=5, help="of eight logged responses a prompt (default: 5)")
     drawing.add_argument("--worker", type=int, default=0)
