@@ -263,3 +263,26 @@ def test_debug_shows_where_before_or_after_the_command(arguments, monkeypatch, c
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "pope: bad\n"
+
+
+def test_what_nobody_foresaw_is_one_line_that_says_what_was_read(tmp_path: Path, monkeypatch, capsys) -> None:
+    from pope_align import cli
+
+    (tmp_path / "log.jsonl").write_text('{"prompt": "p", "completion": "a", "score": 1}\n')
+
+    def breaks(*_: object, **__: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("pope_align.data.pieces.Piece.checked", breaks)
+    arguments = ["pope", "convert", "--from", "table", str(tmp_path / "log.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    for extra, traced in (([], False), (["--debug"], True)):
+        monkeypatch.setattr(sys, "argv", [*arguments, *extra])
+        monkeypatch.setitem(cli.debugging, "on", False)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 1
+        shown = capsys.readouterr().err
+        last = shown.splitlines()[-1]
+        assert last.startswith(f"pope: KeyError while reading {tmp_path / 'log.jsonl'}: 'surprise'")
+        assert ("Traceback" in shown) == traced
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]

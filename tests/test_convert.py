@@ -299,3 +299,110 @@ def test_html_becomes_the_text_that_a_reader_sees() -> None:
         '<p>a <b>bold</b> x &lt; y</p>\n\n<ul>\n<li>one</li>\n<li>two</li>\n</ul><p>z<br>w <img alt="x>y" src="q"></p>'
     )
     assert html_to_text(markup) == "a bold x < y\n\n- one\n- two\n\nz\nw"
+
+
+# --- groups, outputs, hints -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["prefix:/", "regex:^reddit/([^/]+)/", "column:post"])
+def test_ids_of_posts_and_comments_are_split_by_post(group: str, tmp_path: Path) -> None:
+    """By what comes before ``#`` every comment's slate would be a group of its own."""
+    rows = [
+        {**row, "key": f"reddit/p{key // 3}/c{key}", "post": f"p{key // 3}"}
+        for key in range(90)
+        for row in rows_of(2, key + 1)
+        if row["prompt"] == f"Question {key}?"
+    ]
+    path = write_table(tmp_path / "log.jsonl", rows)
+    leaky = ConvertOptions(split_by="item", splits=(0.5, 0, 0.5))
+    convert("table", [path], tmp_path / "leaky.jsonl", leaky)
+    options = ConvertOptions(split_by="group", group=group, splits=(0.5, 0, 0.5))
+    report = convert("table", [path], tmp_path / "out.jsonl", options)
+    assert not (tmp_path / "out.validation.jsonl").exists()
+    assert report.outputs == [str(tmp_path / f"out.{name}.jsonl") for name in ("train", "test")]
+
+    def posts(name: str) -> list[set[str]]:
+        parts = [read_slates(tmp_path / f"{name}.{part}.jsonl") for part in ("train", "test")]
+        return [{slate.slate_id.split("/")[1] for slate in part} for part in parts]
+
+    assert set.intersection(*posts("leaky"))
+    assert not set.intersection(*posts("out"))
+    assert len(set.union(*posts("out"))) == 30
+    for slate in read_slates(tmp_path / "out.train.jsonl"):
+        assert slate_group(slate) == slate.origin["group"]
+        assert slate.slate_id.split("/")[1] in slate.origin["group"]
+
+
+def test_a_slate_without_its_group_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [*rows_of(2, 1), *({**row, "key": "other", "team": "a"} for row in rows_of(2, 1))]
+    path = write_table(tmp_path / "log.jsonl", rows)
+    with pytest.raises(ValueError, match=r"log\.jsonl, row 1: group: expected a value in the column team, got None"):
+        convert("table", [path], tmp_path / "out.jsonl", ConvertOptions(group="column:team"))
+    report = convert("table", [path], tmp_path / "out.jsonl", ConvertOptions(group="column:team", skip_bad_rows=True))
+    assert (report.slates_kept, report.bad_row_count) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["min_k", "max_k", "sample_k", "seed", "min_chars", "max_chars"])
+@pytest.mark.parametrize("value", [2.5, True, float("nan"), "3"])
+def test_whole_numbers_are_whole(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+        ConvertOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"splits": (float("nan"),) * 3}, "splits: expected three shares"),
+        ({"splits": (1.5, -0.5, 0.0)}, "splits: expected three shares"),
+        ({"splits": (0.5, 0.5)}, "splits: expected three shares"),
+        ({"fraction": float("nan")}, "fraction: expected a number in"),
+        ({"fraction": True}, "fraction: expected a number in"),
+        ({"age_scale_days": float("inf"), "as_of": 0.0}, "age_scale_days: expected a number > 0"),
+        ({"age_scale_days": 1.0, "as_of": float("nan")}, "as_of: expected seconds"),
+        ({"missing_prompt": "Movie {id}"}, r"missing_prompt: expected no placeholder but \{key\}, got \{id\}"),
+        ({"prompt_template": "{prompt} {title}"}, r"prompt_template: expected no placeholder but \{prompt\}"),
+        ({"group": "post"}, "group: expected column:NAME, prefix:SEPARATOR or regex:PATTERN, got 'post'"),
+        ({"group": "regex:("}, "group: expected a regular expression"),
+    ],
+)
+def test_options_have_types_and_ranges(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ConvertOptions(**options)
+
+
+def test_the_output_is_checked_before_the_input_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_table(tmp_path / "log.jsonl", rows_of(2, 2))
+    monkeypatch.setattr("pope_align.data.assemble.Assembler.slates", lambda self: pytest.fail("the work began"))
+    (tmp_path / "there.test.jsonl").write_text("old")
+    for output, told in (
+        ("none/out.jsonl", "out: .*expected a folder that exists"),
+        ("out.txt", "out: expected a file ending in .jsonl or .parquet"),
+        ("there.jsonl", r"out: .*there\.test\.jsonl: exists already; pass --overwrite"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            convert("table", [path], tmp_path / output, ConvertOptions(split_by="slate"))
+    with pytest.raises(ValueError, match=r"inputs: expected a file or folder, got '.*', which does not exist"):
+        convert("table", [tmp_path / "nothing.jsonl"], tmp_path / "out.jsonl")
+    assert (tmp_path / "there.test.jsonl").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "there.test.jsonl"]
+
+
+def test_votes_with_a_heavy_tail_suggest_another_transform(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": f"a{i}", "score": 10.0**i, "key": "k"} for i in range(8)]
+    report, _ = converted(rows, tmp_path)
+    assert "log1p_minmax" in report.hints[0]
+    assert json.loads((tmp_path / "out.jsonl.report.json").read_text())["hints"] == report.hints
+    assert not converted(rows_of(3, 3), tmp_path)[0].hints
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_pairs_of_text_and_of_turns_cannot_share_a_parquet_file(ending: str, tmp_path: Path) -> None:
+    turns = [[{"role": "assistant", "content": text}] for text in "ab"]
+    write_slates([Slate("q", ["x", "y"], [1, 0]), Slate("r", turns, [1, 0])], tmp_path / "log.jsonl")
+    arguments = ("slates", [tmp_path / "log.jsonl"], tmp_path / f"pairs.{ending}")
+    if ending == "jsonl":
+        convert(*arguments, to="preference")
+    else:
+        with pytest.raises(ValueError, match="expected all text or all turns in a Parquet file"):
+            convert(*arguments, to="preference")
+        assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]

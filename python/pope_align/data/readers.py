@@ -41,6 +41,8 @@ def read_records(path: Path) -> Rows:
     plain = Path(path.stem) if path.suffix in streams.COMPRESSED else path
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".xml": _xml}
     readers |= dict.fromkeys((".jsonl", ".ndjson", ".json"), _json)
+    if path.suffix == ".zst":
+        readers[""] = _json  # dumps of Reddit are called RC_2020-01.zst
     if plain.suffix not in readers:
         raise ValueError(
             "input: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .xml, also with "
