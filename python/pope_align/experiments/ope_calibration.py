@@ -1,0 +1,174 @@
+"""Do verdicts keep their promises: estimates and differences on worlds with known truth, by kind and estimator.
+
+    python -m pope_align.experiments.ope_calibration held-out --worlds 40 --out calibration.json
+
+Every world of a kind is drawn anew and gives one log. docs/ope_study.md reads the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._files import write_json
+from .._json import jsonable
+from ..ope import Comparison, Estimate, LoggedSlates, Predictions, compare, effective_sample_size, estimate
+from ..ope.rules import FEW_CLUSTERS, VERDICTS
+from .ope_worlds import DEVELOPMENT, HELD_OUT, POLICIES, TableWorld
+
+#: What is judged: the rows of `METHODS`.
+ESTIMATORS = ("snips", "ips", "dr", "sndr", "clipped_ips")
+
+#: What makes a log healthy: effective sample size of whole sequences, and the policy's exact mass beyond the log.
+HEALTHY_ESS, HEALTHY_SHARE = 100.0, 0.01
+
+#: Of these kinds the recorded propensities are not true.
+UNTRUE = ("misrecorded",)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One estimate or difference, and how wrong it was."""
+
+    kind: str
+    estimator: str
+    what: str  # "value" or "difference"
+    policy: str
+    error: float
+    standard_error: float
+    covered: bool
+    verdict: str
+    healthy: bool
+    rules: tuple[str, ...]  # that led to the verdict
+
+    @property
+    def far_off(self) -> bool:
+        """Off by more than three of its own standard errors, or not a number at all."""
+        return not abs(self.error) <= 3 * self.standard_error + 1e-12
+
+
+def judge_world(kind: str, world: TableWorld, random: np.random.Generator) -> Iterator[Judged]:
+    """Every estimator on one log."""
+    log, predictions = world.sample(random)
+    healthy = {policy: _healthy(kind, world, log, policy) for policy in POLICIES}
+    truth = {policy: world.value(policy) for policy in POLICIES}
+    tuned = log.num_clusters >= FEW_CLUSTERS
+    for name in ESTIMATORS if tuned else ESTIMATORS[:-1]:
+        values = {policy: _estimate(log, policy, name, predictions) for policy in POLICIES}
+        for policy in POLICIES[1:]:
+            yield _judged(kind, name, values[policy], truth[policy], healthy[policy])
+            difference = compare(values[policy], values[POLICIES[0]])
+            yield _judged(kind, name, difference, truth[policy] - truth[POLICIES[0]], healthy[policy])
+
+
+def _healthy(kind: str, world: TableWorld, log: LoggedSlates, policy: str) -> bool:
+    log_w = np.subtract(*log.logprobs(policy, length_normalize=False))
+    enough = effective_sample_size(log_w) >= HEALTHY_ESS
+    whole = max(world.cluster_sizes, default=0.0) == 0.0
+    return kind not in UNTRUE and whole and enough and world.support_share(policy, log) < HEALTHY_SHARE
+
+
+def _estimate(log: LoggedSlates, policy: str, name: str, predictions: dict[str, Predictions]) -> Estimate:
+    model = predictions[policy] if name in ("dr", "sndr") else None
+    return estimate(log, policy, name, predictions=model)
+
+
+def _judged(kind: str, estimator: str, result: Estimate | Comparison, truth: float, healthy: bool) -> Judged:
+    value = result.utility
+    return Judged(
+        kind,
+        estimator,
+        "value" if isinstance(result, Estimate) else "difference",
+        result.policy,
+        value.value - truth,
+        value.standard_error,
+        value.low <= truth <= value.high,
+        result.verdict,
+        healthy,
+        tuple(sorted({each.rule for each in result.findings if each.verdict == result.verdict})),
+    )
+
+
+def promises(rows: Iterable[Judged]) -> dict[str, dict[str, float]]:
+    """By estimator and kind of result: coverage of what is called reliable, with Wilson's bound, and the rest."""
+    groups: dict[str, list[Judged]] = {}
+    for row in rows:
+        groups.setdefault(f"{row.estimator}, {row.what}", []).append(row)
+    return {name: _promises(mine) for name, mine in groups.items()}
+
+
+def _promises(rows: list[Judged]) -> dict[str, float]:
+    reliable = [row for row in rows if row.verdict == "reliable"]
+    off = [row for row in rows if row.far_off]
+    healthy = [row for row in rows if row.healthy]
+    covered = sum(row.covered for row in reliable)
+    return {
+        "results": len(rows),
+        "reliable": len(reliable),
+        "reliable_covered": _share(covered, len(reliable)),
+        "reliable_covered_wilson": wilson_lower(covered, len(reliable)),
+        "off_by_3_standard_errors": len(off),
+        "off_not_called_reliable": _share(sum(row.verdict != "reliable" for row in off), len(off)),
+        "healthy": len(healthy),
+        "healthy_reliable": _share(sum(row.verdict == "reliable" for row in healthy), len(healthy)),
+        **{f"share_{verdict}": _share(sum(row.verdict == verdict for row in rows), len(rows)) for verdict in VERDICTS},
+    }
+
+
+def _share(count: int, of: int) -> float:
+    return count / of if of else float("nan")
+
+
+def wilson_lower(count: int, of: int, z: float = 1.959963984540054) -> float:
+    """Lower end of Wilson's 95% interval for a share."""
+    if of == 0:
+        return float("nan")
+    share = count / of
+    centre = share + z**2 / (2 * of)
+    half = z * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return float((centre - half) / (1 + z**2 / of))
+
+
+def summarise(rows: list[Judged]) -> dict[str, Any]:
+    """The promises of all rows and by kind of world, and the rules that decided, most frequent first."""
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    deciding: dict[str, int] = {}
+    for row in rows:
+        if row.healthy and row.verdict != "reliable":
+            for rule in row.rules:
+                deciding[f"{row.what}: {rule}"] = deciding.get(f"{row.what}: {rule}", 0) + 1
+    summary: dict[str, Any] = jsonable(
+        {
+            "promises": promises(rows),
+            "by_kind": {kind: promises(row for row in rows if row.kind == kind) for kind in kinds},
+            "healthy_and_not_reliable_by": dict(sorted(deciding.items(), key=lambda item: -item[1])),
+        }
+    )
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("worlds_of", choices=["development", "held-out"])
+    parser.add_argument("--worlds", type=int, default=40, help="of every kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON of the summary")
+    arguments = parser.parse_args()
+    kinds = dict(DEVELOPMENT if arguments.worlds_of == "development" else HELD_OUT)
+    rows: list[Judged] = []
+    for number in range(arguments.worlds):
+        for at, (name, kind) in enumerate(kinds.items()):
+            random = np.random.default_rng([arguments.seed, at, number])
+            rows += judge_world(name, kind(random), random)
+        if (number + 1) % 10 == 0 or number + 1 == arguments.worlds:
+            write_json(arguments.out, {"worlds": number + 1, **summarise(rows)})
+            print(f"{number + 1} of {arguments.worlds} worlds of every kind", flush=True)
+
+
+if __name__ == "__main__":
+    main()
