@@ -339,6 +339,16 @@ def test_generations_of_another_origin_are_read_and_named(tmp_path: Path) -> Non
         ),
         ('{"key": "k", "prompt": "A?", "texts": ["x"]}\n' * 2, "row 2: key: expected a new one, got 'k' again"),
         ("", "expected at least one row of generations, got none"),
+        ("[" * 100_000, "row 1: expected a JSON object"),
+        ('{"prompt": ' + "9" * 5000 + "}", "row 1: expected a JSON object"),
+        ('{"prompt": "A?", "texts": ["\\ud83d"]}', r"row 1: texts\[0\]: expected text that UTF-8 can hold"),
+        ('{"prompt": "A?", "texts": ["x"], "tokens": ["1"]}', r"row 1: tokens\[0\]: expected an integer >= 0, got '1'"),
+        ('{"prompt": "A?", "texts": ["x"], "tokens": 3}', "row 1: tokens: expected a list of 1, one per text, got 3"),
+        ('{"prompt": "A?", "texts": ["x"], "finished": ["no"]}', r"row 1: finished\[0\]: expected true or false"),
+        ('{"prompt": [{"content": "x"}], "texts": ["x"]}', "row 1: prompt: expected text or a list of turns"),
+        ('{"prompt": "A?", "texts": ["x"], "key": 3}', "row 1: key: expected text, got 3"),
+        ('{"model": "m", "settings": [1]}', "settings: expected an object"),
+        ('{"model": 3, "settings": {}}', "model: expected text, got 3"),
     ],
 )
 def test_bad_generations_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -346,6 +356,12 @@ def test_bad_generations_are_named(tmp_path: Path, line: str, message: str) -> N
     path.write_text(line)
     with pytest.raises(ValueError, match=message):
         read_generations(path)
+
+
+def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "g.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(ValueError, match=r"g\.parquet: expected a Parquet file of generations"):
+        read_generations(tmp_path / "g.parquet")
 
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:

@@ -335,6 +335,32 @@ def test_feedback_by_a_judge_is_asked_for_once_and_kept(tmp_path: Path, monkeypa
         assert labeller.about["base_url"] == server.url
 
 
+def test_a_log_with_groups_is_credited_by_what_each_response_adds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    groups = [{"a": 0.9, "b": -1.0}, {"a": 0.5, "b": 0.8}, {"a": 0.1}]
+    log = [
+        Slate("Why?", ["x", "y", "z"], [1.0, 2.0, 3.0], group_scores=groups, logging_logprobs=[-1.0, -2.0, -3.0],
+              ranks=[3, 2, 1]),
+        Slate("How?", ["x"], [1.0], group_scores=[{"b": 1.0}], logging_logprobs=[-1.0]),
+    ]  # fmt: skip
+    for ending in ("jsonl", "parquet"):
+        write_slates(log, f"log.{ending}")
+        assert pope(monkeypatch, "label", f"log.{ending}", "--with", "set-utility", "-o", f"new.{ending}") == 0
+        first, second = read_slates(f"new.{ending}")
+        raw = marginal_contributions(np.array([[0.9, 0], [0.5, 0.8], [0.1, 0]]))
+        assert raw.tolist() == pytest.approx([0.2, 0.4, 0.0])
+        assert first.scores == pytest.approx((raw / 1.0).tolist())  # the second slate's one response adds 1
+        assert second.scores == [1.0]
+        assert first.logging_logprobs == [-1.0, -2.0, -3.0]
+        assert first.ranks is None
+        assert first.origin["rescaled"] == {"low": 0.0, "high": 1.0}
+    write_slates([Slate("Why?", ["x"], [1.0])], "log.jsonl")
+    assert pope(monkeypatch, "label", "log.jsonl", "--with", "set-utility", "-o", "none.jsonl") == 2
+    assert "slate 1: group_scores: expected feedback by group, got none; or give --refs" in capsys.readouterr().err
+
+
 # --- the command line -----------------------------------------------------------------------------------------------
 
 

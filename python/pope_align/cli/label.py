@@ -17,7 +17,7 @@ _NEEDS = {**dict.fromkeys(_BY_REFERENCES, "refs"), "command": "command", "python
 
 
 def label(
-    gens: Annotated[Path, typer.Argument(help="Generations, as pope generate writes them.")],
+    gens: Annotated[Path, typer.Argument(help="Generations, as pope generate writes them; or slates, for new scores.")],
     by: Annotated[
         Literal["similarity", "energy", "set-utility", "command", "python", "judge"],
         typer.Option(
@@ -80,26 +80,33 @@ def label(
     check_file(gens, "gens")
     given = {"refs": refs, "command": command, "function": function, "model": model}
     for name, value in given.items():
-        if name == _NEEDS[by]:
-            required(value, f"--{name} (for --with {by})")
-        elif value is not None:
+        if name != _NEEDS[by] and value is not None:
             wanted = ", ".join(how for how, need in _NEEDS.items() if need == name)
             raise ValueError(f"--{name}: expected with --with {wanted} only, got --with {by}")
+        if name == _NEEDS[by] and by != "set-utility":  # which slates with group_scores need no references for
+            required(value, f"--{name} (for --with {by})")
     if refs is not None:
         check_file(refs, "--refs")
     if by == "judge":
         check_key(key_variable, base_url)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
-        from ..data import write_slates
-        from ..generation.generations import read_generations
-        from ..generation.labelled import labelled_slates, rescaled
+        from ..data import read_slates, write_slates
+        from ..generation.generations import holds_slates, of_slates, read_generations
+        from ..generation.labelled import labelled_slates, relabelled, rescaled
         from .console import err, progress, show_json
 
-        generations = read_generations(gens)
-        err.print(str(generations))
+        log = read_slates(gens) if holds_slates(gens) else None
+        generations = read_generations(gens) if log is None else of_slates(log, gens.stem)
+        err.print(str(generations if log is None else log))
         labeller: Labeller
-        if by in _BY_REFERENCES:
-            labeller = _by_references(by, required(refs, "--refs"), embedding_model, vote_weights, cache)
+        if by == "set-utility" and refs is None and log is not None:
+            from ..generation.labels import ByGroups
+
+            labeller = ByGroups(log)
+        elif by in _BY_REFERENCES:
+            labeller = _by_references(
+                by, required(refs, f"--refs (for --with {by})"), embedding_model, vote_weights, cache
+            )
         elif by == "command":
             from ..generation.labels import ByCommand
 
@@ -121,12 +128,17 @@ def label(
         about: dict[str, Any] = dict(labeller.about)
         if by in ("energy", "set-utility"):
             scores, about["rescaled"] = rescaled(scores)
-        slates, what = labelled_slates(generations, scores, about)
+        if log is not None:
+            slates, counts = relabelled(log, scores, about), {"slates": len(log)}
+            remark = f"{len(log)} slates with new scores"
+        else:
+            slates, what = labelled_slates(generations, scores, about)
+            counts, remark = what.to_dict(), str(what)
         if not slates:
-            raise ValueError(f"gens: expected answers that slates can hold, got none: {what}")
+            raise ValueError(f"gens: expected answers that slates can hold, got none: {remark}")
         write_slates(slates, out)
-    err.print(f"wrote {what} to {out}")
-    show_json({"out": str(out), **about, **what.to_dict()}, json_out)
+    err.print(f"wrote {remark} to {out}")
+    show_json({"out": str(out), **about, **counts}, json_out)
 
 
 def _by_references(by: str, refs: Path, embedding_model: str | None, weights: Any, cache: Path) -> Labeller:

@@ -101,6 +101,34 @@ def prompt_key(prompt: str | list[Turn]) -> str:
 prompt_text = completion_text = text_of
 
 
+def of_slates(slates: Sequence[Slate], name: str) -> GenerationSet:
+    """Logged responses as generations, a row for every slate."""
+    rows = [
+        Generation(key, slate.prompt, list(map(completion_text, slate.completions)))
+        for key, slate in zip(slate_keys(slates), slates)
+    ]
+    return GenerationSet(name, tuple(rows))
+
+
+def holds_slates(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the column ``completions`` of slates rather than the ``texts`` of generations."""
+    path = Path(path)
+    check_path(path)
+    if path.suffix == ".parquet":
+        parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
+        try:
+            return "completions" in parquet.read_schema(path).names
+        except ValueError:  # its reader says what is wrong with it
+            return False
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, Mapping) and "completions" in row
+
+
 def join_slates(generations: GenerationSet, slates: Sequence[Slate]) -> list[tuple[Generation, int]]:
     """Every generation that belongs to a slate, by key or, where it comes from elsewhere, by prompt; and its index."""
     by_key = {key: index for index, key in enumerate(slate_keys(slates))}
@@ -172,6 +200,7 @@ def read_generations(path: str | os.PathLike[str], *, model: str | None = None) 
     path = Path(path)
     check_path(path)
     head, rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
+    _check_head(head, path)
     seen: Counter[str] = Counter()
     read = []
     for number, row in rows:
@@ -200,16 +229,27 @@ def _read_jsonl(path: Path) -> tuple[Mapping[str, Any], Iterable[tuple[int, Any]
             if line.strip():
                 try:
                     rows.append((number, json.loads(line)))
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise ValueError(f"{path}, row {number}: expected a JSON object, got {error}") from error
+                except (ValueError, RecursionError) as error:  # also integers of 5,000 digits, and 20,000 brackets
+                    raise ValueError(f"{path}, row {number}: expected a JSON object, got {error}") from None
     is_head = bool(rows) and isinstance(rows[0][1], Mapping) and "settings" in rows[0][1]
     return (rows[0][1], rows[1:]) if is_head else ({}, rows)
 
 
+def _check_head(head: Any, path: Path) -> None:
+    """The model and its settings, where the file names them."""
+    if not isinstance(head, Mapping) or not isinstance(head.get("settings") or {}, dict):
+        raise ValueError(f"{path}: settings: expected an object, got {head!r:.80}")
+    if not isinstance(head.get("model") or "", str):
+        raise ValueError(f"{path}: model: expected text, got {head['model']!r:.80}")
+
+
 def _read_parquet(path: Path) -> tuple[Mapping[str, Any], Iterable[tuple[int, Any]]]:
     parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
-    table = parquet.read_table(path)
-    head = json.loads((table.schema.metadata or {}).get(b"pope_generations", b"{}"))
+    try:
+        table = parquet.read_table(path)
+        head = json.loads((table.schema.metadata or {}).get(b"pope_generations", b"{}"))
+    except (ValueError, RecursionError) as error:  # pyarrow's errors of content are ValueErrors
+        raise ValueError(f"{path}: expected a Parquet file of generations, got {error}") from None
     return head, enumerate(table.to_pylist(), start=1)
 
 

@@ -70,6 +70,14 @@ def labelled_slates(
     return slates, report
 
 
+def relabelled(slates: Sequence[Slate], scores: Sequence[Sequence[float]], about: dict[str, Any]) -> list[Slate]:
+    """Logged slates with other feedback; ``ranks``, which would contradict it, go, and all else stays."""
+    return [
+        replace(slate, scores=list(map(float, of_slate)), ranks=None, origin={**(slate.origin or {}), **about})
+        for slate, of_slate in zip(slates, scores, strict=True)
+    ]
+
+
 def rescaled(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], dict[str, float]]:
     """Scores brought to [0, 1] over the whole log, by one line for all, and the two numbers that undo it."""
     flat = [score for of_row in scores for score in of_row]

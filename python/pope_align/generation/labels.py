@@ -20,6 +20,7 @@ import numpy as np
 
 from ..data import Slate
 from ..metrics.energy import energy_reward
+from ..metrics.groups import group_weights
 from ..metrics.set_utility import marginal_contributions
 from ..metrics.similarity import Floats, VoteWeights, vote_weights
 from .generations import Generation, GenerationSet, completion_text, join_slates
@@ -102,6 +103,33 @@ REFERENCE_REWARDS: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
     "energy": energy_reward,
     "set-utility": set_utility_reward,
 }
+
+
+@dataclass(frozen=True)
+class ByGroups:
+    """What each logged response adds to ``F(Y) = mean_g max_i u_g(y_i)``, where groups of people rated the responses.
+
+    Every group is served by the response that it likes best. Feedback of zero or below serves nobody.
+
+    Attributes:
+        slates: whose ``group_scores`` are read, one for each row of the generations.
+    """
+
+    slates: Sequence[Slate]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"labeller": "set-utility", "of": "group_scores"}
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """Raises ValueError for a slate without ``group_scores``."""
+        labelled: list[list[float]] = []
+        for number, slate in enumerate(self.slates, start=1):
+            if slate.group_scores is None:
+                raise ValueError(f"slate {number}: group_scores: expected feedback by group, got none; or give --refs")
+            labelled.append(marginal_contributions(group_weights(slate.group_scores)[1].T).tolist())
+            progress(number, len(self.slates))
+        return labelled
 
 
 @dataclass(frozen=True)
