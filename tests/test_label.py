@@ -488,3 +488,18 @@ def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         shown = capsys.readouterr().out
         assert "\u2026" not in shown  # no name of an option is cut
         assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_response_that_was_cut_has_no_end_of_turn(tiny_tokenizer, tmp_path: Path) -> None:
+    whole = Slate("Hm?", ["abc", "de"], [1.0, 2.0])
+    cut = Slate("Hm?", ["abc", "de"], [1.0, 2.0], finished=[False, True])
+    (expected,), _ = encode_slates([whole], tiny_tokenizer, max_length=99)
+    (encoded,), _ = encode_slates([cut], tiny_tokenizer, max_length=99)
+    assert encoded.prompt_ids == expected.prompt_ids
+    assert encoded.completion_ids == [expected.completion_ids[0][:-1], expected.completion_ids[1]]
+    for ending in ("jsonl", "parquet"):
+        write_slates([cut], tmp_path / f"cut.{ending}")
+        assert list(read_slates(tmp_path / f"cut.{ending}")) == [cut]
+    row = {"prompt": "Hm?", "completions": ["x"], "scores": [1.0], "finished": [1]}
+    with pytest.raises(ValueError, match=r"finished\[0\]: expected true or false, got 1"):
+        read_slates([row])

@@ -123,7 +123,7 @@ def label(
             endpoint = Endpoint(model or "", base_url, key_variable, budget=Budget(max_tokens=budget_tokens))
             calls = open_calls(str(out.with_name(out.name + ".calls.jsonl")))
             labeller = ByJudge(endpoint, calls, AskOptions(max_tokens=max_tokens), concurrency)
-        with progress("labelling", "answers") as report:
+        with progress("labelling", "texts") as report:
             scores = labeller(generations, report)
         about: dict[str, Any] = dict(labeller.about)
         if by in ("energy", "set-utility"):
