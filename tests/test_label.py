@@ -200,7 +200,7 @@ def test_answers_that_no_slate_can_hold_are_left_out_and_counted(writer, tiny_to
     assert slate.logging_policy["how"] == "recorded"
     assert slate.logging_policy["sampling"]["temperature"] == 1
     assert slate.logging_policy["model"] == "writer"
-    assert slate.origin == {"generations": "w", "labeller": "x"}
+    assert slate.origin == {"format": "generations", "feedback": "x", "labeller": "x"}
     assert "1 answers whose text gives other tokens" in str(report)
 
 

@@ -36,11 +36,11 @@ def train(context: typer.Context) -> None:
     from ..training.callbacks import ProgressLines
     from ..training.plan import plan_training
     from ..training.run import run_baseline, run_training
-    from .console import err
+    from .console import err, out
 
     adapter = run.peft_config()
     if run.dry_run:
-        print(plan_training(run.model, args, run.train_data, run.eval_data, peft_config=adapter))
+        out.print(str(plan_training(run.model, args, run.train_data, run.eval_data, peft_config=adapter)))
         return
     lines: list[Any] = [ProgressLines(lambda line: err.print(line, markup=False))]
     data = (run.model, args, run.train_data, run.eval_data)

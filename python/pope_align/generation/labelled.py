@@ -73,7 +73,12 @@ def labelled_slates(
 def relabelled(slates: Sequence[Slate], scores: Sequence[Sequence[float]], about: dict[str, Any]) -> list[Slate]:
     """Logged slates with other feedback; ``ranks``, which would contradict it, go, and all else stays."""
     return [
-        replace(slate, scores=list(map(float, of_slate)), ranks=None, origin={**(slate.origin or {}), **about})
+        replace(
+            slate,
+            scores=list(map(float, of_slate)),
+            ranks=None,
+            origin={**(slate.origin or {}), "feedback": about.get("labeller", "none"), **about},
+        )
         for slate, of_slate in zip(slates, scores, strict=True)
     ]
 
@@ -107,7 +112,7 @@ def _slate(
         scores=[float(scores[index]) for index in kept],
         slate_id=row.key,
         responders=[generations.model] * len(kept),
-        origin={"generations": generations.model, **about},
+        origin={"format": "generations", "feedback": about.get("labeller", "none"), **about},
         finished=None if finished is None or all(finished) else finished,
     )
     if row.propensities is None:
