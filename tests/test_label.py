@@ -381,6 +381,7 @@ def test_from_prompts_to_a_log_to_training(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pope_align.model.load_model", lambda *_, **__: writer)
     monkeypatch.setattr("pope_align.model.load_tokenizer", lambda *_: tiny_tokenizer)
+    writer.config.save_pretrained("writer")
     write_slates(prompts(), "log.jsonl")
     (tmp_path / "scores.py").write_text("def f(prompt, completions): return [c.count('a') for c in completions]\n")
     command = ["generate", "log.jsonl", "--model", "writer", "-n", 12, "--max-new-tokens", 6, "--logprobs"]
