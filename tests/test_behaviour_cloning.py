@@ -224,7 +224,13 @@ def test_cross_fitting_goes_on_with_the_fold_it_was_in(
     slates = make_slates(20, scored=False)
     config = replace(CONFIG, epochs=2)
     options = (tiny_tokenizer, slates, group, config)
-    straight = cross_fitted_slates(make_tiny_model(), *options, folds=2)
+    seen: list[tuple[int, int]] = []
+    straight = cross_fitted_slates(
+        make_tiny_model(), *options, folds=2, progress=lambda done, of: seen.append((done, of))
+    )
+    assert len({of for _, of in seen}) == 1  # folds of other sizes, and one total
+    assert seen == sorted(seen)
+    assert seen[-1][0] <= seen[-1][1]
     folder = tmp_path / "work"
     with pytest.raises(Interrupted):
         cross_fitted_slates(make_tiny_model(), *options, folds=2, work_dir=folder, progress=dying(14))

@@ -74,7 +74,8 @@ def progress(what: str, unit: str) -> Iterator[ShowProgress]:
             _Rate(unit),
         ]
         remarks = TextColumn("{task.fields[remark]}", markup=False)
-        with Progress(*columns, remarks, TimeElapsedColumn(), TimeRemainingColumn(), console=err) as bar:
+        whole = Progress(*columns, remarks, TimeElapsedColumn(), TimeRemainingColumn(), console=err)
+        with _no_other_bars(), whole as bar:
             task = bar.add_task(what, total=None, remark="")
             yield lambda done, of, remark="": bar.update(task, completed=done, total=of, remark=printable(remark))
         return
@@ -92,6 +93,20 @@ def progress(what: str, unit: str) -> Iterator[ShowProgress]:
             err.print(f"{what}: {done:,} of {of:,} {unit}{speed} {remark}".rstrip(), markup=False)
 
     yield report
+
+
+@contextmanager
+def _no_other_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars into ours."""
+    library = sys.modules.get("transformers.utils.logging")
+    if library is None or not library.is_progress_bar_enabled():
+        yield
+        return
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.enable_progress_bar()
 
 
 @contextmanager
@@ -176,8 +191,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
         least = max(1, *map(cell_len, column.split()), *(cell_len(row[index]) for row in lines[1:]))
         lines[0][index] = textwrap.fill(column, least, break_long_words=False, break_on_hyphens=False)
     for number, shown in enumerate(parts(lines, out.width, together)):
-        heading = printable(title) + (", continued" if number else "")
-        drawn = Table(title=Text(heading), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        out.print(printable(title) + (", continued" if number else ""))
+        drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for index in shown:
             justify: Literal["left", "right"] = "left" if index == 0 else "right"
             drawn.add_column(Text(lines[0][index]), justify=justify, overflow="fold")

@@ -9,6 +9,7 @@ with a model that saw nothing of its group.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
 import os
@@ -186,12 +187,17 @@ def cross_fitted_slates(
         raise ValueError(f"folds: expected fewer than the groups of the log, got {folds}")
     scored: dict[int, Slate] = {}
     reports = []
-    for fold in range(folds):
-        rest = [slate for slate, its_fold in zip(slates, fold_of, strict=True) if its_fold != fold]
-        train, stop = group_split(rest, key, 1 / folds, config.seed)
+    splits = [
+        group_split(
+            [slate for slate, its in zip(slates, fold_of, strict=True) if its != fold], key, 1 / folds, config.seed
+        )
+        for fold in range(folds)
+    ]
+    ends = [0, *itertools.accumulate(config.epochs * len(train) for train, _ in splits)]
+    for fold, (train, stop) in enumerate(splits):
         folder = None if work_dir is None else Path(work_dir, f"fold{fold}-of-{folds}")
         fit = partial(fit_behaviour_policy, model, tokenizer, train, stop, config)
-        policy = _fold_policy(fit, folder, config if resume else None, tokenizer, _part(progress, fold, folds))
+        policy = _fold_policy(fit, folder, config if resume else None, tokenizer, _part(progress, ends[fold], ends[-1]))
         mine = [number for number, its_fold in enumerate(fold_of) if its_fold == fold]
         of_fold = score_slates(
             [slates[number] for number in mine],
@@ -232,9 +238,9 @@ def _fold_policy(
     return policy
 
 
-def _part(progress: OnProgress | None, fold: int, folds: int) -> OnProgress | None:
-    """The progress of one fold's fit as that of all folds, counted alike."""
-    return None if progress is None else lambda done, of: progress(fold * of + done, folds * of)
+def _part(progress: OnProgress | None, before: int, of_all: int) -> OnProgress | None:
+    """The progress of one fold's fit as that of all folds, whose total is known from the first."""
+    return None if progress is None else lambda done, of: progress(before + done, of_all)
 
 
 def nats_per_token(slates: Sequence[EncodedSlate], model: PreTrainedModel, *, batch_tokens: int = 8192) -> float:
