@@ -40,12 +40,14 @@ class ClassifierWeights:
 
     Attributes:
         log_weights: ``[R]`` nats, finite.
+        fresh_log_weights: ``[N]`` of the fresh responses, by classifiers that have not seen them; for `support_of`.
         penalty: chosen, of `_PENALTIES`.
         gain: out-of-fold log-likelihood over that of a coin, nats a row; 0 where the two cannot be told apart.
         features: the name of what it read.
     """
 
     log_weights: Floats
+    fresh_log_weights: Floats
     penalty: float
     gain: float
     features: str
@@ -69,7 +71,8 @@ def classifier_weights(log: LoggedSlates, features: Features, *, folds: int = 5,
     losses = [_out_of_fold(chosen, penalty, folds)[1] for penalty in _PENALTIES]
     penalty = float(_PENALTIES[int(np.argmin(losses))])
     odds, loss = _out_of_fold(rows, penalty, folds)
-    return ClassifierWeights(odds[: log.num_responses], penalty, float(np.log(2) - loss), features.name)
+    logged = log.num_responses
+    return ClassifierWeights(odds[:logged], odds[logged:], penalty, float(np.log(2) - loss), features.name)
 
 
 @dataclass(frozen=True, eq=False)

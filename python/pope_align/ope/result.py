@@ -95,6 +95,7 @@ def finish(
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
     chosen: Mapping[str, float] | None = None,
     unshrunk: Ratios | None = None,  # the parts without clipping or shrinking, where there was any
+    seen: Support | None = None,  # by the weights in use, where those are not of whole responses
 ) -> Estimate:
     """Put value, parts, intervals and verdict together; every estimator ends here."""
     if row_ranges is not None:
@@ -105,7 +106,7 @@ def finish(
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
         moved = None if unshrunk is None else _shrinkage_bias(parts, unshrunk, diversity_weight)
-    seen = _support(log, policy)
+    seen = seen or _support(log, policy)
     every = [
         *log_findings(log, whole_slates=whole_slates),
         *_cluster_findings(log, diagnostics),

@@ -62,12 +62,22 @@ def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: In
     Raises:
         ValueError: shapes that do not fit, a NaN.
     """
+    target, logging = log.logprobs(policy, length_normalize=False)
+    return support_of(log, target - logging, fresh_log_weights, owner)
+
+
+def support_of(log: LoggedSlates, logged_log_weights: Floats, fresh_log_weights: Floats, owner: Integers) -> Support:
+    """The same for weights of any kind, such as those of what responses mean (`classifier_weights`).
+
+    Args:
+        logged_log_weights: ``[R]``.
+        fresh_log_weights, owner: ``[N]``, as in `support`.
+    """
     check_owner(log, owner, len(fresh_log_weights))
     bad = np.flatnonzero(np.isnan(fresh_log_weights))
     if bad.size:
         raise ValueError(f"fresh_log_weights[{bad[0]}]: expected a number, got NaN")
-    target, logging = log.logprobs(policy, length_normalize=False)
-    largest = float((target - logging).max())
+    largest = float(logged_log_weights.max())
     beyond = (fresh_log_weights > largest + _ROUNDING).astype(np.float64)
     counts = np.bincount(owner, minlength=log.num_slates)
     by_slate = np.bincount(owner, weights=beyond, minlength=log.num_slates) / counts

@@ -1,0 +1,162 @@
+"""The estimate for long responses: model first, corrected by classifier weights, with the verdict that goes with it.
+
+Weights of whole responses say nothing there, so neither their effective sample size nor their support decides. What
+decides is whether the reward model sees the reward (share explained out of fold, scale), whether the log contradicts
+it where the policy goes (residuals under tempered weights), and whether the policy's own responses lie where the log's
+do in what the classifier reads. docs/choosing-an-estimator.md says when to use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pope_core.objective import Objective
+
+from ..stats.intervals import Confidence
+from ..stats.ratios import Ratios
+from ._checks import Floats
+from .classifier_weights import classifier_weights
+from .crossfit import CrossFit, best_fit
+from .estimators import leak_findings
+from .features import Features
+from .log import LoggedSlates
+from .model_first import model_first, residual_check, weighted_mean
+from .pope import fresh_diversity
+from .result import Estimate, finish
+from .support import support_of
+from .tempered import tempered
+from .verdict import Finding, contradiction_findings, find, is_logging_policy, propensity_findings
+from .weights import log_weights
+
+#: Its name among the estimators.
+NAME = "model_first"
+
+
+@dataclass(frozen=True, eq=False)
+class LongEstimate:
+    """The estimate, and what `placebo` needs to put its gain to the test.
+
+    Attributes:
+        estimate: as every other; ``compare`` takes two of them.
+        shares: ``[R]`` of each logged utility in V_CU; a gain's are the difference of two policies' shares.
+    """
+
+    estimate: Estimate
+    shares: Floats
+
+
+def model_first_estimate(
+    log: LoggedSlates,
+    policy: str,
+    candidates: Sequence[Features],
+    *,
+    objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
+    confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
+    folds: int = 5,
+    seed: int = 0,
+) -> LongEstimate:
+    """The value of a policy by a cross-fitted reward model on its fresh responses, and classifier-weighted residuals.
+
+    The logging policy itself needs no model: its value is the log's mean.
+
+    Args:
+        policy: one of ``log.policies``.
+        candidates: feature sets of logged responses and of fresh ones of the policy; the one that explains most of the
+            utilities out of fold is used, by reward model and classifier alike. Not read for the logging policy.
+        objective: its diversity_weight and diversity_form; where the weight is above 0, diversity is that of
+            ``log.fresh``.
+        confidence: how intervals are made.
+        folds, seed: of the cross-fitting; equal ones deal a log alike for all policies.
+
+    Raises:
+        ValueError: features that do not fit the log; no fresh responses in ``log.fresh`` to tell diversity from.
+    """
+    alpha = objective.diversity_weight
+    options = {"diversity_weight": alpha, "diversity_form": objective.diversity_form, "folds": folds, "seed": seed}
+    rows = _diversity(log, policy, objective)
+    if is_logging_policy(log, policy):
+        flat = np.zeros(log.num_responses)
+        estimate = finish(
+            log,
+            policy,
+            NAME,
+            _with_diversity(log, weighted_mean(log, flat), rows),
+            diversity_weight=alpha,
+            diagnostics=None,
+            findings=propensity_findings(log, policy, length_normalize=False),
+            options=options,
+            labels=("the log's mean",),
+            confidence=confidence,
+            utility_range=log.utility_range,
+        )
+        sizes = log.per_response(log.sizes.astype(np.float64))
+        return LongEstimate(estimate, 1 / (sizes * log.num_slates))
+    fit = best_fit(log, candidates, folds=folds, seed=seed)
+    weights = classifier_weights(log, fit.features, folds=folds, seed=seed)
+    result = model_first(log, fit, weights.log_weights)
+    estimate = finish(
+        log,
+        policy,
+        NAME,
+        _with_diversity(log, result.ratios, rows),
+        diversity_weight=alpha,
+        diagnostics=None,
+        findings=[
+            *propensity_findings(log, policy, length_normalize=False),
+            *_findings(log, policy, fit),
+        ],
+        options=options,
+        labels=("model-based", f"reads {fit.features.name}"),
+        confidence=confidence,
+        utility_range=log.utility_range,
+        chosen={
+            "r2": fit.r2,
+            "calibration": fit.calibration,
+            "classifier_gain": weights.gain,
+            "penalty": weights.penalty,
+            "direct": result.direct,
+            "correction": result.correction,
+        },
+        seen=support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner),
+    )
+    return LongEstimate(estimate, result.shares)
+
+
+def _findings(log: LoggedSlates, policy: str, fit: CrossFit) -> Iterator[Finding]:
+    """Whether the model sees the reward, to scale, and nothing but what it may; and what the log says of its errors."""
+    yield from find(
+        "model_blind", f"the reward model explains {fit.r2:.0%} of the utilities' variance out of fold", fit.r2
+    )
+    yield from find(
+        "model_scale",
+        f"utilities change by {fit.calibration:.2f} (+-{fit.calibration_error:.2f}) where predictions change by 1",
+        abs(fit.calibration - 1) / fit.calibration_error if fit.calibration_error > 0 else float("nan"),
+    )
+    yield from leak_findings(log, log.utility - fit.logged)
+    raw = log_weights(log, policy, "response", length_normalize=False)
+    check = residual_check(log, fit, tempered(raw).log_weights)
+    what = "where the policy goes, the logged responses contradict the reward model"
+    yield from contradiction_findings(check.contradiction, check.standard_error, what)
+
+
+def _diversity(log: LoggedSlates, policy: str, objective: Objective) -> Floats:
+    """``[S]`` diversity of the policy's own responses, zeros where the objective has none."""
+    if objective.diversity_weight == 0:
+        return np.zeros(log.num_slates)
+    rows = fresh_diversity(log, policy, objective)
+    if rows is None:
+        raise ValueError(
+            f"policy: {policy!r}: expected scored fresh responses in log.fresh for diversity_weight "
+            f"{objective.diversity_weight:g}, got none; pass them, or an objective with diversity_weight=0"
+        )
+    return rows
+
+
+def _with_diversity(log: LoggedSlates, utility: Ratios, rows: Floats) -> Ratios:
+    """Columns V_CU and V_Div."""
+    both = Ratios(utility.numerators * np.array([1.0, 0.0]), utility.denominators)
+    diversity = np.stack([np.zeros_like(rows), rows], axis=1)
+    return both.plus(Ratios(log.cluster_sums(diversity)[None], log.cluster_sums(np.ones(log.num_slates))[None]))
