@@ -491,7 +491,9 @@ def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_a_response_that_was_cut_has_no_end_of_turn(tiny_tokenizer, tmp_path: Path) -> None:
+def test_a_response_that_was_cut_has_no_end_of_turn(
+    tiny_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Slate("Hm?", ["abc", "de"], [1.0, 2.0])
     cut = Slate("Hm?", ["abc", "de"], [1.0, 2.0], finished=[False, True])
     (expected,), _ = encode_slates([whole], tiny_tokenizer, max_length=99)
@@ -501,6 +503,9 @@ def test_a_response_that_was_cut_has_no_end_of_turn(tiny_tokenizer, tmp_path: Pa
     for ending in ("jsonl", "parquet"):
         write_slates([cut], tmp_path / f"cut.{ending}")
         assert list(read_slates(tmp_path / f"cut.{ending}")) == [cut]
+    monkeypatch.chdir(tmp_path)
+    assert pope(monkeypatch, "convert", "cut.jsonl", "--from", "slates", "-o", "again.jsonl") == 0
+    assert read_slates("again.jsonl")[0].finished == [False, True]
     row = {"prompt": "Hm?", "completions": ["x"], "scores": [1.0], "finished": [1]}
     with pytest.raises(ValueError, match=r"finished\[0\]: expected true or false, got 1"):
         read_slates([row])

@@ -23,6 +23,7 @@ class Response:
     logprob: float | None = None  # total under the logging policy, nats
     tokens: int | None = None
     rank: int | None = None
+    finished: bool | None = None  # False: cut at a limit
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
 
@@ -97,6 +98,7 @@ def _checked(place: Place, response: Response, index: int | None) -> Response:
         logprob=_optional(place.logprob, named("logging_logprob"), response.logprob),
         tokens=_optional(place.positive_integer, named("completion_tokens"), response.tokens),
         rank=_optional(place.positive_integer, named("rank"), response.rank),
+        finished=_optional(place.boolean, named("finished"), response.finished),
         place=place,
     )
 

@@ -92,8 +92,8 @@ def slates(record: Record, feedback: str) -> list[Piece]:
         return [None] * k if values is None else values
 
     responses = [
-        Response(completion, score, responder, None, None, groups, logprob, tokens, rank)
-        for completion, score, responder, groups, logprob, tokens, rank in zip(
+        Response(completion, score, responder, None, None, groups, logprob, tokens, rank, finished)
+        for completion, score, responder, groups, logprob, tokens, rank, finished in zip(
             slate.completions,
             slate.scores,
             each(slate.responders),
@@ -101,6 +101,7 @@ def slates(record: Record, feedback: str) -> list[Piece]:
             each(slate.logging_logprobs),
             each(slate.completion_tokens),
             each(slate.ranks),
+            each(slate.finished),
             strict=True,
         )
     ]
