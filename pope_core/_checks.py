@@ -16,6 +16,7 @@ import os
 import torch
 from torch.autograd import forward_ad
 
+from .devices import device_type
 from .types import IGNORE_INDEX, MAX_LOG_WEIGHT
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -27,7 +28,7 @@ CHECK_VARIABLE = "POPE_CHECK"
 
 def deferred(device: torch.device) -> bool:
     """Whether values on ``device`` are checked by the kernels, so that the host need not wait for them."""
-    return device.type != "cpu" and os.environ.get(CHECK_VARIABLE) != "1"
+    return device_type(device).asynchronous and os.environ.get(CHECK_VARIABLE) != "1"
 
 
 def later(sound: torch.Tensor, what: str) -> None:

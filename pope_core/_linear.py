@@ -23,8 +23,9 @@ from pope_kernels.values import accumulation_dtype
 from . import _checks
 from ._objective import GroupCoefficients, evaluate_checked
 from ._offsets import Offsets, both, capturing
-from ._plan import Batch, Chunk, front_order, plan_rows
+from ._plan import Chunk, GroupBatch, front_order, plan_rows
 from .backends import Kernels
+from .devices import device_type
 from .types import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ SCALED_ROWS = 1024
 
 def multiply(rows: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """``rows * factor`` (a number, or one for each row: ``[n, 1]``) in the wider dtype, rounded once, into ``out``."""
-    if rows.device.type != "cpu":  # where a tensor without dimensions would be rounded to the dtype of the rows first
+    if not device_type(
+        rows.device
+    ).mixed_product_copies:  # where a tensor without dimensions would be rounded to the dtype of the rows first
         return torch.mul(rows, factor if factor.ndim else factor.unsqueeze(0), out=out)
     for begin in range(0, rows.shape[0], SCALED_ROWS):
         some = slice(begin, begin + SCALED_ROWS)
@@ -244,7 +247,8 @@ class Products:
         hidden = head.tokens.hidden
         self.head, self.need_hidden = head, needs.hidden
         # On a GPU, to learn which coefficients are zero is to wait for them: only where some are likely to be.
-        self.skip_zeros = hidden.device.type == "cpu" or (may_vanish and not capturing(hidden.device))
+        waits = device_type(hidden.device).asynchronous
+        self.skip_zeros = not waits or (may_vanish and not capturing(hidden.device))
         self.unit = torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0, hidden.shape[1])
         self.total = HeadGradient(head, needs) if needs.head else None
 
@@ -394,7 +398,7 @@ class LossPass:
                     logits = head.logits(chunk)
                 products.take(chunk, logits, coefficients[chunk.start - start : chunk.stop - start])
 
-    def _batch_coefficients(self, groups: GroupCoefficients, batch: Batch) -> torch.Tensor:
+    def _batch_coefficients(self, groups: GroupCoefficients, batch: GroupBatch) -> torch.Tensor:
         responses = groups.responses(batch.first_group, batch.last_group)
         tokens, offsets = self.head.span(responses.start, responses.stop)
         self.response_logprobs[responses], coefficients = groups(

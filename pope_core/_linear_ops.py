@@ -30,6 +30,7 @@ from ._ops import (
 )
 from ._plan import rows_at_once
 from .backends import kernels
+from .devices import device_type
 from .slates import token_counts
 
 _HEAD_INPUTS = (
@@ -100,7 +101,7 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         return (grad * (factor if factor.ndim else factor.unsqueeze(0))).to(dtype)
     once = not torch._C._autograd._get_current_graph_task_keep_graph()
     out = grad if once and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
-    if grad.device.type == "cpu" and out is grad and factor.ndim == 0 and float(factor) == 1.0:
+    if not device_type(grad.device).asynchronous and out is grad and factor.ndim == 0 and float(factor) == 1.0:
         return grad
     return multiply(grad, factor, out)
 

@@ -11,7 +11,7 @@ from pope_kernels.values import ObjectiveOptions
 
 from . import _checks
 from ._offsets import Offsets
-from ._plan import Batch, all_groups, plan_groups
+from ._plan import GroupBatch, all_groups, plan_groups
 from .backends import Kernels
 from .objective import Objective
 from .types import MAX_LOG_WEIGHT
@@ -88,7 +88,7 @@ class GroupCoefficients:
             host = torch.arange(num_responses + 1)
             self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
 
-    def plan(self, response_offsets: torch.Tensor, rows: int) -> Iterator[Batch]:
+    def plan(self, response_offsets: torch.Tensor, rows: int) -> Iterator[GroupBatch]:
         """Batches of slates, or of lone responses, in chunks of at most ``rows`` tokens; offsets on the host."""
         tokens = response_offsets[self.offsets.host].tolist()
         return plan_groups(tokens, rows) if not self.together else iter([all_groups(tokens, rows)])
@@ -101,7 +101,7 @@ class GroupCoefficients:
         token_logprobs: torch.Tensor,  # [n] of the batch's responses
         labels: torch.Tensor,  # [n]
         response_offsets: torch.Tensor,  # [r + 1] within them
-        batch: Batch,
+        batch: GroupBatch,
         mean: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities of the batch's responses, and one coefficient per token."""

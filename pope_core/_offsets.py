@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .devices import device_type
+
 # Host copies of device offsets that were read before, each with the version of the tensor it was read from.
 _READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -19,8 +21,8 @@ class Offsets(NamedTuple):
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured, so that nothing may be read back."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether a graph of work on ``device`` is being captured, so that nothing may be read back."""
+    return device_type(device).capturing()
 
 
 def both(offsets: torch.Tensor, device: torch.device) -> Offsets:

@@ -22,6 +22,7 @@ from pope_kernels.values import accumulation_dtype
 from . import _checks
 from ._objective import evaluate_checked, kernel_options
 from .backends import kernels
+from .devices import DEVICES
 from .objective import Objective
 
 LIBRARY = torch.library.Library("pope", "DEF")
@@ -52,8 +53,8 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 
 def register(name: str, implementation: Callable[..., Any]) -> None:
     """One implementation for every device: the backend was selected by the public function and is an argument."""
-    for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, implementation, key)
+    for each in DEVICES.values():
+        LIBRARY.impl(name, implementation, each.dispatch_key)
 
 
 def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .types import CHUNK_BYTES
+from .devices import device_type
 
 
 class Chunk(NamedTuple):
@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
         return slice(self.start, self.stop)
 
 
-class Batch(NamedTuple):
+class GroupBatch(NamedTuple):
     """Groups ``[first_group, last_group)`` whose coefficients are computed together, and the chunks they are made of.
 
     One chunk: its logits are still there when the coefficients are known. Several: one oversized group, cut up.
@@ -48,7 +48,7 @@ def rows_at_once(num_rows: int, weight: torch.Tensor, chunk_bytes: int | None, *
     vocab, width = weight.shape
     row = vocab * weight.element_size()
     if chunk_bytes is None:
-        chunk_bytes = CHUNK_BYTES[weight.device.type]
+        chunk_bytes = device_type(weight.device).chunk_bytes
         if sums_head:
             total = 4 * vocab * width
             chunk_bytes = max(chunk_bytes, total if num_rows * row <= total else weight.nbytes)
@@ -63,12 +63,12 @@ def plan_rows(num_rows: int, rows: int) -> Iterator[Chunk]:
         yield Chunk(start, min(start + even, num_rows))
 
 
-def all_groups(group_offsets: Sequence[int], rows: int) -> Batch:
+def all_groups(group_offsets: Sequence[int], rows: int) -> GroupBatch:
     """All groups as one batch of equal chunks."""
-    return Batch(0, len(group_offsets) - 1, tuple(plan_rows(group_offsets[-1], rows)))
+    return GroupBatch(0, len(group_offsets) - 1, tuple(plan_rows(group_offsets[-1], rows)))
 
 
-def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[Batch]:
+def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[GroupBatch]:
     """Cut the groups (CSR ``group_offsets`` in rows) into batches of at most ``rows`` rows, greedily and in order."""
     first, num_groups = 0, len(group_offsets) - 1
     while first < num_groups:
@@ -78,7 +78,7 @@ def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[Batch]:
             last += 1
         stop = group_offsets[last]
         pieces = plan_rows(stop - start, rows)
-        yield Batch(first, last, tuple(Chunk(start + piece.start, start + piece.stop) for piece in pieces))
+        yield GroupBatch(first, last, tuple(Chunk(start + piece.start, start + piece.stop) for piece in pieces))
         first = last
 
 

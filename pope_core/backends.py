@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -18,18 +18,60 @@ if TYPE_CHECKING:
 #: The public operations; all of them have every backend.
 OPS = ("response_logprobs", "linear_response_logprobs", "slate_objective", "pope_loss", "linear_pope_loss")
 
-_MODULES = {"cpu": "pope_kernels.native", "cuda": "pope_kernels.native_cuda", "triton": "pope_kernels.triton"}
+
+class Registered(NamedTuple):
+    """What is known of a backend before its module is imported, which may take seconds or fail."""
+
+    #: The module with the functions of `Kernels`.
+    module: str
+    #: Types of devices whose tensors it may serve; whether it does here is what its ``probe`` finds out.
+    device_types: tuple[str, ...]
+    #: Types of devices on which ``backend=None`` may mean it: the first usable one does, in the order of `BACKENDS`.
+    default_for: tuple[str, ...]
+    #: Why it cannot be used where the import of its module fails with ``{error}``.
+    not_imported: str
+
+
+#: Every backend but the reference, which is plain PyTorch. The names are those of ``pope_core.types.Backend``.
+BACKENDS: dict[Backend, Registered] = {
+    "cpu": Registered(
+        "pope_kernels.native",
+        ("cpu",),
+        ("cpu",),
+        "the native extension did not load ({error}); reinstall pope-core with a C++ compiler",
+    ),
+    "cuda": Registered("pope_kernels.native_cuda", ("cuda",), ("cuda",), "the native extension did not load ({error})"),
+    # On a CPU its kernels are interpreted, for tests.
+    "triton": Registered("pope_kernels.triton", ("cuda", "cpu"), ("cuda",), "triton did not load ({error})"),
+}
 
 #: Environment variable with the backend to use where ``backend=None``.
 ENVIRONMENT_VARIABLE = "POPE_BACKEND"
 
 
 class Kernels(Protocol):
-    """What a backend offers; ``pope_kernels.native`` documents each function.
+    """The functions of a backend's module: all that ``pope_core`` takes from it. ``pope_kernels.native`` has each with
+    its meaning and shapes.
 
-    Everything else in ``pope_core`` is written against this, so a new backend is one module with these functions.
-    Tensors stay on their device and no function reads a number back to the host.
+    What a backend may rely on:
+
+    - Tensors of one call are on one device, of a type in its ``device_types``; results are made on the same.
+    - ``logits``, ``hidden``, ``weight`` and ``bias`` are float32, float64, bfloat16 or float16, and it serves all four.
+      Rows of logits have elements side by side (column stride 1, any row stride); the products get matrices of any
+      strides; everything else is contiguous.
+    - Labels and offsets are int64. What the slate objective reads is float64; values per token and per row are in
+      ``pope_kernels.values.accumulation_dtype`` of the logits, the log-sum-exp in float64.
+
+    What it has to keep to:
+
+    - No function waits for the device or reads a number back to the host.
+    - Where the host runs ahead of the device (``pope_core.devices``), kernels check what they read: bad input gives NaN
+      instead of an illegal access, and makes ``SlateValues.sound`` false. Elsewhere the host has checked it before.
+    - Values are the same from call to call, bit by bit, and arithmetic is in float32 or better.
     """
+
+    def probe(self, device: torch.device, /) -> str:
+        """What runs the kernels on tensors of ``device``; RuntimeError with the reason where nothing does."""
 
     def empty_large(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
@@ -96,80 +138,52 @@ def availability(backend: Backend, device_type: str) -> Availability:
     """Whether a backend can run on tensors of a device type in this process, and the reason; probed once."""
     if backend == "reference":
         return Availability(True, "plain float64 PyTorch, on any device")
-    return {"cpu": _native, "cuda": _cuda, "triton": _triton}[backend](device_type)
-
-
-def _native(device_type: str) -> Availability:
-    if device_type != "cpu":
-        return Availability(False, f"the CPU kernels serve CPU tensors, got tensors on {device_type}")
-    try:
-        native = importlib.import_module("pope_kernels.native")
-    except ImportError as error:
+    entry = BACKENDS[backend]
+    if device_type not in entry.device_types:
+        serves = " or ".join(entry.device_types).upper()
         return Availability(
-            False, f"the native extension did not load ({error}); reinstall pope-core with a C++ compiler"
+            False, f"the {backend.upper()} kernels serve {serves} tensors, got tensors on {device_type}"
         )
-    return Availability(True, f"native kernels, {native.isa()}")
-
-
-def _cuda(device_type: str) -> Availability:
-    if device_type != "cuda":
-        return Availability(False, f"the CUDA kernels serve CUDA tensors, got tensors on {device_type}")
-    if torch.version.cuda is None:
-        return Availability(False, "this torch was built without CUDA")
-    if (missing := _missing_product()) is not None:
-        return missing
     try:
-        native = importlib.import_module("pope_kernels.native_cuda")
+        module = kernels(backend)
     except ImportError as error:
-        return Availability(False, f"the native extension did not load ({error})")
+        return Availability(False, entry.not_imported.format(error=error))
     try:
-        return Availability(True, native.probe(torch.device(device_type, torch.cuda.current_device())))
+        return Availability(True, module.probe(torch.device(device_type)))
     except RuntimeError as error:
         return Availability(False, str(error))
 
 
-def _triton(device_type: str) -> Availability:
-    if device_type == "cuda" and (missing := _missing_product()) is not None:
-        return missing
-    try:
-        kernels = importlib.import_module("pope_kernels.triton")
-    except ImportError as error:
-        return Availability(False, f"triton did not load ({error})")
-    try:
-        return Availability(True, kernels.probe(torch.device(device_type)))
-    except Exception as error:  # a compiler may fail in any way; whatever it says is the reason
-        return Availability(False, f"a small kernel did not run ({type(error).__name__}: {error})")
-
-
-def _missing_product() -> Availability | None:
-    if "dtype_out" in torch.ops.aten.addmm.overloads():
-        return None
-    return Availability(
-        False, f"the head's gradient needs torch >= 2.8 (addmm with out_dtype), got {torch.__version__}"
-    )
+def names() -> tuple[Backend, ...]:
+    """What ``backend=`` may be, beside None."""
+    return (*BACKENDS, "reference")
 
 
 def _best(device: torch.device) -> Backend:
-    if device.type == "cpu":
-        return "cpu"
-    return "cuda" if availability("cuda", device.type).usable else "triton"
+    candidates = [name for name, entry in BACKENDS.items() if device.type in entry.default_for]
+    if not candidates:
+        raise RuntimeError(
+            f"backend: no kernels serve tensors on {device.type}; backend='reference' does, in plain PyTorch"
+        )
+    *first, last = candidates  # the last is chosen unseen: where it cannot run, it is its reason that counts
+    return next((name for name in first if availability(name, device.type).usable), last)
 
 
 def select(device: torch.device, requested: Backend | None) -> Backend:
     """The backend for tensors on ``device``: the one asked for, ``POPE_BACKEND``, or the best usable one.
 
-    The best is "cpu" for CPU tensors, and "cuda" for others where it was built and fits the device, else "triton".
+    The best is "cpu" for CPU tensors, and on GPUs "cuda" where it was built and fits the device, else "triton".
 
     Raises:
-        ValueError: the name is unknown, or the CPU's kernels are asked for on another device.
+        ValueError: the name is unknown, or a backend for CPU tensors is asked for on another device.
         RuntimeError: the backend cannot run here; the message says why.
     """
     name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device)
-    if name not in get_args(Backend):
-        raise ValueError(f"backend: expected one of {', '.join(get_args(Backend))} or None, got {name!r}")
+    if name not in names():
+        raise ValueError(f"backend: expected one of {', '.join(names())} or None, got {name!r}")
     backend = cast(Backend, name)
-    if backend == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend: 'cpu' serves CPU tensors, got tensors on {device}")
+    if backend in BACKENDS and BACKENDS[backend].device_types == ("cpu",) and device.type != "cpu":
+        raise ValueError(f"backend: {backend!r} serves CPU tensors, got tensors on {device}")
     usable, reason = availability(backend, device.type)
     if not usable:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
@@ -182,7 +196,7 @@ select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(device: torch.device) -> list[tuple[str, str, str]]:
-    """For every public operation: its name, the backend ``auto`` picks for tensors on ``device``, and why."""
+    """For every public operation: its name, the backend that None means for tensors on ``device``, and why."""
     try:
         backend = select(device, None)
         chosen, reason = str(backend), availability(backend, device.type).reason
@@ -194,5 +208,5 @@ def explain(device: torch.device) -> list[tuple[str, str, str]]:
 
 
 def kernels(backend: str) -> Kernels:
-    """The kernels of a backend that :func:`select` has approved."""
-    return cast(Kernels, importlib.import_module(_MODULES[backend]))
+    """The module of a backend; ImportError where it cannot be loaded, which :func:`select` would have refused."""
+    return cast(Kernels, importlib.import_module(BACKENDS[cast(Backend, backend)].module))

@@ -11,6 +11,7 @@ from pope_kernels.values import accumulation_dtype
 
 from . import _checks, _linear_ops, reference  # noqa: F401  (registers torch.ops.pope.*)
 from .backends import select
+from .devices import device_type
 from .slates import flatten_padded
 from .types import Backend, Reduction
 
@@ -32,7 +33,7 @@ def compacts(hidden: torch.Tensor) -> bool:
 
     The host has to count them, so on a GPU only padded batches are worth it.
     """
-    return hidden.ndim == 3 or hidden.device.type == "cpu"
+    return hidden.ndim == 3 or not device_type(hidden.device).asynchronous
 
 
 def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .devices import device_type
 from .types import IGNORE_INDEX
 
 
@@ -44,7 +45,7 @@ def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
         raise ValueError(f"lengths: expected a non-empty list of integers, got shape {list(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise ValueError(f"lengths: expected positive integers, got {lengths.dtype}")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and int(lengths.min()) < 1:
+    if not device_type(lengths.device).asynchronous and not torch.compiler.is_compiling() and int(lengths.min()) < 1:
         at = int((lengths < 1).nonzero()[0])
         raise ValueError(f"lengths: expected positive integers, got {int(lengths[at])} at index {at}")
     return F.pad(lengths.long().cumsum(0), (1, 0))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .backends import availability
+from .backends import BACKENDS, availability
 from .slates import offsets_from_lengths
 from .types import IGNORE_INDEX, Backend
 
@@ -27,7 +27,8 @@ class Target(NamedTuple):
 
 @functools.cache
 def _targets() -> list[Target]:
-    every = (Target("reference"), Target("cpu"), Target("triton"), Target("triton", "cuda"), Target("cuda", "cuda"))
+    every = [Target("reference")]
+    every += [Target(name, device) for name, backend in BACKENDS.items() for device in backend.device_types]
     return [target for target in every if availability(target.backend, target.device).usable]
 
 

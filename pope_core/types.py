@@ -9,14 +9,11 @@ import torch
 from pope_kernels.values import MAX_LOG_WEIGHT as MAX_LOG_WEIGHT
 
 Reduction = Literal["sum", "mean", "none"]
+#: The names in ``pope_core.backends.BACKENDS``, and the reference.
 Backend = Literal["cpu", "cuda", "triton", "reference"]
 
 #: The label of a position that holds no response token (the Hugging Face convention).
 IGNORE_INDEX = -100
-
-#: Default budget of the logits buffer of the ``linear_*`` operations, by device. On a CPU it leaves room, under 64 MiB,
-#: for the scratch space of the matrix products; on a GPU 2048 rows of a 128k vocabulary keep them compute-bound.
-CHUNK_BYTES = {"cpu": 36 << 20, "cuda": 512 << 20}
 
 
 class PopeLossOutput(NamedTuple):

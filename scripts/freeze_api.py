@@ -84,8 +84,9 @@ def entry(value: Any) -> Any:
     for name, member in sorted(vars(value).items()):
         if name.startswith("_"):
             continue
-        if isinstance(member, property):
-            methods[name] = f"property -> {annotation(inspect.signature(member.fget).return_annotation)}"  # type: ignore[arg-type]
+        getter = member.fget if isinstance(member, property) else getattr(member, "func", None)  # of a cached property
+        if getter is not None:
+            methods[name] = f"property -> {annotation(inspect.signature(getter).return_annotation)}"
         elif isinstance(member, (classmethod, staticmethod)) or inspect.isroutine(member):
             methods[name] = signature(getattr(value, name))
     return {"()": signature(value), **methods}

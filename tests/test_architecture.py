@@ -13,12 +13,12 @@ import pytest
 import pope_core
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {
+LAYERS = {
     "pope_align": ROOT / "python" / "pope_align",
     "pope_core": ROOT / "pope_core",
     "pope_kernels": ROOT / "kernels" / "pope_kernels",
 }
-#: Room -> rooms it may import.
+#: Layer -> layers it may import.
 ALLOWED = {
     "pope_align": {"pope_align", "pope_core"},
     "pope_core": {"pope_core", "pope_kernels"},
@@ -28,15 +28,15 @@ ALLOWED = {
 LIBRARIES = {"torch", "numpy"}
 
 
-def sources(room: str) -> list[Path]:
-    files = sorted(ROOMS[room].rglob("*.py"))
-    assert files, f"no sources in {ROOMS[room]}"
+def sources(layer: str) -> list[Path]:
+    files = sorted(LAYERS[layer].rglob("*.py"))
+    assert files, f"no sources in {LAYERS[layer]}"
     return files
 
 
-def imported_modules(room: str, file: Path) -> Iterator[str]:
+def imported_modules(layer: str, file: Path) -> Iterator[str]:
     """Absolute names of everything a file imports, wherever in the file."""
-    parents = [room, *file.relative_to(ROOMS[room]).parent.parts]
+    parents = [layer, *file.relative_to(LAYERS[layer]).parent.parts]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -47,40 +47,40 @@ def imported_modules(room: str, file: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def where(room: str, file: Path) -> str:
-    return str(file.relative_to(ROOMS[room].parent))
+def where(layer: str, file: Path) -> str:
+    return str(file.relative_to(LAYERS[layer].parent))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_one_way(room: str) -> None:
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_one_way(layer: str) -> None:
     wrong = [
-        f"{where(room, file)} imports {module}"
-        for file in sources(room)
-        for module in imported_modules(room, file)
-        if (top := module.split(".")[0]) in ROOMS and top not in ALLOWED[room]
+        f"{where(layer, file)} imports {module}"
+        for file in sources(layer)
+        for module in imported_modules(layer, file)
+        if (top := module.split(".")[0]) in LAYERS and top not in ALLOWED[layer]
     ]
     assert not wrong
 
 
 def test_only_native_py_imports_the_extension() -> None:
     importers = {
-        where(room, file)
-        for room in ROOMS
-        for file in sources(room)
-        for module in imported_modules(room, file)
-        if module.endswith("._C") and module.split(".")[0] in ROOMS
+        where(layer, file)
+        for layer in LAYERS
+        for file in sources(layer)
+        for module in imported_modules(layer, file)
+        if module.endswith("._C") and module.split(".")[0] in LAYERS
     }
     assert importers == {"pope_kernels/native.py", "pope_kernels/native_cuda.py"}
 
 
-@pytest.mark.parametrize("room", ["pope_core", "pope_kernels"])
-def test_the_core_imports_torch_numpy_and_the_standard_library(room: str) -> None:
+@pytest.mark.parametrize("layer", ["pope_core", "pope_kernels"])
+def test_the_core_imports_torch_numpy_and_the_standard_library(layer: str) -> None:
     foreign = {
-        f"{where(room, file)} imports {module}"
-        for file in sources(room)
-        for module in imported_modules(room, file)
-        if (top := module.split(".")[0]) not in sys.stdlib_module_names | LIBRARIES | set(ROOMS)
-        and not (top == "triton" and "triton" in file.relative_to(ROOMS[room]).parts)
+        f"{where(layer, file)} imports {module}"
+        for file in sources(layer)
+        for module in imported_modules(layer, file)
+        if (top := module.split(".")[0]) not in sys.stdlib_module_names | LIBRARIES | set(LAYERS)
+        and not (top == "triton" and "triton" in file.relative_to(LAYERS[layer]).parts)
     }
     assert not foreign
 

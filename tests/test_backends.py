@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import get_args
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import pytest
+import test_golden
 import torch
 
 import pope_core
-from pope_core import backends
+from pope_core import backends, testing
 from pope_core.testing import TARGETS, Target, make_slates
 from pope_core.types import Backend
+from pope_kernels import native
 
 CPU = torch.device("cpu")
 
@@ -65,6 +70,95 @@ def test_a_missing_extension_is_a_reason_not_a_fallback(monkeypatch: pytest.Monk
         backends.availability.cache_clear()
 
 
+def test_the_names_of_backends_are_those_registered() -> None:
+    assert get_args(Backend) == backends.names()
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+def test_a_module_has_every_function_of_the_protocol(backend: Backend) -> None:
+    usable = [type_ for type_ in ("cpu", "cuda") if backends.availability(backend, type_).usable]
+    if not usable:
+        pytest.skip(f"{backend} does not run here")
+    module = backends.kernels(backend)
+    functions = [name for name, value in vars(backends.Kernels).items() if callable(value) and name[0] != "_"]
+    assert {"probe", "slate_objective", "token_logprobs"} <= set(functions)
+    assert not [name for name in functions if not callable(getattr(module, name, None))]
+
+
+def test_tensors_that_no_kernels_serve_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"^backend: no kernels serve tensors on meta; backend='reference' does"):
+        backends.select(torch.device("meta"), None)
+    with pytest.raises(RuntimeError, match=r"the CUDA kernels serve CUDA tensors, got tensors on meta"):
+        backends.select(torch.device("meta"), "cuda")
+
+
+class TestAnotherBackend:
+    """What CONTRIBUTING says of a new backend: a module with the functions, and its name in one place."""
+
+    TOY: Any = "toy"  # a name that the literal of backends does not have
+
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+        """How often each function of the backend was called, which hands everything on to the CPU's kernels."""
+        counted: Counter[str] = Counter()
+
+        def forwarding(name: str) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                counted[name] += 1
+                return getattr(native, name)(*arguments, **options)
+
+            return call
+
+        module: Any = types.ModuleType("toy_kernels")
+        for name in [name for name in vars(backends.Kernels) if name[0] != "_" and name != "probe"]:
+            setattr(module, name, forwarding(name))
+        module.probe = lambda device: f"a toy on {device.type}"
+        monkeypatch.setitem(sys.modules, "toy_kernels", module)
+        entry = backends.Registered("toy_kernels", ("cpu",), (), "the toy did not load ({error})")
+        monkeypatch.setitem(backends.BACKENDS, "toy", entry)
+        testing._targets.cache_clear()
+        yield counted
+        testing._targets.cache_clear()
+        backends.availability.cache_clear()
+
+    @pytest.mark.parametrize("combination", [*test_golden.CASES][::9], ids=lambda c: "-".join(map(str, c)))
+    def test_gives_the_golden_values(self, calls: Counter[str], combination: tuple[Any, ...]) -> None:
+        for test in (
+            test_golden.test_objective_from_response_logprobs,
+            test_golden.test_loss_from_logits,
+            test_golden.test_loss_from_hidden_states_under_an_identity_head,
+        ):
+            test(combination, Target(self.TOY), torch.float64)
+        functions = {name for name in vars(backends.Kernels) if name[0] != "_"} - {"probe"}
+        assert set(calls) == functions
+
+    def test_is_known_everywhere(self, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        assert Target(self.TOY, "cpu") in testing.TARGETS
+        assert backends.availability(self.TOY, "cpu") == (True, "a toy on cpu")
+        with pytest.raises(ValueError, match=r"^backend: expected one of cpu, cuda, triton, toy, reference or None"):
+            value("mps")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"^backend: 'toy' serves CPU tensors, got tensors on meta"):
+            backends.select(torch.device("meta"), self.TOY)
+        monkeypatch.setenv("POPE_BACKEND", "toy")
+        assert {(backend, reason) for _, backend, reason in backends.explain(CPU)} == {
+            ("toy", "a toy on cpu (POPE_BACKEND is set)")
+        }
+        assert torch.equal(value(None), value("cpu"))
+
+    def test_is_what_no_choice_means_where_it_comes_first(
+        self, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        toy = backends.BACKENDS["toy"]._replace(default_for=("cpu",))
+        monkeypatch.setattr(backends, "BACKENDS", {"toy": toy, **(backends.BACKENDS | {"toy": toy})})
+        monkeypatch.delenv("POPE_BACKEND", raising=False)
+        assert backends.select(CPU, None) == "toy"
+
+    def test_that_does_not_load_says_so(self, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "toy_kernels", None)
+        with pytest.raises(RuntimeError, match=r"^backend 'toy' cannot run: the toy did not load \(.*\)"):
+            value(self.TOY)
+
+
 class TestEnvironmentVariable:
     def test_names_the_backend_where_none_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("POPE_BACKEND", "reference")
@@ -102,8 +196,6 @@ def test_every_public_operation_is_explained() -> None:
 
 def test_the_environment_report_tells_the_truth() -> None:
     done = subprocess.run([sys.executable, "-m", "pope_core.env"], capture_output=True, text=True, check=True)
-    from pope_kernels import native
-
     assert f"torch                   {torch.__version__}" in done.stdout
     assert f"row kernels run as {native.isa()}" in done.stdout
     for op, backend, reason in backends.explain(CPU):

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import pope_core
 from pope_core import _linear
+from pope_core.devices import DEVICES
 from pope_core.testing import SlateProblem, make_slates
-from pope_core.types import CHUNK_BYTES as DEFAULT_BYTES
 from pope_kernels import native
 
 VOCAB, WIDTH, CHUNK_BYTES = 3001, 8, 1 << 20
@@ -116,7 +116,7 @@ def test_the_gradient_of_a_sixteen_bit_head_costs_one_float32_accumulator() -> N
 def test_larger_chunks_of_a_sixteen_bit_head_raise_no_peak(
     function: str, buffers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(DEFAULT_BYTES, "cpu", 1 << 16)
+    monkeypatch.setitem(DEVICES, "cpu", DEVICES["cpu"]._replace(chunk_bytes=1 << 16))
     p = make_slates((4,) * 16, tokens=(8, 16), vocab=VOCAB, width=192, dtype=torch.bfloat16)
     assert p.labels.numel() * 2 * VOCAB > 2 * p.lm_head_weight.nbytes > 4 << 16
     hidden, weight = p.hidden.clone().requires_grad_(), p.lm_head_weight.clone().requires_grad_()
@@ -140,7 +140,7 @@ def test_larger_chunks_of_a_sixteen_bit_head_raise_no_peak(
 
 
 def test_few_tokens_take_the_room_of_the_accumulator_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DEFAULT_BYTES, "cpu", 1 << 16)
+    monkeypatch.setitem(DEVICES, "cpu", DEVICES["cpu"]._replace(chunk_bytes=1 << 16))
     p = make_slates((4,) * 8, tokens=(14, 14), vocab=VOCAB, width=256, dtype=torch.bfloat16)
     accumulator = 4 * VOCAB * 256
     logits = 2 * VOCAB * p.labels.numel()

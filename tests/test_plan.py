@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pope_core._plan import plan_groups, plan_rows, rows_at_once
-from pope_core.types import CHUNK_BYTES
+from pope_core.devices import DEVICES
 
 group_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
@@ -41,12 +41,12 @@ def test_the_default_buffer_takes_no_more_than_its_budget_or_the_sum_that_it_rep
     num_rows: int, head: torch.Tensor
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CHUNK_BYTES, "meta", CHUNK_BYTES["cpu"])
+        patch.setitem(DEVICES, "meta", DEVICES["cpu"])
         plain = rows_at_once(num_rows, head, None, sums_head=False)
         rows = rows_at_once(num_rows, head, None, sums_head=True)
     vocab, width = head.shape
     row = 2 * vocab
-    assert rows >= plain == rows_at_once(num_rows, head, CHUNK_BYTES["cpu"], sums_head=False)
+    assert rows >= plain == rows_at_once(num_rows, head, DEVICES["cpu"].chunk_bytes, sums_head=False)
     if plain < rows < num_rows:  # the rounded gradient's room, which comes later
         assert rows * row <= head.nbytes
     elif plain < rows:  # the sum's room, and no sum

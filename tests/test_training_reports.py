@@ -21,7 +21,7 @@ from pope_align.training.trainer import PopeTrainer
 from transformers import Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from pope_core import Objective
-from pope_core.types import CHUNK_BYTES
+from pope_core.devices import DEVICES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -67,7 +67,7 @@ def test_a_plan_counts_what_the_gradient_of_a_bfloat16_head_is_summed_in(
         args = config(tmp_path, model_dtype="bfloat16", chunk_bytes=chunk_bytes)
         plan = plan_training(str(tmp_path / "model"), args, make_slates(2), peft_config=adapter)
         head = lm_head(make_tiny_model()).weight
-        assert plan.logits == (chunk_bytes or CHUNK_BYTES["cpu"]) + (4 * head.numel() if trained else 0)
+        assert plan.logits == (chunk_bytes or DEVICES["cpu"].chunk_bytes) + (4 * head.numel() if trained else 0)
 
 
 def test_a_plan_counts_the_adapter_alone_as_trained(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:

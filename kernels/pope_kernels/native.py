@@ -29,6 +29,11 @@ compiler = _C.compiler
 cuda_devices = _C.cuda_devices
 
 
+def probe(device: torch.device) -> str:
+    """Which instructions the row kernels take; they run wherever the extension loads."""
+    return f"native kernels, {isa()}"
+
+
 def empty_large(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """``torch.empty`` for a buffer that will be written whole: backed by huge pages where the system has them."""
     out = torch.empty(shape, dtype=dtype, device=device)

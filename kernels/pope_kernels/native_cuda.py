@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from . import _C
-from .products import add_outer, back_project, empty_large, project
+from .products import add_outer, back_project, empty_large, project, require_wide_product
 from .values import (
     DIVERSITY_FORMS,
     DTYPE_CODES,
@@ -39,6 +39,9 @@ __all__ = [
 
 def probe(device: torch.device) -> str:
     """What runs on ``device``; RuntimeError with the reason where the build does not fit it."""
+    if torch.version.cuda is None:
+        raise RuntimeError("this torch was built without CUDA")
+    require_wide_product()
     if _C.cuda_devices() is None:
         raise RuntimeError("the native extension was built without CUDA (POPE_CUDA=OFF, or no nvcc at build time)")
     with torch.cuda.device(device):

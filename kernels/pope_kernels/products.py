@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 
 
+def require_wide_product() -> None:
+    """RuntimeError where torch has no product of 16-bit matrices with a float32 result, which `add_outer` needs."""
+    if "dtype_out" not in torch.ops.aten.addmm.overloads():
+        raise RuntimeError(f"the head's gradient needs torch >= 2.8 (addmm with out_dtype), got {torch.__version__}")
+
+
 def empty_large(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """``torch.empty``."""
     return torch.empty(shape, dtype=dtype, device=device)

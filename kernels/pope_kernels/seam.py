@@ -8,14 +8,15 @@ import torch
 
 from .values import ObjectiveOptions, SlateValues
 
-GroupCoefficients = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+#: ``group_coefficients`` of a backend.
+TokensToCoefficients = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def composed(
     response_sums: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor],
     slate_objective: Callable[..., SlateValues],
     token_coefficients: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor],
-) -> GroupCoefficients:
+) -> TokensToCoefficients:
     """``group_coefficients`` of a backend, out of its other functions."""
 
     def group_coefficients(

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from ..products import require_wide_product
+
 
 @triton.jit
 def increment(x):
@@ -14,12 +16,16 @@ def increment(x):
 
 
 def probe(device: torch.device) -> str:
-    """What runs the kernels on ``device``; raises where nothing does."""
+    """What runs the kernels on ``device``; RuntimeError with the reason where nothing does."""
     if device.type == "cpu":
         if not knobs.runtime.interpret:
             raise RuntimeError("Triton serves GPU tensors; set TRITON_INTERPRET=1 to interpret its kernels on the CPU")
         return f"triton {triton.__version__}, interpreted"
-    x = torch.zeros(1, dtype=torch.int32, device=device)
-    with torch.cuda.device(device):
-        increment[(1,)](x)
+    require_wide_product()
+    try:
+        x = torch.zeros(1, dtype=torch.int32, device=device)
+        with torch.cuda.device(device):
+            increment[(1,)](x)
+    except Exception as error:  # a compiler may fail in any way; whatever it says is the reason
+        raise RuntimeError(f"a small kernel did not run ({type(error).__name__}: {error})") from error
     return f"triton {triton.__version__}, compiled for {torch.cuda.get_device_name(device)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from pope_core.types import CHUNK_BYTES
+from pope_core.devices import device_type
 
 from ..attention import why_not
 from ..data.rows import Tree
@@ -145,7 +145,7 @@ def _logits_bytes(args: PopeConfig, head: torch.Tensor) -> int:
     summed = 4 * head.numel() if head.requires_grad and head.dtype == torch.bfloat16 else 0
     if args.chunk_bytes is not None:
         return args.chunk_bytes + summed
-    return CHUNK_BYTES.get(args.device.type, CHUNK_BYTES["cuda"]) + summed
+    return device_type(args.device).chunk_bytes + summed
 
 
 def empty_model(model: str, args: PopeConfig) -> PreTrainedModel:

@@ -1,0 +1,47 @@
+"""What the code around the kernels may assume of a type of device; everything about devices that is not a kernel.
+
+A backend for another type of device (say ``xpu``) adds a row to `DEVICES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class DeviceType(NamedTuple):
+    """The facts of one type of device."""
+
+    #: The key under which ``torch.library`` finds an operator for tensors of this type.
+    dispatch_key: str
+
+    #: Whether the host runs ahead of the device, so that reading a value means waiting for it. Values are then checked
+    #: by the kernels, which answer with NaN and with ``SlateValues.sound``, and nothing is read back for a shortcut.
+    asynchronous: bool
+
+    #: Default budget of the logits buffer of the ``linear_*`` operations, in bytes.
+    chunk_bytes: int
+
+    #: Whether a product of two dtypes copies its operands, so that it is better done for some rows at a time.
+    mixed_product_copies: bool
+
+    #: Whether work of the current stream is being captured in a graph, so that nothing may be read back.
+    capturing: Callable[[], bool]
+
+
+#: By ``torch.device.type``. On a CPU the logits buffer leaves memory, under 64 MiB, for the scratch space of the matrix
+#: products; on a GPU 2048 rows of a vocabulary of 128k entries keep the products compute-bound.
+DEVICES = {
+    "cpu": DeviceType("CPU", False, 36 << 20, True, lambda: False),
+    "cuda": DeviceType("CUDA", True, 512 << 20, False, torch.cuda.is_current_stream_capturing),
+}
+
+#: Of any other: as a GPU, but nothing is known to capture its work. Only the reference serves tensors there.
+_OTHER = DEVICES["cuda"]._replace(capturing=lambda: False)
+
+
+def device_type(device: torch.device) -> DeviceType:
+    """The facts of the type of ``device``."""
+    return DEVICES.get(device.type, _OTHER)
