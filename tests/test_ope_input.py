@@ -9,6 +9,7 @@ import pytest
 from objectives import asked, covered
 from pope_align.data import Slate
 from pope_align.ope import LoggedSlates, PolicyScores, Predictions, estimate, pope_value, set_value
+from pope_align.ope.diagnostics import diagnose
 
 GOOD = {
     "utility": [0.1, 0.9, 0.5, 0.2],
@@ -311,3 +312,16 @@ def test_tempered_weights_are_labelled_and_never_reliable() -> None:
         assert value.verdict == "index"
         assert "biased, variance-reduced" in value.labels
     assert pope_value(log, "new", **UTILITY).verdict == "reliable"
+
+
+def test_rounding_of_a_policy_on_its_own_log_is_no_doubt_about_its_propensities() -> None:
+    """Weights of 1 + 1e-5 without spread were 22 standard errors from 1, and refused."""
+    generator = np.random.default_rng(0)
+    totals = -20.0 - generator.random(24)
+    again = totals + 1e-5 + 2e-6 * generator.normal(size=24)
+    log = LoggedSlates.from_arrays(
+        generator.random(24), totals, {"own": again, "wrong": totals + 0.1}, np.arange(0, 25, 4), how="recorded"
+    )
+    kinds = {name: diagnose(log, name, length_normalize=False).mean_weight_z for name in ("own", "wrong")}
+    assert abs(kinds["own"]) < 0.1
+    assert kinds["wrong"] > 50

@@ -18,6 +18,10 @@ from .weights import Shrink, log_weights
 MIN_TAIL_WEIGHTS = 25
 
 
+#: Two passes of one model give a response totals that differ by about this many nats in float32.
+ROUNDING = 1e-3
+
+
 @dataclass(frozen=True)
 class Diagnostics:
     """Facts about the raw weights (before any clipping or shrinking), at the level the estimator weighs at.
@@ -163,7 +167,8 @@ def _exp(value: float) -> float:
 def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting: Weighting) -> float:
     """How many clustered standard errors the mean weight is from 1, its expectation under true propensities.
 
-    The standard error shrinks with the weights, so one that falls short by much is seen as well as one that exceeds.
+    The standard error shrinks with the weights, so one that falls short by much is seen as well as one that exceeds. It
+    is at least `ROUNDING` of the mean: a policy on its own log has weights of 1 up to rounding, and no spread.
     """
     scale = log_w.max()
     counts = log.cluster_sums(log.sizes.astype(np.float64) if weighting == "response" else np.ones(log.num_slates))
@@ -172,9 +177,7 @@ def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting:
     clusters = counts.size
     error = math.sqrt(float(np.square(sums - mean * counts).sum()) * clusters / (clusters - 1)) / counts.sum()
     one = math.exp(-scale) if scale > -709 else math.inf
-    if error == 0:
-        return 0.0 if mean == one else math.copysign(math.inf, mean - one)
-    return float((mean - one) / error)
+    return float((mean - one) / math.hypot(error, ROUNDING * mean))
 
 
 def _correlation(x: Floats, y: Floats) -> float:
