@@ -20,6 +20,7 @@ from pope_align.data.markup import html_to_text
 from pope_align.data.merge import merge
 from pope_align.data.pairs import preference_pair
 from pope_align.data.pieces import Piece, Response
+from pope_align.data.schema import FIELDS
 
 quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -406,3 +407,15 @@ def test_pairs_of_text_and_of_turns_cannot_share_a_parquet_file(ending: str, tmp
         with pytest.raises(ValueError, match="expected all text or all turns in a Parquet file"):
             convert(*arguments, to="preference")
         assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_slates_that_are_converted_again_keep_every_field(tmp_path: Path) -> None:
+    slate = Slate(
+        "q", ["a", "b"], [1.0, 0.0], logging_logprobs=[-1.0, -2.0], completion_tokens=[1, 2], ranks=[1, 2],
+        finished=[True, False], slate_id="s", responders=["x", "y"], logging_policy={"how": "recorded"},
+        group_scores=[{"g": 1.0}, {}],
+    )  # fmt: skip
+    write_slates([slate], tmp_path / "log.jsonl")
+    convert("slates", [tmp_path / "log.jsonl"], tmp_path / "out.jsonl")
+    (again,) = read_slates(tmp_path / "out.jsonl")
+    assert all(getattr(again, name) == getattr(slate, name) for name in FIELDS if name != "origin")
