@@ -17,7 +17,7 @@ pope score "$out/slates.test.jsonl" --model smollm2-135m --how proxy --max-lengt
     -o "$out/scored.jsonl"
 
 # 3. What SmolLM2 is worth by these votes, and whether to believe it: of a stand-in and so few slates, little.
-pope evaluate --log "$out/scored.jsonl" --policy smollm2=smollm2-135m --utility-transform minmax \
+pope evaluate "$out/scored.jsonl" --policy smollm2=smollm2-135m --utility-transform minmax \
     --cache "$out/cache" -o "$out/evaluation.json"
 
 # 4. What it answers.

@@ -157,7 +157,6 @@ class Assembler:
             "responders": _all([r.responder or (r.user if options.keep_users else None) for r in responses]),
             "group_scores": _groups(responses),
             "origin": origin,
-            "finished": _all([response.finished for response in responses]),
         }
         if row["logging_logprobs"] is not None:
             row["logging_policy"] = piece.logging_policy
