@@ -181,7 +181,7 @@ def select(device: torch.device, requested: Backend | None) -> Backend:
     name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device)
     if name not in names():
         raise ValueError(f"backend: expected one of {', '.join(names())} or None, got {name!r}")
-    backend = cast(Backend, name)
+    backend = name
     if backend in BACKENDS and BACKENDS[backend].device_types == ("cpu",) and device.type != "cpu":
         raise ValueError(f"backend: {backend!r} serves CPU tensors, got tensors on {device}")
     usable, reason = availability(backend, device.type)
