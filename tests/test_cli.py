@@ -280,7 +280,7 @@ def test_what_nobody_foresaw_is_one_line_that_says_what_was_read(tmp_path: Path,
         monkeypatch.setitem(cli.debugging, "on", False)
         with pytest.raises(SystemExit) as caught:
             cli.main()
-        assert caught.value.code == 1
+        assert caught.value.code == 2
         shown = capsys.readouterr().err
         last = shown.splitlines()[-1]
         assert last.startswith(f"pope: KeyError while reading {tmp_path / 'log.jsonl'}: 'surprise'")
