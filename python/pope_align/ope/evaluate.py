@@ -13,16 +13,19 @@ from pope_core.objective import Objective
 
 from ..data.schema import Slate, SlateLog, read_slates
 from ..stats.intervals import Confidence
+from ._checks import Floats
 from .comparison import Comparison, compare
 from .direction import directions
 from .estimators import METHODS, estimate
 from .evaluation import Evaluation
 from .log import LoggedSlates, PolicyScores
+from .marginal import MARGINAL, ResponseFeatures, marginal_value, response_features
 from .placebo import Placebo, gain_shares, placebo
 from .pope import fresh_diversity, pope_value
 from .predictions import Predictions
 from .result import Estimate
 from .reward_model import Embed, fit_predictions
+from .rules import FEW_CLUSTERS
 from .scoring import Model, OnScored, Samples, Scoring, check_samples, score_policies
 from .sets import set_value
 from .utility import EvaluationTransform
@@ -39,6 +42,9 @@ WITH_TOTALS = ("ips",)
 
 #: Added where a policy has fresh samples or predictions.
 WITH_PREDICTIONS = ("dm", "dr", "sndr")
+
+#: Added where a policy has fresh samples, and the log 50 independent queries or more.
+WITH_SAMPLES = ("model_first", "classifier")
 
 
 def evaluate_policies(
@@ -97,11 +103,17 @@ def evaluate_policies(
     _check_names(names, samples, given, baseline, estimators)
     logged = _logged(log, policies, samples, utility_transform, score_range, cluster, logging_policy, scoring, report)
     baseline = baseline or names[0]
+    embed = _once(embed) if samples else _no_embedding
     models = {**_fitted(logged, samples, given, embed, objective), **given}
+    described: dict[str, ResponseFeatures] = {}
 
     def value(name: str, method: str) -> Estimate:
         if method == "pope":
             return pope_value(logged, name, objective=objective, confidence=confidence)
+        if method in MARGINAL:
+            if name not in described:
+                described[name] = response_features(logged, samples[name], embed)
+            return marginal_value(logged, name, method, described[name], objective=objective, confidence=confidence)
         spec = METHODS[method]
         return estimate(
             logged,
@@ -114,8 +126,12 @@ def evaluate_policies(
         )
 
     wanted = list(estimators or DEFAULT_ESTIMATORS + (() if objective.length_normalize else WITH_TOTALS))
-    with_model = [] if estimators else list(WITH_PREDICTIONS)
-    estimates = [value(name, each) for name in names for each in wanted + (with_model if name in models else [])]
+    enough = logged.num_clusters >= FEW_CLUSTERS and not objective.length_normalize
+    estimates = []
+    for name in names:
+        added = () if estimators or name not in models else WITH_PREDICTIONS
+        added += () if estimators or name not in samples or not enough else WITH_SAMPLES
+        estimates += [value(name, each) for each in [*wanted, *added]]
     estimates += [
         set_value(logged, name, reward, name=title, objective=objective, confidence=confidence)
         for name in names
@@ -150,23 +166,28 @@ def _check_names(
     for what, of in (("samples", samples), ("predictions", predictions)):
         if unknown := sorted(set(of) - set(names)):
             raise ValueError(f"{what}: expected names among {', '.join(names)}, got {', '.join(unknown)}")
-    check_estimators(estimators or (), names, {*samples, *predictions})
+    check_estimators(estimators or (), names, samples, predictions)
 
 
-def check_estimators(estimators: Iterable[str], policies: Sequence[str], modelled: Collection[str]) -> None:
+def check_estimators(
+    estimators: Iterable[str], policies: Sequence[str], samples: Collection[str], predictions: Collection[str] = ()
+) -> None:
     """Refuse estimators that do not exist, or that some policy lacks what they need.
 
     Args:
-        modelled: policies with fresh samples or predictions.
+        samples, predictions: policies that have any.
 
     Raises:
         ValueError: by name.
     """
     for name in estimators:
-        if name != "pope" and name not in METHODS:
-            raise ValueError(f"estimators: expected pope or one of {', '.join(METHODS)}, got {name!r}")
-        lacking = [policy for policy in policies if policy not in modelled]
-        if name != "pope" and METHODS[name].predictions and lacking:
+        if name != "pope" and name not in METHODS and name not in MARGINAL:
+            known = ", ".join([*METHODS, *MARGINAL])
+            raise ValueError(f"estimators: expected pope or one of {known}, got {name!r}")
+        if name in MARGINAL and (without := [policy for policy in policies if policy not in samples]):
+            raise ValueError(f"estimators: {name!r} needs samples of every policy, got none for {', '.join(without)}")
+        lacking = [policy for policy in policies if policy not in samples and policy not in predictions]
+        if name in METHODS and METHODS[name].predictions and lacking:
             raise ValueError(
                 f"estimators: {name!r} needs samples or predictions of every policy, got none for {', '.join(lacking)}"
             )
@@ -213,14 +234,18 @@ def _logged(
         report=report,
     )
     fresh = scored.fresh_scores(samples)
-    return whole({name: scored.logged.get(name, policy) for name, policy in policies.items()}, fresh=fresh)
+    return whole(
+        {name: scored.logged.get(name, policy) for name, policy in policies.items()},
+        fresh=fresh,
+        rescored_gap=scored.rescored_gap,
+    )
 
 
 def _fitted(
     log: LoggedSlates,
     samples: Mapping[str, Samples],
     given: Mapping[str, Predictions],
-    embed: Embed | None,
+    embed: Embed,
     objective: Objective,
 ) -> dict[str, Predictions]:
     """A reward model for every policy with samples and no predictions."""
@@ -229,6 +254,27 @@ def _fitted(
         for name, texts in samples.items()
         if name not in given
     }
+
+
+def _once(embed: Embed | None) -> Embed:
+    """The same, every text embedded once: all policies answer the same prompts of the same log."""
+    if embed is None:
+        from ..metrics.embeddings import Embedder
+
+        embed = Embedder()
+    inner = embed
+    known: dict[str, Floats] = {}
+
+    def embed_once(texts: list[str]) -> npt.ArrayLike:
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(missing, np.asarray(inner(missing), dtype=np.float64), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return embed_once
+
+
+def _no_embedding(texts: list[str]) -> npt.ArrayLike:
+    raise AssertionError("nothing is embedded without samples")
 
 
 def _compared(

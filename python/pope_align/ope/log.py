@@ -95,6 +95,7 @@ class LoggedSlates:
     sources: tuple[LoggingSource, ...] = ()
     written_by: WrittenBy = "unknown"
     in_sample: int = 0  # responses scored by a logging policy that was fitted to them
+    rescored_gap: float | None = None  # mean |recorded - rescored| log-probability, nats per token; None: not checked
     fresh: Mapping[str, FreshScores] = field(default_factory=dict, repr=False)  # by policy
     slates: tuple[Slate, ...] | None = field(default=None, repr=False)  # the rows, where the log came from a file
 
@@ -116,6 +117,7 @@ class LoggedSlates:
         sources: Sequence[LoggingSource] = (),
         written_by: WrittenBy = "unknown",
         in_sample: int = 0,
+        rescored_gap: float | None = None,
         fresh: Mapping[str, FreshScores] | None = None,
         slates: Sequence[Slate] | None = None,
     ) -> LoggedSlates:
@@ -138,6 +140,7 @@ class LoggedSlates:
             sources: the logging policies, where there are several; None: ``provenance`` for all slates.
             written_by: who wrote the responses.
             in_sample: responses that were scored by a logging policy which was fitted to them.
+            rescored_gap: of recorded and rescored log-probabilities under the logging policy, as `rescoring_gap`.
             fresh: by policy, fresh responses of its own; see `FreshScores`.
             slates: the rows the arrays came from, for rewards that read text.
 
@@ -184,6 +187,7 @@ class LoggedSlates:
             sources=tuple(sources) or (LoggingSource({**(provenance or {}), "how": how}, offsets.size - 1),),
             written_by=written_by,
             in_sample=in_sample,
+            rescored_gap=rescored_gap,
             fresh=dict(fresh or {}),
             slates=None if slates is None else tuple(slates),
         )
@@ -197,6 +201,7 @@ class LoggedSlates:
         utility_transform: EvaluationTransform = "calibrated",
         score_range: tuple[float, float] | None = None,
         cluster: Callable[[Slate], str] | None = None,
+        rescored_gap: float | None = None,
         fresh: Mapping[str, FreshScores] | None = None,
     ) -> LoggedSlates:
         """The log of scored slates (`pope_align.score_slates`) and the totals of every policy, slate by slate.
@@ -206,6 +211,7 @@ class LoggedSlates:
             policies: for each policy, one list of total log-probabilities per slate, or `ModelScores`.
             utility_transform, score_range: scores to utilities; see `pope_align.ope.utility.utilities`.
             cluster: the unit of resampling of a slate. None: its prompt, so that slates of one query stay together.
+            rescored_gap: as in `from_arrays`.
             fresh: by policy, fresh responses of its own.
 
         Raises:
@@ -238,6 +244,7 @@ class LoggedSlates:
             sources=sources,
             written_by=_written_by(slates),
             in_sample=sum(int(_fit_of(slate).get("in_sample") or 0) for slate in slates),
+            rescored_gap=rescored_gap,
             fresh=fresh,
             slates=slates,
         )
@@ -349,6 +356,20 @@ def balanced_logprobs(logprobs: Mapping[str, npt.ArrayLike], shares: Mapping[str
         raise ValueError(f"shares: expected positive numbers that sum to 1, got {dict(shares)}")
     totals = np.stack([vector(f"logprobs[{name!r}]", given) for name, given in logprobs.items()])
     return np.asarray(np.logaddexp.reduce(totals + np.log(parts)[:, None], axis=0))
+
+
+def rescoring_gap(recorded: npt.ArrayLike, rescored: npt.ArrayLike, tokens: npt.ArrayLike) -> float:
+    """Mean ``|recorded - rescored|`` per token, nats: what a wrongly recorded temperature or template changes.
+
+    The mean weight of a policy that is the recorded one is 1 whatever was recorded, so no weight shows it; a few
+    responses scored again under the logging policy do.
+
+    Args:
+        recorded, rescored: totals of the same responses.
+        tokens: of each.
+    """
+    gap = np.abs(np.asarray(recorded, dtype=np.float64) - np.asarray(rescored, dtype=np.float64))
+    return float(gap.sum() / np.asarray(tokens).sum())
 
 
 def _digest(*arrays: npt.NDArray[Any]) -> str:

@@ -112,7 +112,15 @@ RULES: Mapping[str, Rule] = {
     "model_only": Rule("rests on the reward model alone", always="caution"),
     "model_contradicted": Rule("weighted residuals of the reward model, in standard errors", None, 3),
     "model_leaks": Rule("predictions that repeat the logged utilities", always="caution"),
-    "model_blind": Rule("share of the utilities' variance that the model explains out of fold", 0.1, 0.0, below=True),
+    "model_blind": Rule(
+        "share of the utilities' variance that the reward model explains out of fold",
+        0.3,
+        0.05,
+        below=True,
+        percent=True,
+        note="direct method and model first",
+    ),
+    "model_support": Rule("sentences like the policy's own are not looked for in the log", always="caution"),
     "model_scale": Rule("slope of utility on prediction away from 1, in standard errors", 3),
     "diversity_from_log": Rule(
         "diversity -log p by self-normalised weights, without fresh responses of the policy", always="caution"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.schema import Slate, Turn
 from ._checks import Integers
-from .log import FreshScores
+from .log import FreshScores, rescoring_gap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +50,7 @@ class PromptAndResponses(NamedTuple):
     completions: list[str] | list[list[Turn]]
     logging_policy: dict[str, Any] | None
     slate_id: str | None
+    finished: list[bool] | None = None  # not known: every response is taken to have ended
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Scored:
     logged: dict[str, ModelScores] = field(default_factory=dict)
     fresh: dict[str, ModelScores] = field(default_factory=dict)  # each policy's own responses under itself
     under_logging: dict[str, ModelScores] = field(default_factory=dict)  # the same under the logging policy
+    rescored_gap: float | None = None  # of the log under its own logging policy; None: it was not scored
 
     def fresh_scores(self, samples: Mapping[str, Samples]) -> dict[str, FreshScores]:
         """The fresh responses of every policy that was scored on its own."""
@@ -122,7 +124,7 @@ def score_policies(
     tokens = _Tokens(slates, max_length)
     scored = Scored()
     asked: dict[str, Model] = dict(policies)
-    if logging_policy is not None and samples:
+    if logging_policy is not None:
         asked["(logging policy)"] = logging_policy  # last: by then the policies' own checks have passed
     fingerprints = {(slate.logging_policy or {}).get("model_fingerprint") for slate in slates}
     for name, policy in asked.items():
@@ -150,10 +152,19 @@ def score_policies(
                 logging_policy is None and fingerprints == {provenance["model_fingerprint"]}
             )
             if wrote:
+                some = scored.logged.get(name) or score(
+                    tokens.log(tokenizer, provenance["tokenizer_fingerprint"], name)
+                )
+                scored.rescored_gap = _gap(slates, some)
                 for other, texts in samples.items():
                     own = scored.fresh.get(other) if other == name else None
                     scored.under_logging[other] = own or score(tokens.fresh(tokenizer, other, texts))
     return scored
+
+
+def _gap(slates: Sequence[Slate], scores: ModelScores) -> float:
+    recorded = [total for slate in slates for total in slate.logging_logprobs or []]
+    return rescoring_gap(recorded, _flat(scores.totals), _flat(scores.tokens))
 
 
 class _Tokens:

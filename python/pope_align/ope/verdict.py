@@ -97,6 +97,9 @@ def propensity_findings(
     }
     if log.how in origins:
         yield from find(*origins[log.how])
+    if log.rescored_gap is not None:
+        gap = f"recorded and rescored log-probabilities differ by {log.rescored_gap:.3g} nats per token"
+        yield from find("rescored", f"{gap}: another temperature, template or model wrote the log", log.rescored_gap)
     if log.in_sample:
         share = f"{log.in_sample} of {log.num_responses} responses"
         yield from find("in_sample", f"{share} were scored by a policy that was fitted to them", log.in_sample)
