@@ -189,7 +189,7 @@ SAMPLES = [["red 3", "green 14"], ["blue"]] * 30
 def test_samples_bring_the_direct_and_doubly_robust_estimates(scored, models) -> None:
     evaluation = evaluate_policies(scored, models, samples={"new": SAMPLES}, embed=letters)
     methods = [each.estimator for each in evaluation.estimates if each.policy == "new"]
-    assert methods == [*"pope ips dm dr sndr model_first classifier".split()]
+    assert methods == [*["pope", "ips", "dm", "dr", "sndr", "model_first"]]
     direct = evaluation.of("new", "dm")
     assert direct.verdict == "refuse"  # ratings here are noise, and the model says that it has learnt nothing
     assert any("explains" in reason for reason in direct.reasons)
@@ -341,7 +341,7 @@ def test_the_command_takes_generations_as_samples(files: Path, scored, monkeypat
     assert code == 0
     rows = [line.split("\t") for line in output.splitlines()]
     assert [row[1] for row in rows if row[0] == "new" and len(row) == 7] == [
-        *"pope ips dm dr sndr model_first classifier".split()
+        *["pope", "ips", "dm", "dr", "sndr", "model_first"]
     ]
     assert "new: diversity" in output
     assert "support not checked" not in output  # the samples were scored under the log's model

@@ -19,16 +19,19 @@ from .direction import directions
 from .estimators import METHODS, estimate
 from .evaluation import Evaluation
 from .log import LoggedSlates, PolicyScores
-from .marginal import MARGINAL, ResponseFeatures, marginal_value, response_features
+from .long_responses import NAME as MODEL_FIRST
+from .long_responses import LongEstimate, model_first_estimate
 from .placebo import Placebo, gain_shares, placebo
 from .pope import fresh_diversity, pope_value
 from .predictions import Predictions
+from .response_features import response_features
 from .result import Estimate
 from .reward_model import Embed, fit_predictions
 from .rules import FEW_CLUSTERS
 from .scoring import Model, OnScored, Samples, Scoring, check_samples, score_policies
 from .sets import set_value
 from .utility import EvaluationTransform
+from .verdict import is_logging_policy
 from .weights import log_weights
 
 if TYPE_CHECKING:
@@ -42,9 +45,6 @@ WITH_TOTALS = ("ips",)
 
 #: Added where a policy has fresh samples or predictions.
 WITH_PREDICTIONS = ("dm", "dr", "sndr")
-
-#: Added where a policy has fresh samples, and the log 50 independent queries or more.
-WITH_SAMPLES = ("model_first", "classifier")
 
 
 def evaluate_policies(
@@ -105,15 +105,15 @@ def evaluate_policies(
     baseline = baseline or names[0]
     embed = _once(embed) if samples else _no_embedding
     models = {**_fitted(logged, samples, given, embed, objective), **given}
-    described: dict[str, ResponseFeatures] = {}
+    long: dict[str, LongEstimate] = {}
 
     def value(name: str, method: str) -> Estimate:
         if method == "pope":
             return pope_value(logged, name, objective=objective, confidence=confidence)
-        if method in MARGINAL:
-            if name not in described:
-                described[name] = response_features(logged, samples[name], embed)
-            return marginal_value(logged, name, method, described[name], objective=objective, confidence=confidence)
+        if method == MODEL_FIRST:
+            read = response_features(logged, samples[name], embed) if name in samples else []
+            long[name] = model_first_estimate(logged, name, read, objective=objective, confidence=confidence)
+            return long[name].estimate
         spec = METHODS[method]
         return estimate(
             logged,
@@ -130,7 +130,9 @@ def evaluate_policies(
     estimates = []
     for name in names:
         added = () if estimators or name not in models else WITH_PREDICTIONS
-        added += () if estimators or name not in samples or not enough else WITH_SAMPLES
+        readable = name in samples or (samples and is_logging_policy(logged, name))
+        readable = readable and (objective.diversity_weight == 0 or name in logged.fresh)
+        added += () if estimators or not readable or not enough else (MODEL_FIRST,)
         estimates += [value(name, each) for each in [*wanted, *added]]
     estimates += [
         set_value(logged, name, reward, name=title, objective=objective, confidence=confidence)
@@ -140,7 +142,7 @@ def evaluate_policies(
     return Evaluation(
         estimates=tuple(estimates),
         comparisons=_compared(
-            logged, estimates, [wanted[0], *(f"set:{title}" for title in set_rewards or {})], baseline
+            logged, estimates, long, [wanted[0], *(f"set:{title}" for title in set_rewards or {})], baseline
         ),
         indices=tuple(
             each for name in names if name != baseline for each in directions(logged, name, baseline, confidence)
@@ -181,11 +183,9 @@ def check_estimators(
         ValueError: by name.
     """
     for name in estimators:
-        if name != "pope" and name not in METHODS and name not in MARGINAL:
-            known = ", ".join([*METHODS, *MARGINAL])
+        if name != "pope" and name not in METHODS and name != MODEL_FIRST:
+            known = ", ".join([*METHODS, MODEL_FIRST])
             raise ValueError(f"estimators: expected pope or one of {known}, got {name!r}")
-        if name in MARGINAL and (without := [policy for policy in policies if policy not in samples]):
-            raise ValueError(f"estimators: {name!r} needs samples of every policy, got none for {', '.join(without)}")
         lacking = [policy for policy in policies if policy not in samples and policy not in predictions]
         if name in METHODS and METHODS[name].predictions and lacking:
             raise ValueError(
@@ -278,32 +278,45 @@ def _no_embedding(texts: list[str]) -> npt.ArrayLike:
 
 
 def _compared(
-    log: LoggedSlates, estimates: Sequence[Estimate], estimators: Sequence[str], baseline: str
+    log: LoggedSlates,
+    estimates: Sequence[Estimate],
+    long: Mapping[str, LongEstimate],
+    estimators: Sequence[str],
+    baseline: str,
 ) -> tuple[Comparison, ...]:
     """Every policy against the baseline, by the estimators that are compared."""
     by = {(each.estimator, each.policy): each for each in estimates}
     return tuple(
-        compare(mine, by[estimator, baseline], placebo=_placebo(log, mine, by[estimator, baseline]))
+        compare(mine, by[estimator, baseline], placebo=_placebo(log, mine, by[estimator, baseline], long))
         for estimator in estimators
         for (method, policy), mine in by.items()
         if method == estimator and policy != baseline
     )
 
 
-def _placebo(log: LoggedSlates, estimate: Estimate, baseline: Estimate) -> Placebo | None:
-    """The gain in V_CU beside those of permuted utilities, where it is a difference of weighted means."""
+def _placebo(
+    log: LoggedSlates, estimate: Estimate, baseline: Estimate, long: Mapping[str, LongEstimate]
+) -> Placebo | None:
+    """The gain in V_CU beside those of permuted utilities, where it is linear in them."""
+    if log.sizes.max() == 1:
+        return None
+    if estimate.estimator == MODEL_FIRST:
+        return _of_shares(log, long[estimate.policy].shares - long[baseline.policy].shares)
     options = estimate.options
     weighted = estimate.estimator == "snips" or (
         estimate.estimator == "pope"
         and (options["weighting"], options["normalization"], options["clip"]) == ("response", "batch", None)
         and options["utility_form"] == "feedback"
     )
-    if not weighted or log.sizes.max() == 1:
+    if not weighted:
         return None
     whole = bool(options["length_normalize"])
     mine, theirs = (log_weights(log, each.policy, "response", length_normalize=whole) for each in (estimate, baseline))
     if not (np.isfinite(mine.max()) and np.isfinite(theirs.max())):
         return None
-    shares = gain_shares(log, mine, theirs)
+    return _of_shares(log, gain_shares(log, mine, theirs))
+
+
+def _of_shares(log: LoggedSlates, shares: Floats) -> Placebo:
     gained = float(shares @ log.utility) >= 0
     return placebo(log, shares if gained else -shares)  # a loss is tested as a gain of the baseline

@@ -120,7 +120,6 @@ RULES: Mapping[str, Rule] = {
         percent=True,
         note="direct method and model first",
     ),
-    "model_support": Rule("sentences like the policy's own are not looked for in the log", always="caution"),
     "model_scale": Rule("slope of utility on prediction away from 1, in standard errors", 3),
     "diversity_from_log": Rule(
         "diversity -log p by self-normalised weights, without fresh responses of the policy", always="caution"
