@@ -63,7 +63,10 @@ def probes(trees: Sequence[Tree], max_tokens_per_row: int | None) -> list[Tree]:
     response = max(1, min(row // 4, _longest(largest) - prompt))
     count = max(2, (row - prompt) // response)
     tokens = itertools.cycle([*largest.prompt_ids, *itertools.chain(*largest.response_ids)])
-    take = lambda length: list(itertools.islice(tokens, length))  # noqa: E731
+
+    def take(length: int) -> list[int]:
+        return list(itertools.islice(tokens, length))
+
     return [sample, Tree(take(prompt), [take(response) for _ in range(count)])]
 
 
@@ -90,7 +93,7 @@ def _difference(
     finally:
         for module, training in modes:
             module.training = training
-    parts = together.split([logprobs.numel() for logprobs in alone])
+    parts = torch.split(together, [logprobs.numel() for logprobs in alone])  # type: ignore[no-untyped-call]
     off = max(float((a - b).square().mean().sqrt()) for a, b in zip(parts, alone, strict=True))
     # Rounding differs with the shape of a row; a few units in the last place of a typical logit are fine.
     tolerance = max(1e-3, 20 * torch.finfo(lm_head(model).weight.dtype).eps)
