@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -60,7 +60,7 @@ def _rules(module: torch.nn.Module) -> Iterator[tuple[str | None, LengthRule]]:
             parameters = config.rope_parameters if layer_type is None else config.rope_parameters[layer_type]
             yield layer_type, LengthRule(kind, int(parameters["original_max_position_embeddings"]))
         elif isinstance(kind, str) and "dynamic" in kind:
-            yield layer_type, LengthRule("dynamic", int(module.original_max_seq_len))
+            yield layer_type, LengthRule("dynamic", int(cast(int, module.original_max_seq_len)))
 
 
 def _forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
