@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pope_align import cli
-from pope_align._text import HIDDEN, passwords, printable, redact, utf8, without_password
+from pope_align._text import HIDDEN, in_markdown, passwords, printable, redact, utf8, without_password
 
 EVIL = "\x1b]0;title\x07\x1b[31mred\x9b31m\r\u202eevil\u2066 [/evil] {task} [bold]x[/bold]"
 
@@ -86,3 +87,12 @@ def test_errors_and_warnings_of_the_command_line_are_harmless(
     assert stop.value.code == 2
     assert "red.jsonl" in shown.err
     assert "\x1b" not in shown.err + shown.out
+
+
+def test_a_line_of_markdown_stays_text() -> None:
+    """What a page of slates shows comes from a log: no cell ends, no tag or link begins, nothing moves a cursor."""
+    hostile = "a | b \\ <script>x</script> [click](http://x) ![p](y) `c` *d* _e_\x1b[31m"
+    shown = in_markdown(hostile)
+    assert "\x1b" not in shown
+    assert not re.search(r"(?<!\\)[|<>\[\]`*_!]", shown)
+    assert re.sub(r"\\([\\`*_\[\]<>|#!~])", r"\1", shown) == printable(hostile)

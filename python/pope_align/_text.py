@@ -3,7 +3,8 @@
 Every command uses this module for text that comes from data, models, endpoints or file names:
 
 - `printable` before a text is shown: `cli.console` calls it for everything that it prints; pages and cards call it
-  before they escape for their own syntax. `in_figure` does it for a title or label of matplotlib.
+  before they escape for their own syntax. `in_figure` does it for a title or label of matplotlib, `in_markdown` for a
+  line of a Markdown page.
 - `redact` before a message or reply is stored that an endpoint may have filled with our own key.
 - `without_password` before an address is shown or stored.
 - `utf8` before a text from JSON is stored: JSON can spell half of a surrogate pair, which no file in UTF-8 can hold.
@@ -46,6 +47,11 @@ def _written_out(match: re.Match[str]) -> str:
 def in_figure(text: str) -> str:
     """``text`` for matplotlib, which would read what stands between two dollar signs as a formula."""
     return printable(text).replace("$", r"\$")
+
+
+def in_markdown(text: str) -> str:
+    """One line of ``text`` as Markdown shows it: no table cell ends, no tag, link, picture or emphasis begins."""
+    return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", printable(text))
 
 
 def utf8(text: str) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .._files import write_json
+from .._json import jsonable
 from ..data.schema import Slate
 from ..model import load_tokenizer
 from .baselines import make_baseline
@@ -145,5 +146,5 @@ def _evaluated_as_it_is(trainer: PopeTrainer) -> bool:
 def _write_metrics(trainer: Trainer, about: dict[str, Any]) -> None:
     """``metrics.json``, and its picture."""
     folder = Path(str(trainer.args.output_dir))
-    write_json(folder / METRICS_NAME, {**about, "history": trainer.state.log_history})
+    write_json(folder / METRICS_NAME, jsonable({**about, "history": trainer.state.log_history}))  # NaN becomes null
     plot_training(trainer.state.log_history, folder / CURVES_NAME)

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .._files import write_text
+from .._text import in_markdown
 from ..data.schema import Turn
 from .examples import SlateDataset
 from .log_data import measured
@@ -63,11 +64,11 @@ class SlateTable(TrainerCallback):
         rows = zip(slate.completions, utility, before, now, strict=True)
         lines = [f"| {_short(text)} | {value:.2f} | {first:+.3f} | {last:+.3f} |" for text, value, first, last in rows]
         head = ["| response | utility | log w before | log w |", "|---|---|---|---|"]
-        return "\n".join([f"**{data.name(index)}** {_short(slate.prompt)}", "", *head, *lines])
+        return "\n".join([f"**{in_markdown(data.name(index))}** {_short(slate.prompt)}", "", *head, *lines])
 
 
 def _short(text: str | list[Turn]) -> str:
     """One line of a text, or of the last of several turns."""
     last = text if isinstance(text, str) else text[-1]["content"]
-    line = " ".join(last.split()).replace("|", "\\|")
-    return line if len(line) <= _WIDTH else line[:_WIDTH] + " ..."
+    line = " ".join(last.split())
+    return in_markdown(line if len(line) <= _WIDTH else line[:_WIDTH] + " ...")
