@@ -13,8 +13,9 @@ they must be known while ``G`` exists, which whole groups per chunk guarantee (6
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -106,7 +107,10 @@ class Tokens:
 
 
 class ChunkedHead:
-    """Logits of one chunk at a time, in one reused buffer, and the log-probabilities of every token seen so far."""
+    """Logits of one chunk at a time, in one reused buffer, and the log-probabilities of every token seen so far.
+
+    What becomes of a chunk in the buffer depends on the method; see `ScaledExpHead` for the other one.
+    """
 
     def __init__(
         self,
@@ -122,11 +126,16 @@ class ChunkedHead:
         self.kernels, self.tokens, self.weight, self.bias = kernels, tokens, weight, bias
         self.scale, self.softcap = scale, softcap
         self.rows, self.gradient_dtype = rows, gradient_dtype
-        num_tokens, vocab = tokens.labels.numel(), weight.shape[0]
-        self.buffer = kernels.empty_large(rows, vocab, dtype=weight.dtype, device=weight.device)
+        num_tokens = tokens.labels.numel()
         acc = accumulation_dtype(weight.dtype)
         self.logprobs = torch.empty(num_tokens, dtype=acc, device=weight.device)
         self.lse = torch.empty_like(self.logprobs, dtype=torch.float64)
+
+    @functools.cached_property
+    def buffer(self) -> torch.Tensor:
+        """``[rows, V]``, made when it is first needed."""
+        weight = self.weight
+        return self.kernels.empty_large(self.rows, weight.shape[0], dtype=weight.dtype, device=weight.device)
 
     @property
     def whole(self) -> bool:
@@ -134,20 +143,20 @@ class ChunkedHead:
         return self.rows == self.tokens.labels.numel()
 
     def release(self) -> None:
-        """Give back the room of the logits."""
-        self.buffer = self.buffer.new_empty(0, self.buffer.shape[1])
+        """Give back the memory of the buffer, which is not needed again."""
+        self.__dict__.pop("buffer", None)
 
     def chunks(self) -> list[Chunk]:
         return list(plan_rows(self.tokens.labels.numel(), self.rows))
 
-    def logits(self, chunk: Chunk) -> torch.Tensor:
-        """``[rows, V]`` in the buffer, before scale and softcap."""
+    def again(self, chunk: Chunk) -> torch.Tensor:
+        """The chunk's logits ``[rows, V]`` in the buffer, before scale and softcap."""
         out = self.buffer[: chunk.stop - chunk.start]
         return self.kernels.project(self.tokens.hidden[chunk.span], self.weight, self.bias, out)
 
     def forward(self, chunk: Chunk) -> torch.Tensor:
         """Compute the chunk's log-probabilities; returns its logits, still in the buffer."""
-        logits = self.logits(chunk)
+        logits = self.again(chunk)
         logprobs, lse = self.kernels.token_logprobs(
             logits, self.tokens.labels[chunk.span], scale=self.scale, softcap=self.softcap
         )
@@ -156,7 +165,16 @@ class ChunkedHead:
         self.logprobs[chunk.span], self.lse[chunk.span] = logprobs, lse
         return logits
 
-    def forward_by_words(self, chunk: Chunk) -> None:
+    def score(self) -> None:
+        """All log-probabilities and nothing else.
+
+        Whole rows of logits are not needed then, and a buffer of few rows would read the head for every few tokens: a
+        square of tokens and words reads least.
+        """
+        for chunk in plan_rows(self.tokens.labels.numel(), max(1, math.isqrt(self.buffer.numel()))):
+            self._score_by_words(chunk)
+
+    def _score_by_words(self, chunk: Chunk) -> None:
         """As `forward`, for a block of the vocabulary at a time, of which only the log-sum-exp is kept."""
         hidden, labels, kernels = self.tokens.hidden[chunk.span], self.tokens.labels[chunk.span], self.kernels
         lse = torch.full(labels.shape, -math.inf, dtype=torch.float64, device=labels.device)
@@ -185,6 +203,15 @@ class ChunkedHead:
             labels, lse = labels[order], lse[order]
         return self.kernels.logit_gradient(logits, labels, lse, None, logits, scale=self.scale, softcap=self.softcap)
 
+    def row_factors(self, span: slice) -> torch.Tensor | None:
+        """What rows of `unit_gradient` have to be multiplied by to be ``G`` ``[n]``; None where they are."""
+        return None
+
+    def with_row_factors(self, coefficients: torch.Tensor, span: slice) -> torch.Tensor:
+        """``coefficients`` [n] of the tokens of ``span``, for what `unit_gradient` gives."""
+        factors = self.row_factors(span)
+        return coefficients if factors is None else coefficients * factors
+
     def span(self, first: int, last: int) -> tuple[slice, torch.Tensor]:
         """The tokens of responses ``[first, last)``, and the offsets of these responses within."""
         host, device = self.tokens.offsets
@@ -202,6 +229,58 @@ class ChunkedHead:
         return self.kernels.token_coefficients(
             coefficients.to(self.logprobs.dtype).contiguous(), self.tokens.labels[span], offsets, mean
         )
+
+
+class ScaledExpHead(ChunkedHead):
+    """Exponentials of the logits in place of logits: after the product nothing of their size is read or written but by
+    the two products of their gradients (``pope_kernels/triton/exp_product.py``).
+
+    The buffer holds E once a chunk was seen, and ``G = factor * E`` with a number for each row.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.factors = torch.empty_like(self.logprobs)
+        #: Rows out of range of their reference, which cost another two products each: [] int32 for every product made.
+        self.rescued: list[torch.Tensor] = []
+
+    @functools.cached_property
+    def buffer(self) -> torch.Tensor:
+        vocab, columns = self.weight.shape[0], self.kernels.padded_columns(self.weight.shape[0])
+        return self.weight.new_empty(self.rows, columns)[:, :vocab]
+
+    def _product(self, chunk: Chunk, out: torch.Tensor | None) -> None:
+        found = self.kernels.scaled_exp(
+            self.tokens.hidden[chunk.span],
+            self.weight,
+            self.bias,
+            self.tokens.labels[chunk.span],
+            out,
+            scale=self.scale,
+            softcap=self.softcap,
+        )
+        if not _checks.deferred(found.lse.device):
+            _checks.finite_rows("hidden @ lm_head_weight.T", found.lse, chunk.start)
+        self.logprobs[chunk.span], self.lse[chunk.span] = found.logprobs, found.lse
+        self.factors[chunk.span] = found.factor
+        self.rescued.append(found.rescued)
+
+    def again(self, chunk: Chunk) -> torch.Tensor:
+        return self.forward(chunk)
+
+    def forward(self, chunk: Chunk) -> torch.Tensor:
+        out = self.buffer[: chunk.stop - chunk.start]
+        self._product(chunk, out)
+        return out
+
+    def score(self) -> None:
+        self._product(Chunk(0, self.tokens.labels.numel()), None)
+
+    def unit_gradient(self, chunk: Chunk, logits: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
+        return logits
+
+    def row_factors(self, span: slice) -> torch.Tensor | None:
+        return self.factors[span]
 
 
 class HeadGradient:
@@ -255,9 +334,10 @@ class Products:
     def take(self, chunk: Chunk, logits: torch.Tensor, coefficients: torch.Tensor) -> None:
         """``coefficients`` [n] of the chunk's tokens; ``logits`` are used up."""
         head, hidden = self.head, self.head.tokens.hidden[chunk.span]
+        of_rows = head.with_row_factors(coefficients, chunk.span)
         order = self._move_front(logits, coefficients) if self.skip_zeros else None
         if order is not None:
-            hidden, logits, coefficients = hidden[order], logits[: order.numel()], coefficients[order]
+            hidden, logits, of_rows = hidden[order], logits[: order.numel()], of_rows[order]
             if self.need_hidden:
                 self.unit[chunk.span] = 0
             if order.numel() == 0:
@@ -271,7 +351,7 @@ class Products:
                 moved = out.new_empty(order.numel(), out.shape[1])
                 out.index_copy_(0, order, head.kernels.back_project(gradient, head.weight, moved))
         if self.total is not None:
-            self.total.add(gradient, hidden, coefficients)
+            self.total.add(gradient, hidden, of_rows)
 
     def head_gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``d_weight`` and ``d_bias``, empty where neither is wanted."""
@@ -290,16 +370,15 @@ class Products:
 
 
 def forward(head: ChunkedHead, needs: Needs) -> torch.Tensor:
-    """All log-probabilities (into ``head``) and, if it is all that gradients take, ``G @ W`` of every token ``[n, D]``.
+    """All log-probabilities (into ``head``) and, if it is all that gradients take, the `unit_gradient` of every token
+    times the head ``[n, D]``: ``G @ W`` but for row factors.
 
-    Without gradients whole rows of logits are not needed, and a buffer of few rows would read the head for every few
-    tokens: a square of tokens and words reads least. A backward that computes logits again needs the very same ones.
+    A backward that computes logits again needs the very same ones, so only what has none takes the shorter way.
     """
     hidden = head.tokens.hidden
     unit = torch.empty_like(hidden) if needs.unit else hidden.new_empty(0, hidden.shape[1])
     if not (needs.hidden or needs.head):
-        for chunk in plan_rows(hidden.shape[0], max(1, math.isqrt(head.buffer.numel()))):
-            head.forward_by_words(chunk)
+        head.score()
         return unit
     for chunk in head.chunks():
         logits = head.forward(chunk)
@@ -316,10 +395,11 @@ def recompute_gradients(
     """
     products = Products(head, needs, may_vanish=False)
     for chunk in head.chunks():
-        products.take(chunk, head.logits(chunk), coefficients[chunk.span])
+        products.take(chunk, head.again(chunk), coefficients[chunk.span])
     head.release()  # before the gradients are scaled and rounded
     if needs.hidden:
-        multiply(products.unit, coefficients.unsqueeze(1), products.unit)
+        every = slice(0, coefficients.numel())
+        multiply(products.unit, head.with_row_factors(coefficients, every).unsqueeze(1), products.unit)
     return products.unit, *products.head_gradient()
 
 
@@ -331,7 +411,7 @@ def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
 class LossGradients(NamedTuple):
     """What backward multiplies by the upstream gradient; an empty tensor where no gradient is wanted."""
 
-    unit: torch.Tensor  # [n, D], d_hidden = coefficients * unit
+    unit: torch.Tensor  # [n, D], d_hidden = coefficients * unit; coefficients include row factors
     coefficients: torch.Tensor  # [n]
     weight: torch.Tensor  # [V, D] in `head_gradient_dtype`
     bias: torch.Tensor  # [V] float32 or better
@@ -382,12 +462,15 @@ class LossPass:
         coefficients = head.logprobs.new_empty(0)
         if self.needs.hidden:
             coefficients = head.token_coefficients(values.coefficients, 0, num_responses, self.mean)
+            coefficients = head.with_row_factors(coefficients, slice(0, coefficients.numel()))
         return values, LossGradients(unit, coefficients, d_weight.to(head.gradient_dtype), d_bias)
 
     def _grouped(self, groups: GroupCoefficients, products: Products) -> None:
         """Batches of whole groups: log-probabilities, coefficients, gradients, while the logits are in the buffer."""
         head = self.head
-        for batch in groups.plan(head.tokens.offsets.host, head.rows):
+        plan = list(groups.plan(head.tokens.offsets.host, head.rows))
+        head.rows = max(chunk.stop - chunk.start for batch in plan for chunk in batch.chunks)
+        for batch in plan:
             for chunk in batch.chunks:
                 logits = head.forward(chunk)
             coefficients = self._batch_coefficients(groups, batch)
@@ -395,7 +478,7 @@ class LossPass:
             # Backwards: the last chunk's logits are still in the buffer; only earlier ones are computed again.
             for chunk in reversed(batch.chunks):
                 if chunk is not batch.chunks[-1]:
-                    logits = head.logits(chunk)
+                    logits = head.again(chunk)
                 products.take(chunk, logits, coefficients[chunk.start - start : chunk.stop - start])
 
     def _batch_coefficients(self, groups: GroupCoefficients, batch: GroupBatch) -> torch.Tensor:

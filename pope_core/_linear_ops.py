@@ -14,7 +14,17 @@ from torch import Tensor
 from pope_kernels.values import accumulation_dtype
 
 from . import _checks
-from ._linear import ChunkedHead, LossPass, Needs, Tokens, forward, head_gradient_dtype, multiply, recompute_gradients
+from ._linear import (
+    ChunkedHead,
+    LossPass,
+    Needs,
+    ScaledExpHead,
+    Tokens,
+    forward,
+    head_gradient_dtype,
+    multiply,
+    recompute_gradients,
+)
 from ._objective import kernel_options
 from ._offsets import both
 from ._ops import (
@@ -29,7 +39,7 @@ from ._ops import (
     restored,
 )
 from ._plan import rows_at_once
-from .backends import kernels
+from .backends import kernels, linear_method
 from .devices import device_type
 from .slates import token_counts
 
@@ -78,7 +88,8 @@ class HeadInputs(NamedTuple):
         weight = self.weight.to(dtype)
         tokens = Tokens(self.hidden.to(dtype).contiguous(), self.labels, self.response_offsets, self.compact)
         sums_head = needs.weight and gradient_dtype == torch.bfloat16
-        return ChunkedHead(
+        method = linear_method(self.backend, self.hidden.device, dtype).name
+        return {"classic": ChunkedHead, "scaled_exp": ScaledExpHead}[method](
             kernels(self.backend),
             tokens,
             weight,
@@ -109,7 +120,8 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 # --- linear_response_logprobs ---
 
 LIBRARY.define(
-    f"linear_response_logprobs({_HEAD_INPUTS}, {_NEEDS}, str reduction) -> (Tensor logprobs, Tensor lse, Tensor unit)"
+    f"linear_response_logprobs({_HEAD_INPUTS}, {_NEEDS}, str reduction) "
+    "-> (Tensor logprobs, Tensor lse, Tensor unit, Tensor row_factors)"
 )
 LIBRARY.define(
     f"linear_response_logprobs_backward({_HEAD_INPUTS}, {_NEEDS}, str reduction, Tensor lse, Tensor grad) "
@@ -117,7 +129,7 @@ LIBRARY.define(
 )
 
 
-def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, (*needed, reduction) = HeadInputs.split(arguments)
     inputs.check_tokens()
     needs = Needs(*needed)
@@ -131,8 +143,11 @@ def _linear_response_logprobs(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = head.response_logprobs(0, num_responses, reduction == "mean").to(logprobs.dtype)
     if _checks.deferred(logprobs.device):
         _checks.finite_later("labels, response_offsets, hidden or the head", logprobs)
-    lse = head.tokens.scatter(head.lse)
-    return logprobs, lse, head.tokens.scatter(unit) if needs.unit else unit
+    lse, factors = head.tokens.scatter(head.lse), unit.new_empty(0, dtype=head.logprobs.dtype)
+    if needs.unit:
+        factors = head.with_row_factors(torch.ones_like(head.logprobs), slice(0, head.logprobs.numel()))
+        unit, factors = head.tokens.scatter(unit), head.tokens.scatter(factors)
+    return logprobs, lse, unit, factors
 
 
 def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,14 +168,16 @@ def _linear_response_logprobs_backward(*arguments: Any) -> tuple[Tensor, Tensor,
 
 
 @torch.library.register_fake("pope::linear_response_logprobs", lib=LIBRARY)
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs, (*needed, reduction) = HeadInputs.split(arguments)
     (num_tokens, width), dtype = inputs.hidden.shape, inputs.compute_dtype
     count = num_logprobs(inputs.labels, inputs.response_offsets, reduction)
+    rows = num_tokens if Needs(*needed).unit else 0
     return (
         empty(inputs.hidden, count, dtype=accumulation_dtype(dtype)),
         empty(inputs.hidden, num_tokens, dtype=torch.float64),
-        empty(inputs.hidden, num_tokens if Needs(*needed).unit else 0, width, dtype=dtype),
+        empty(inputs.hidden, rows, width, dtype=dtype),
+        empty(inputs.hidden, rows, dtype=accumulation_dtype(dtype)),
     )
 
 
@@ -179,11 +196,11 @@ def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: t
     ctx.set_materialize_grads(False)  # or backward would be handed zeros of the size of every output
     named, (*needed, ctx.reduction) = HeadInputs.split(inputs)
     ctx.unit = Needs(*needed).unit
-    _, lse, unit = output
+    _, lse, unit, factors = output
     ctx.options = named[5:]
     ctx.dtype = named.hidden.dtype
     if ctx.unit:
-        ctx.save_for_backward(unit, named.labels, named.response_offsets)
+        ctx.save_for_backward(unit, factors, named.labels, named.response_offsets)
     else:
         ctx.save_for_backward(*named[:5], lse)
 
@@ -207,14 +224,14 @@ def _linear_response_logprobs_autograd(
 
 def _scaled_unit(ctx: Any, grad: Tensor) -> Tensor:
     """With a frozen head the coefficients scale what the forward already has."""
-    unit, labels, response_offsets = ctx.saved_tensors
+    unit, factors, labels, response_offsets = ctx.saved_tensors
     each = grad
     if ctx.reduction != "none":
         response_offsets = response_offsets.to(labels.device, non_blocking=True)
         if ctx.reduction == "mean":
             each = grad / token_counts(labels, response_offsets)
         each = torch.repeat_interleave(each, response_offsets.diff(), output_size=labels.shape[0])
-    return scaled(unit, (each * (labels >= 0)).unsqueeze(1), ctx.dtype)
+    return scaled(unit, (each * factors * (labels >= 0)).unsqueeze(1), ctx.dtype)
 
 
 register("linear_response_logprobs", _linear_response_logprobs)

@@ -8,12 +8,14 @@ group computes its logits twice.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
-from .devices import device_type
+from .devices import default_chunk_bytes
 
 
 class Chunk(NamedTuple):
@@ -41,14 +43,15 @@ class GroupBatch(NamedTuple):
 def rows_at_once(num_rows: int, weight: torch.Tensor, chunk_bytes: int | None, *, sums_head: bool) -> int:
     """How many of ``num_rows`` rows of logits exist at the same time; never less than one.
 
-    ``sums_head``: over several chunks the gradient of the bfloat16 head ``weight`` [V, D] is summed in float32 and then
-    rounded into a second tensor. By default the logits may take that room instead, which raises no peak: the sum's
-    where all of them fit it, so that nothing is left to sum; else that of the second tensor, which comes later.
+    The default is `default_chunk_bytes`. ``sums_head``: over several chunks the gradient of the bfloat16 head
+    ``weight`` [V, D] is summed in float32 and then rounded into a second tensor. By default the logits may take that
+    memory instead, which raises no peak: the sum's where all of them fit it, so that nothing is left to sum; else that
+    of the second tensor, which comes later.
     """
     vocab, width = weight.shape
     row = vocab * weight.element_size()
     if chunk_bytes is None:
-        chunk_bytes = device_type(weight.device).chunk_bytes
+        chunk_bytes = default_chunk_bytes(weight.device)
         if sums_head:
             total = 4 * vocab * width
             chunk_bytes = max(chunk_bytes, total if num_rows * row <= total else weight.nbytes)
@@ -69,17 +72,33 @@ def all_groups(group_offsets: Sequence[int], rows: int) -> GroupBatch:
 
 
 def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[GroupBatch]:
-    """Cut the groups (CSR ``group_offsets`` in rows) into batches of at most ``rows`` rows, greedily and in order."""
-    first, num_groups = 0, len(group_offsets) - 1
-    while first < num_groups:
-        start = group_offsets[first]
-        last = first + 1
-        while last < num_groups and group_offsets[last + 1] - start <= rows:
-            last += 1
-        stop = group_offsets[last]
+    """Cut the groups (CSR ``group_offsets`` in rows) into as few batches of at most ``rows`` rows as there can be, in
+    order, and these as equal as whole groups allow: their largest is as small as it can be.
+    """
+    ends = batch_ends(group_offsets, rows)
+    sizes = (stop - start for start, stop in pairwise(group_offsets))
+    # A group that is cut in any case does not limit how small the others' batches may be.
+    low, high = max((size for size in sizes if size <= rows), default=rows), rows
+    while low < high:
+        middle = (low + high) // 2
+        fits = len(batch_ends(group_offsets, middle)) <= len(ends)
+        low, high = (low, middle) if fits else (middle + 1, high)
+    first = 0
+    for last in batch_ends(group_offsets, low):
+        start, stop = group_offsets[first], group_offsets[last]
         pieces = plan_rows(stop - start, rows)
         yield GroupBatch(first, last, tuple(Chunk(start + piece.start, start + piece.stop) for piece in pieces))
         first = last
+
+
+def batch_ends(group_offsets: Sequence[int], rows: int) -> list[int]:
+    """The last group + 1 of each batch, filled greedily with at most ``rows`` rows, or with one larger group."""
+    ends, first, num_groups = [], 0, len(group_offsets) - 1
+    while first < num_groups:
+        last = max(first + 1, bisect_right(group_offsets, group_offsets[first] + rows) - 1)
+        ends.append(last)
+        first = last
+    return ends
 
 
 def front_order(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -45,6 +45,9 @@ BACKENDS: dict[Backend, Registered] = {
     "triton": Registered("pope_kernels.triton", ("cuda", "cpu"), ("cuda",), "triton did not load ({error})"),
 }
 
+#: Environment variable: how Triton's linear operations run in bfloat16, "scaled_exp" or "classic", on any device.
+LINEAR_VARIABLE = "POPE_TRITON_LINEAR"
+
 #: Environment variable with the backend to use where ``backend=None``.
 ENVIRONMENT_VARIABLE = "POPE_BACKEND"
 
@@ -159,26 +162,61 @@ def names() -> tuple[Backend, ...]:
     return (*BACKENDS, "reference")
 
 
-def _best(device: torch.device) -> Backend:
+class LinearMethod(NamedTuple):
+    """How a backend's ``linear_*`` operations go from hidden states to gradients, and why.
+
+    "scaled_exp" forms exponentials in the logits product's epilogue, so that no pass over the logits is left beside the
+    products; "classic" forms logits and turns them into their gradient in place.
+    """
+
+    name: str
+    reason: str
+
+
+def linear_method(backend: str, device: torch.device, dtype: torch.dtype) -> LinearMethod:
+    """The method of a backend for products in ``dtype`` on ``device``; never a matter of values.
+
+    Raises:
+        ValueError: ``POPE_TRITON_LINEAR`` names no method.
+    """
+    if backend != "triton":
+        return LinearMethod("classic", "the only one of this backend")
+    if dtype != torch.bfloat16:  # others lack its range of exponents
+        return LinearMethod("classic", f"products in {str(dtype).removeprefix('torch.')}")
+    if (named := os.environ.get(LINEAR_VARIABLE)) is not None:
+        if named not in ("classic", "scaled_exp"):
+            raise ValueError(f"{LINEAR_VARIABLE}: expected classic or scaled_exp, got {named!r}")
+        return LinearMethod(named, f"{LINEAR_VARIABLE} is set")
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0):
+        return LinearMethod("scaled_exp", "bfloat16 on sm_90")
+    return LinearMethod("classic", "no device of compute capability 9.0")
+
+
+def _best(device: torch.device, linear_dtype: torch.dtype | None) -> Backend:
+    exponentials = linear_dtype is not None and linear_method("triton", device, linear_dtype).name == "scaled_exp"
     candidates = [name for name, entry in BACKENDS.items() if device.type in entry.default_for]
     if not candidates:
         raise RuntimeError(
             f"backend: no kernels serve tensors on {device.type}; backend='reference' does, in plain PyTorch"
         )
+    if exponentials and "triton" in candidates and availability("triton", device.type).usable:
+        return "triton"
     *first, last = candidates  # the last is chosen unseen: where it cannot run, it is its reason that counts
     return next((name for name in first if availability(name, device.type).usable), last)
 
 
-def select(device: torch.device, requested: Backend | None) -> Backend:
+def select(device: torch.device, requested: Backend | None, linear_dtype: torch.dtype | None = None) -> Backend:
     """The backend for tensors on ``device``: the one asked for, ``POPE_BACKEND``, or the best usable one.
 
-    The best is "cpu" for CPU tensors, and on GPUs "cuda" where it was built and fits the device, else "triton".
+    The best is "cpu" for CPU tensors, and on GPUs "cuda" where that was built and fits the device, else "triton";
+    but for the ``linear_*`` operations, whose products are in ``linear_dtype``, "triton" wherever `linear_method` is
+    "scaled_exp".
 
     Raises:
         ValueError: the name is unknown, or a backend for CPU tensors is asked for on another device.
         RuntimeError: the backend cannot run here; the message says why.
     """
-    name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device)
+    name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device, linear_dtype)
     if name not in names():
         raise ValueError(f"backend: expected one of {', '.join(names())} or None, got {name!r}")
     backend = name
@@ -196,15 +234,25 @@ select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(device: torch.device) -> list[tuple[str, str, str]]:
-    """For every public operation: its name, the backend that None means for tensors on ``device``, and why."""
-    try:
-        backend = select(device, None)
-        chosen, reason = str(backend), availability(backend, device.type).reason
-    except (RuntimeError, ValueError) as error:
-        chosen, reason = "none", str(error)
-    if os.environ.get(ENVIRONMENT_VARIABLE):
-        reason += f" ({ENVIRONMENT_VARIABLE} is set)"
-    return [(op, chosen, reason) for op in OPS]
+    """For every public operation: its name, the backend that None means for tensors on ``device``, and why.
+
+    The linear operations are shown as they run in bfloat16.
+    """
+    rows = []
+    for op in OPS:
+        linear = op.startswith("linear_")
+        try:
+            backend = select(device, None, torch.bfloat16 if linear else None)
+            chosen, reason = str(backend), availability(backend, device.type).reason
+            if linear and backend == "triton":
+                method = linear_method(backend, device, torch.bfloat16)
+                reason = f"{method.name} in bfloat16 ({method.reason}); {reason}"
+        except (RuntimeError, ValueError) as error:
+            chosen, reason = "none", str(error)
+        if os.environ.get(ENVIRONMENT_VARIABLE):
+            reason += f" ({ENVIRONMENT_VARIABLE} is set)"
+        rows.append((op, chosen, reason))
+    return rows
 
 
 def kernels(backend: str) -> Kernels:

@@ -21,7 +21,7 @@ class DeviceType(NamedTuple):
     #: by the kernels, which answer with NaN and with ``SlateValues.sound``, and nothing is read back for a shortcut.
     asynchronous: bool
 
-    #: Default budget of the logits buffer of the ``linear_*`` operations, in bytes.
+    #: Default budget of the logits buffer of the ``linear_*`` operations, in bytes; see `default_chunk_bytes`.
     chunk_bytes: int
 
     #: Whether a product of two dtypes copies its operands, so that it is better done for some rows at a time.
@@ -45,3 +45,12 @@ _OTHER = DEVICES["cuda"]._replace(capturing=lambda: False)
 def device_type(device: torch.device) -> DeviceType:
     """The facts of the type of ``device``."""
     return DEVICES.get(device.type, _OTHER)
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """The default budget of the logits buffer on ``device``, in bytes.
+
+    On a GPU it is 1/32 of the memory, if that is more: 80 GB hold all logits of 10,000 tokens of a vocabulary of 128k.
+    """
+    least = device_type(device).chunk_bytes
+    return max(least, torch.cuda.get_device_properties(device).total_memory // 32) if device.type == "cuda" else least

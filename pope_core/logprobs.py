@@ -175,12 +175,12 @@ def linear_response_logprobs(
     Source: method.md section 1.
     """
     check_reduction(reduction)
-    chosen = select(hidden.device, backend)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     _checks.same_device("hidden", hidden.device, lm_head_weight=lm_head_weight, lm_head_bias=lm_head_bias)
     check_head_options(logit_scale, logit_softcap, chunk_bytes)
     dtype = compute_dtype(hidden, lm_head_weight)
+    chosen = select(hidden.device, backend, dtype)
     if chosen == "reference":
         result = reference.linear_response_logprobs(
             rows,

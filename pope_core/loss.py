@@ -210,7 +210,6 @@ def linear_pope_loss(
     Source: method.md sections 1-4; POPE (arXiv 2509.19333).
     """
     check_num_slates(objective, num_slates)
-    chosen = select(hidden.device, backend)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
     check_head_options(logit_scale, logit_softcap, chunk_bytes)
@@ -225,6 +224,7 @@ def linear_pope_loss(
     )
     _checks.offsets_device("slate_offsets", slate_offsets, hidden.device)
     dtype = compute_dtype(hidden, lm_head_weight)
+    chosen = select(hidden.device, backend, dtype)
     slates = slate_offsets.long().contiguous()
     if chosen == "reference":
         output = reference.linear_pope_loss(

@@ -17,6 +17,7 @@ os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = os.environ["TORCHINDUCTOR_AUTOGRAD_
 
 if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of triton: its kernels run on the CPU
+    import triton
     from triton.runtime import interpreter
 
     # Every call between kernels patches triton.language anew, half of the interpreter's time. Once is enough.
@@ -27,6 +28,19 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+    # bfloat16 is kept as the bits of an integer, and the interpreter's product would multiply these.
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def product_of_bfloat16(self, a, b, *others):
+        if a.dtype.scalar == triton.language.bfloat16:
+            a, b = (
+                interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), triton.language.float32)
+                for x in (a, b)
+            )
+        return multiply(self, a, b, *others)
+
+    interpreter.InterpreterBuilder.create_dot = product_of_bfloat16
 
     # A compiled kernel gets a Python float as float32; the interpreter would hand over all of it.
     convert = interpreter._implicit_cvt

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+import functools
+from itertools import accumulate
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pope_core._plan import plan_groups, plan_rows, rows_at_once
-from pope_core.devices import DEVICES
+from pope_core.devices import DEVICES, default_chunk_bytes
 
 group_sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
@@ -88,8 +90,35 @@ def test_only_a_group_larger_than_the_budget_is_cut(sizes: list[int], rows: int)
             assert sizes[batch.first_group] > rows
 
 
-@given(group_sizes, st.integers(1, 60))
-def test_no_two_neighbouring_batches_would_fit_together(sizes: list[int], rows: int) -> None:
-    batches = list(plan_groups([0, *accumulate(sizes)], rows))
-    for batch, following in pairwise(batches):
-        assert sum(sizes[batch.first_group : batch.last_group]) + sizes[following.first_group] > rows
+def fewest_and_smallest(sizes: list[int], rows: int) -> tuple[int, int]:
+    """The least number of batches, and then the least size of the largest that may hold several groups, by search."""
+    whole = len(sizes)
+
+    @functools.cache
+    def best(first: int) -> tuple[int, int]:
+        if first == whole:
+            return 0, 0
+        choices = []
+        for last in range(first + 1, whole + 1):
+            size = sum(sizes[first:last])
+            if last > first + 1 and size > rows:
+                break
+            count, largest = best(last)
+            choices.append((count + 1, max(largest, size if size <= rows else 0)))
+        return min(choices)
+
+    return best(0)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=14), st.integers(1, 60))
+def test_batches_are_as_few_and_then_as_equal_as_whole_groups_allow(sizes: list[int], rows: int) -> None:
+    taken = [sum(sizes[b.first_group : b.last_group]) for b in plan_groups([0, *accumulate(sizes)], rows)]
+    assert (len(taken), max((size for size in taken if size <= rows), default=0)) == fewest_and_smallest(sizes, rows)
+
+
+def test_the_default_budget_of_a_gpu_follows_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for memory, expected in ((80 << 30, 5 << 29), (8 << 30, 512 << 20)):
+        properties = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
+        assert default_chunk_bytes(torch.device("cuda")) == expected
+    assert default_chunk_bytes(torch.device("cpu")) == DEVICES["cpu"].chunk_bytes

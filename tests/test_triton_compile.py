@@ -29,7 +29,7 @@ def test_compiles(backend: str, arch: str, tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = run.stdout.strip().splitlines()
-    assert len(kernels) == 17
-    hot = [line for line in kernels if line.startswith(("forward", "backward"))]
+    assert len(kernels) == 17 + (18 if (backend, arch) == ("cuda", "90") else 14)
+    hot = [line for line in kernels if line.startswith(("forward", "backward", "product"))]
     if backend == "cuda":
         assert all("STACK:0" in line and "LOCAL:0" in line for line in hot), "\n".join(hot)

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pope_kernels.triton import objective, rows, segments
+from pope_kernels.triton import exp_product, exp_rescue, objective, rows, segments
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 ARRAYS_OF_INT64 = ("labels", "offsets", "largest_slate_out")
@@ -46,20 +46,78 @@ def signature(names: list[str], constants: dict[str, object], storage: str, acc:
 
 def build(kernel, target: GPUTarget, constants: dict[str, object], warps: int, storage: str, acc: str) -> None:
     types = signature(kernel.arg_names, constants, storage, acc)
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants)
-    compiled = triton.compile(source, target=target, options={"num_warps": warps})
+    report(kernel, storage, target, types, constants, {"num_warps": warps})
+
+
+def report(
+    kernel, what: str, target: GPUTarget, types: dict[str, str], constants: dict[str, object], options: dict[str, int]
+) -> None:
+    """Compile, and print what the assembler says of it."""
+    compiled = triton.compile(
+        ASTSource(fn=kernel, signature=types, constexprs=constants), target=target, options=options
+    )
     usage = "compiled"
     if target.backend == "cuda":
         binary = Path(sys.argv[3]) / "kernel.cubin"
         binary.write_bytes(compiled.asm["cubin"])
         dump = subprocess.run([CUOBJDUMP, "-res-usage", binary], check=True, capture_output=True, text=True)
         usage = dump.stdout.strip().splitlines()[-1].strip()
-    print(f"{kernel.__name__} {storage}: {usage}", flush=True)
+    print(f"{kernel.__name__} {what}: {usage}", flush=True)
+
+
+TYPES_OF_EXPONENTIALS = {
+    **dict.fromkeys(("hidden", "weight", "bias", "out"), "*bf16"),
+    **dict.fromkeys(("reference", "others", "logprobs", "factor", "tops", "sums", "own"), "*fp32"),
+    **dict.fromkeys(("selected", "count", "flags"), "*i32"),
+    **dict.fromkeys(("scale", "softcap", "inner", "outer"), "fp32"),
+    "labels": "*i64",
+    "lse": "*fp64",
+}  # others are numbers, i32
+
+
+def build_exponentials(kernel, target: GPUTarget, constants: dict[str, object], what: str, **options: int) -> None:
+    types = {name: TYPES_OF_EXPONENTIALS.get(name, "i32") for name in kernel.arg_names}
+    if kernel is exp_product.product_tma_kernel:
+        r, c, d = (constants[name] for name in ("ROWS", "COLS", "DEPTH"))
+        types |= {"hidden": f"tensordesc<bf16[{r},{d}]>", "weight": f"tensordesc<bf16[{c},{d}]>"}
+        types |= {"out": f"tensordesc<bf16[{r},{c}]>"}
+    types |= dict.fromkeys(constants, "constexpr")
+    report(kernel, what, target, types, constants, options)
+
+
+def exponentials(target: GPUTarget) -> None:
+    """The products of every configuration, at their most and at their least, and what goes before and after them."""
+    hopper = target.backend == "cuda" and target.arch >= 90
+    for cap in (False, True):
+        optional = {"SOFTCAP": cap, "HAS_BIAS": cap} | ({} if cap else {"bias": None})
+        chosen = {
+            exp_product.configuration(rows, cap, aligned, hopper) for rows in (8, 8192) for aligned in (True, False)
+        }
+        for c in sorted(chosen):
+            tile = {"ROWS": c.rows, "COLS": c.cols, "DEPTH": c.depth, "GROUP": c.group}
+            kernel = exp_product.product_tma_kernel if c.tma else exp_product.product_kernel
+            options = {"num_warps": c.warps, "num_stages": c.stages}
+            what = f"{c.rows}x{c.cols}x{c.depth}{', softcap and bias' if cap else ''}"
+            build_exponentials(kernel, target, {**tile, **optional, "STORE": True}, what, **options)
+        numbers = {"OFFSET": 46.0, "SOFTCAP": cap}
+        last = {"OWN": 1e-14, "LARGEST_SUM": 1e26, "LN2": 0.69, "STORE": True, "TILES": 512}
+        before = {**optional, **numbers, "BLOCK": 1024}
+        build_exponentials(exp_product.reference_kernel, target, before, "", num_warps=4)
+        build_exponentials(exp_product.finish_rows_kernel, target, {**numbers, **last}, "", num_warps=4)
+        tile = {"ROWS": exp_rescue.ROWS, "COLS": exp_rescue.COLS, "DEPTH": exp_rescue.DEPTH}
+        for kernel, more in (
+            (exp_rescue.rescue_sums_kernel, {"SPLITS": exp_rescue.SPLITS}),
+            (exp_rescue.rescue_write_kernel, {}),
+        ):
+            build_exponentials(kernel, target, {**tile, **optional, **more}, "", num_warps=exp_rescue.WARPS)
+    build_exponentials(exp_rescue.select_kernel, target, {"BLOCK": 1024}, "", num_warps=4)
+    build_exponentials(exp_rescue.rescue_rows_kernel, target, {"SPLITS": exp_rescue.SPLITS}, "", num_warps=4)
 
 
 def main() -> None:
     backend, arch = sys.argv[1:3]
     target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
+    exponentials(target)
     for storage, acc, itemsize in (("bf16", "fp32", 2), ("fp16", "fp32", 2), ("fp32", "fp32", 4)):
         shape = {"ACC": tl.float32, "BLOCK": rows.BLOCK_BYTES // itemsize}
         for softcap in (False, True):

@@ -6,6 +6,7 @@ without a GPU test them.
 
 from ..products import add_outer, back_project, empty_large, project
 from ..seam import composed
+from .exp_product import padded_columns, scaled_exp
 from .objective import slate_objective
 from .probe import probe
 from .rows import logit_gradient, token_logprobs
@@ -19,9 +20,11 @@ __all__ = [
     "empty_large",
     "group_coefficients",
     "logit_gradient",
+    "padded_columns",
     "probe",
     "project",
     "response_sums",
+    "scaled_exp",
     "slate_objective",
     "token_coefficients",
     "token_logprobs",
