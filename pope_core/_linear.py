@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -25,7 +25,7 @@ from . import _checks
 from ._objective import GroupCoefficients, evaluate_checked
 from ._offsets import Offsets, both, capturing
 from ._plan import Chunk, GroupBatch, front_order, plan_rows
-from .backends import Kernels
+from .backends import ExponentialKernels, Kernels
 from .devices import device_type
 from .types import IGNORE_INDEX
 
@@ -240,17 +240,18 @@ class ScaledExpHead(ChunkedHead):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.exponentials = cast(ExponentialKernels, self.kernels)
         self.factors = torch.empty_like(self.logprobs)
         #: Rows out of range of their reference, which cost another two products each: [] int32 for every product made.
         self.rescued: list[torch.Tensor] = []
 
     @functools.cached_property
     def buffer(self) -> torch.Tensor:
-        vocab, columns = self.weight.shape[0], self.kernels.padded_columns(self.weight.shape[0])
-        return self.weight.new_empty(self.rows, columns)[:, :vocab]
+        vocab = self.weight.shape[0]
+        return self.weight.new_empty(self.rows, self.exponentials.padded_columns(vocab))[:, :vocab]
 
     def _product(self, chunk: Chunk, out: torch.Tensor | None) -> None:
-        found = self.kernels.scaled_exp(
+        found = self.exponentials.scaled_exp(
             self.tokens.hidden[chunk.span],
             self.weight,
             self.bias,

@@ -13,6 +13,7 @@ from torch import Tensor
 from .types import Backend
 
 if TYPE_CHECKING:
+    from pope_kernels.triton.exp_product import ExpRows
     from pope_kernels.values import ObjectiveOptions, SlateValues
 
 #: The public operations; all of them have every backend.
@@ -129,6 +130,25 @@ class Kernels(Protocol):
         options: ObjectiveOptions,
         /,
     ) -> tuple[Tensor, Tensor]: ...
+
+
+class ExponentialKernels(Kernels, Protocol):
+    """What the method "scaled_exp" needs beside; ``pope_kernels.triton.exp_product`` documents it."""
+
+    def padded_columns(self, vocab: int, /) -> int: ...
+
+    def scaled_exp(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        out: Tensor | None,
+        /,
+        *,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> ExpRows: ...
 
 
 class Availability(NamedTuple):

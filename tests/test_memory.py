@@ -135,7 +135,8 @@ def test_larger_chunks_of_a_sixteen_bit_head_raise_no_peak(
 
     run(None)
     small, default = measured(1 << 16), measured(None)
-    assert default.count(weight.nbytes) == small.count(weight.nbytes) + buffers  # logits of the size of the head
+    about_the_head = [sum(0.8 < size / weight.nbytes <= 1 for size in each) for each in (small, default)]
+    assert about_the_head[1] == about_the_head[0] + buffers  # logits of about the size of the head
     assert peak(default) <= peak(small) + 400_000
 
 

@@ -33,8 +33,8 @@ class Rescue(NamedTuple):
     logprobs: torch.Tensor  # [n]
     lse: torch.Tensor  # [n] float64
     factor: torch.Tensor  # [n]
-    selected: torch.Tensor  # [n] int32, the first `count` are row numbers
-    count: torch.Tensor  # [] int32
+    selected: torch.Tensor  # [n] int32, the first `rescued` are row numbers
+    rescued: torch.Tensor  # [] int32
 
 
 @triton.jit
@@ -167,10 +167,10 @@ def rescue(r: Rescue, *, scale: float, softcap: float | None, programs: int) -> 
         "HAS_BIAS": r.bias is not None,
     }
     tile = {"ROWS": ROWS, "COLS": COLS, "DEPTH": DEPTH, "num_warps": WARPS}
-    product = (r.hidden, r.hidden.stride(0), r.weight, r.weight.stride(0), r.bias, r.labels, r.selected, r.count)
+    product = (r.hidden, r.hidden.stride(0), r.weight, r.weight.stride(0), r.bias, r.labels, r.selected, r.rescued)
     rescue_sums_kernel[(programs,)](*product, tops, sums, own, width, vocab, SPLITS=SPLITS, **numbers, **tile)
     rescue_rows_kernel[(programs,)](
-        r.selected, r.count, r.labels, tops, sums, own, r.logprobs, r.lse, r.factor, vocab, scale, SPLITS=SPLITS
+        r.selected, r.rescued, r.labels, tops, sums, own, r.logprobs, r.lse, r.factor, vocab, scale, SPLITS=SPLITS
     )
     if r.out is not None:
         rescue_write_kernel[(programs,)](*product, r.lse, r.out, r.out.stride(0), width, vocab, **numbers, **tile)
