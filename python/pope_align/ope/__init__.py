@@ -16,8 +16,10 @@ from .predictions import Predictions
 from .result import Estimate
 from .reward_model import fit_predictions, predict_with
 from .scoring import Scoring
+from .sensitivity import SensitivityBounds, sensitivity_bounds
 from .sets import set_value
 from .slope import bias_bound
+from .subgroups import Subgroups, subgroup_values
 from .support import Support, support
 from .utility import UtilityScale, utilities
 from .weights import Shrink, log_weights
@@ -38,7 +40,9 @@ __all__ = [
     "Predictions",
     "Quantity",
     "Scoring",
+    "SensitivityBounds",
     "Shrink",
+    "Subgroups",
     "Support",
     "UtilityScale",
     "balanced_logprobs",
@@ -55,8 +59,10 @@ __all__ = [
     "pareto_k",
     "pope_value",
     "predict_with",
+    "sensitivity_bounds",
     "set_value",
     "slate_lower_bounds",
+    "subgroup_values",
     "support",
     "utilities",
 ]
