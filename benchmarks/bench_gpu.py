@@ -13,13 +13,14 @@ Without a GPU only the checks run, on CPU tensors, for the rivals that take them
 from __future__ import annotations
 
 import functools
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import rivals_gpu
 import torch
-from gpu_timing import device_rates, event_times, spread
+from gpu_timing import device_rates, interleaved_times, spread
 from harness import Problem, Shape
 from hidden_states import FILE, HOW, States, load_states
 from nearest_gpu import NEAREST
@@ -207,6 +208,29 @@ def cases_beyond_cache(source: str, workload: Workload, trainable: bool) -> list
     return [first, *(make_case(source, workload, trainable, DEVICE, seed) for seed in range(1, copies))]
 
 
+def floor_of(source: str, case: Case, backward: bool) -> Callable[[int], object]:
+    """The least work of a row: its products into memory that is there, or as many bytes as it reads and writes."""
+    leaves = [leaf.detach() for leaf in case.problem.leaves]
+    if source == "logits":  # a copy reads and writes, so half of it stands for the forward's one read
+        some = leaves[0].flatten()[: leaves[0].numel() // (1 if backward else 2)]
+        rest = leaves[0].flatten()[: leaves[0].numel() // 2] if backward else some[:0]
+        out = torch.empty_like(some)
+        return lambda _: (out.copy_(some), out[: rest.numel()].copy_(rest))
+    hidden, weight = leaves
+    logits = torch.empty(hidden.shape[0], weight.shape[0], dtype=hidden.dtype, device=hidden.device)
+    of_hidden, of_weight = torch.empty_like(hidden), torch.empty_like(weight)
+    trained = case.problem.leaves[1].requires_grad
+
+    def products(_: int) -> None:
+        torch.mm(hidden, weight.t(), out=logits)
+        if backward:
+            torch.mm(logits, weight, out=of_hidden)
+            if trained:
+                torch.mm(logits.t(), hidden, out=of_weight)
+
+    return products
+
+
 def measure(source: str, name: str, cases: list[Case], backward: bool) -> dict[str, Any]:
     run = RIVALS[source][name].run
 
@@ -225,8 +249,10 @@ def measure(source: str, name: str, cases: list[Case], backward: bool) -> dict[s
     work(0)
     torch.cuda.synchronize()
     held = sum(leaf.nbytes for leaf in cases[0].problem.leaves if leaf.requires_grad) if backward else 0
+    times, floor = interleaved_times(work, floor_of(source, cases[0], backward))
     return {
-        **spread(event_times(work)),
+        **spread(times),
+        "floor_ms": statistics.median(floor),
         "peak_bytes": torch.cuda.max_memory_allocated() - before,
         "gradient_bytes": held,
     }

@@ -19,15 +19,25 @@ LIBRARIES = ("triton", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernel
 
 def event_times(work: Callable[[int], object], rounds: int = ROUNDS) -> list[float]:
     """Milliseconds of each round."""
+    return interleaved_times(work, rounds=rounds)[0]
+
+
+def interleaved_times(*works: Callable[[int], object], rounds: int = ROUNDS) -> list[list[float]]:
+    """Milliseconds of each round of each work, taken in turns: what heat does to the clock it does to all alike."""
     for i in range(WARM_UP):
-        work(i)
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for i, (start, stop) in enumerate(marks):
-        start.record()
-        work(i)
-        stop.record()
+        for work in works:
+            work(i)
+    marks = []
+    for i in range(rounds):
+        for work in works:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work(i)
+            stop.record()
+            marks.append((start, stop))
     torch.cuda.synchronize()
-    return [start.elapsed_time(stop) for start, stop in marks]
+    times = [start.elapsed_time(stop) for start, stop in marks]
+    return [times[at :: len(works)] for at in range(len(works))]
 
 
 def spread(times: list[float]) -> dict[str, Any]:

@@ -93,6 +93,13 @@ def liger_mean_cross_entropy(case: Case) -> torch.Tensor:
     return LigerFusedLinearCrossEntropyFunction.apply(*case.problem.leaves, case.problem.labels)[0]
 
 
+def liger_hopper_mean_cross_entropy(case: Case) -> torch.Tensor:
+    # Imported by its path: what Liger takes by itself is its Triton kernel.
+    from liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90 import LigerFusedLinearCrossEntropySM90Function
+
+    return LigerFusedLinearCrossEntropySM90Function.apply(*case.problem.leaves, case.problem.labels)
+
+
 def quack_mean_cross_entropy(case: Case) -> torch.Tensor:
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
@@ -107,6 +114,9 @@ NEAREST = {
     "Liger fused linear GRPO, 16 responses a chunk": Rival(liger_grpo(16), plain_grpo, "GRPO"),
     "Liger fused linear cross entropy, mean": Rival(
         liger_mean_cross_entropy, plain_mean_cross_entropy, "mean cross entropy"
+    ),
+    "Liger fused linear cross entropy for Hopper, mean": Rival(
+        liger_hopper_mean_cross_entropy, plain_mean_cross_entropy, "mean cross entropy"
     ),
     "quack chunked linear cross entropy, mean": Rival(
         quack_mean_cross_entropy, plain_mean_cross_entropy, "mean cross entropy"

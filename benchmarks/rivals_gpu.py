@@ -7,15 +7,18 @@ cannot have this job, has its nearest one in `nearest_gpu`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from harness import OBJECTIVE, Problem
 
 import pope_core
+from pope_core.backends import LINEAR_VARIABLE
 from pope_core.slates import segment_ids
 
 
@@ -79,12 +82,22 @@ def gathered_from_hidden(hidden: torch.Tensor, weight: torch.Tensor, labels: tor
 # Without `dynamic=False` the second shape of a run would get code for any shape.
 _compiled = torch.compile(gathered, dynamic=False)
 _compiled_from_hidden = torch.compile(gathered_from_hidden, dynamic=False)
+_tuned_from_hidden = torch.compile(gathered_from_hidden, dynamic=False, mode="max-autotune-no-cudagraphs")
 
 
 def torch_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if not hasattr(F, "linear_cross_entropy"):
         raise ImportError("F.linear_cross_entropy needs torch >= 2.13")
     return -F.linear_cross_entropy(hidden, weight, labels, reduction="none")
+
+
+def torch_chunked_linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise ImportError("torch.nn.LinearCrossEntropyOptions needs torch >= 2.13")
+    options = torch.nn.LinearCrossEntropyOptions()  # without any, all logits are materialised
+    return -F.linear_cross_entropy(hidden, weight, labels, reduction="none", options=options)
 
 
 def trl_selective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -154,12 +167,15 @@ def pope_from_logits(backend: str) -> Loss:
     return loss
 
 
-def pope_from_hidden(backend: str) -> Loss:
+def pope_from_hidden(backend: str, method: str | None = None) -> Loss:
+    """``method`` of Triton's: "scaled_exp" or "classic"; the one that it takes by itself where None."""
+
     def loss(case: Case) -> torch.Tensor:
         p = case.problem
         arguments = (*p.leaves, p.labels, *p.log_data)
         options = {"response_offsets": p.response_offsets, "objective": OBJECTIVE, "backend": backend}
-        return pope_core.linear_pope_loss(*arguments, **options).loss
+        with mock.patch.dict(os.environ, {} if method is None else {LINEAR_VARIABLE: method}):
+            return pope_core.linear_pope_loss(*arguments, **options).loss
 
     return loss
 
@@ -180,10 +196,13 @@ LOSSES: dict[str, dict[str, Loss]] = {
     },
     "hidden": {
         "pope_core, cuda": pope_from_hidden("cuda"),
-        "pope_core, triton": pope_from_hidden("triton"),
+        "pope_core, triton": pope_from_hidden("triton", "classic"),
+        "pope_core, triton, exponentials": pope_from_hidden("triton", "scaled_exp"),
         "F.linear, log_softmax + gather": PLAIN["hidden"],
         "F.linear, log_softmax + gather, compiled": composed(_compiled_from_hidden),
+        "F.linear, log_softmax + gather, max-autotune": composed(_tuned_from_hidden),
         "F.linear_cross_entropy": composed(torch_linear_cross_entropy),
+        "F.linear_cross_entropy, chunked": composed(torch_chunked_linear_cross_entropy),
         "TRL chunked log-probabilities": composed(trl_chunked),
         "Liger fused linear cross entropy": composed(liger_fused_linear),
         "Liger fused linear scaled cross entropy": composed(liger_scaled),

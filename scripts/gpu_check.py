@@ -2,7 +2,8 @@
 
 It needs Python with torch, triton, pip, setuptools, pybind11, cmake, ninja, pytest and hypothesis, the CUDA toolkit of
 torch's version (nvcc; compute-sanitizer for two phases), and a C++ compiler. What is missing, and rivals, may lie as
-wheels in ``--wheels``, fetched elsewhere (docs/kernels.md says which). All is installed into ``--target``, nothing into
+wheels in ``--wheels``, fetched elsewhere (docs/kernels.md says which); a large one may come in pieces,
+``NAME.whl.part-*``. All is installed into ``--target``, nothing into
 the environment. A phase that fails is reported and the next one runs.
 
 Where a command may not take long, give it a part of the work::
@@ -29,7 +30,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "benchmarks")
+PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "tiles", "benchmarks")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -43,8 +44,22 @@ def install(target: Path, *what: str | Path, **environment: str) -> bool:
     return run(*pip, "--upgrade", "--target", target, *what, **environment)
 
 
+def join_parts(folder: Path) -> list[Path]:
+    """Files that came in pieces, ``NAME.part-*`` in the order of their names, put together beside them."""
+    names = sorted({part.name.rpartition(".part-")[0] for part in folder.glob("*.part-*")})
+    for name in names:
+        with (folder / f"{name}.joining").open("wb") as whole:
+            for part in sorted(folder.glob(f"{name}.part-*")):
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+        (folder / f"{name}.joining").replace(folder / name)
+    return [folder / name for name in names]
+
+
 def install_wheels(target: Path, folder: Path | None) -> bool:
     """All in one command, because pip replaces the target's ``bin`` with that of every later one."""
+    if folder is not None:
+        join_parts(folder)
     wheels = sorted(folder.glob("*.whl")) if folder is not None else []
     if folder is not None and not wheels:
         print(f"no wheels in {folder}")
@@ -114,6 +129,7 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the two sanitizers")
     arguments = parser.parse_args()
     target = arguments.target.resolve()
+    target.mkdir(parents=True, exist_ok=True)
     # The target comes first: the source tree beside this file holds no extension.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, str(target))
@@ -125,17 +141,18 @@ def main() -> int:
         "tests": lambda: pytest(arguments.select, *gpu_tests()),
         "memcheck": lambda: sanitize("memcheck", arguments.dtypes),
         "racecheck": lambda: sanitize("racecheck", arguments.dtypes),
+        "tiles": lambda: has_gpu() and run(sys.executable, "benchmarks/tune_exp_product.py"),
         "benchmarks": lambda: pytest(arguments.select, "benchmarks/bench_gpu.py"),
     }
-    report = []
+    passed = []
     for phase in arguments.phases:
         begin = time.monotonic()
-        passed = work[phase]()
-        report.append((phase, passed, time.monotonic() - begin))
-    print(
-        "\n".join(f"{phase:12}{'passed' if passed else 'FAILED'}{seconds:8.0f} s" for phase, passed, seconds in report)
-    )
-    return int(not all(passed for _, passed, _ in report))
+        passed.append(work[phase]())
+        line = f"{phase:12}{'passed' if passed[-1] else 'FAILED'}{time.monotonic() - begin:8.0f} s"
+        print(line, flush=True)
+        with (target / "report.txt").open("a") as report:  # a run that is cut off leaves what it found
+            report.write(line + "\n")
+    return int(not all(passed))
 
 
 if __name__ == "__main__":
