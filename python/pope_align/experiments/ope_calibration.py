@@ -99,6 +99,7 @@ def promises(rows: Iterable[Judged]) -> dict[str, dict[str, float]]:
     groups: dict[str, list[Judged]] = {}
     for row in rows:
         groups.setdefault(f"{row.estimator}, {row.what}", []).append(row)
+        groups.setdefault(f"{row.estimator}, both", []).append(row)
     return {name: _promises(mine) for name, mine in groups.items()}
 
 
@@ -152,6 +153,24 @@ def summarise(rows: list[Judged]) -> dict[str, Any]:
     return summary
 
 
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The promises as Markdown, a line for each estimator and kind of result."""
+    lines = [
+        "| estimator | results | reliable | of these covered | Wilson bound | off by 3 errors | of these not reliable "
+        "| healthy | of these reliable |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        shares = ("reliable_covered", "reliable_covered_wilson", "off_not_called_reliable", "healthy_reliable")
+        covered, bound, caught, healthy = (f"{row[key]:.1%}" if row[key] is not None else "" for key in shares)
+        counts = (row["results"], row["reliable"], row["off_by_3_standard_errors"], row["healthy"])
+        results, reliable, off, well = (f"{count:,.0f}" for count in counts)
+        lines.append(
+            f"| {name} | {results} | {reliable} | {covered} | {bound} | {off} | {caught} | {well} | {healthy} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("worlds_of", choices=["development", "held-out"])
@@ -168,6 +187,7 @@ def main() -> None:
         if (number + 1) % 10 == 0 or number + 1 == arguments.worlds:
             write_json(arguments.out, {"worlds": number + 1, **summarise(rows)})
             print(f"{number + 1} of {arguments.worlds} worlds of every kind", flush=True)
+    print(table(summarise(rows)["promises"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""The calibration study counts what it says, and a small run of it keeps the promises that the whole one does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pope_align.experiments.ope_calibration import Judged, judge_world, promises, summarise, table, wilson_lower
+from pope_align.experiments.ope_worlds import DEVELOPMENT
+from scipy.stats import binomtest
+
+
+def row(error: float, verdict: str, *, healthy: bool = False) -> Judged:
+    return Judged("kind", "snips", "value", "first", error, 1.0, abs(error) <= 1.96, verdict, healthy, ())
+
+
+def test_promises_are_counted() -> None:
+    rows = [
+        row(0.5, "reliable", healthy=True),
+        row(2.5, "reliable"),
+        row(4, "reliable"),
+        row(5, "refuse"),
+        row(9, "index"),
+    ]
+    found = promises(rows)["snips, value"]
+    assert found["reliable_covered"] == pytest.approx(1 / 3)
+    assert found["off_by_3_standard_errors"] == 3
+    assert found["off_not_called_reliable"] == pytest.approx(2 / 3)
+    assert found["healthy_reliable"] == 1
+    assert found["share_index"] == pytest.approx(0.2)
+    assert wilson_lower(93, 100) == pytest.approx(binomtest(93, 100).proportion_ci(method="wilson").low)
+    assert "| snips, both | 5 | 3 | 33.3% |" in table(promises(rows))
+
+
+def test_a_small_run_keeps_the_promises() -> None:
+    rows = []
+    for at, (name, kind) in enumerate(DEVELOPMENT.items()):
+        random = np.random.default_rng([1, at])
+        rows += list(judge_world(name, kind(random), random))
+    assert {each.estimator for each in rows} >= {"snips", "ips", "dr", "sndr"}
+    assert {each.what for each in rows} == {"value", "difference"}
+    off = [each for each in rows if each.far_off]
+    assert sum(each.verdict == "reliable" for each in off) <= 0.1 * len(off)
+    reliable = [each for each in rows if each.verdict == "reliable"]
+    assert sum(each.covered for each in reliable) >= 0.8 * len(reliable) > 10
+    assert summarise(rows)["by_kind"].keys() == DEVELOPMENT.keys()
