@@ -12,9 +12,10 @@ import pytest
 from pope_align.data import Slate, encode_slates
 from pope_align.generation.generations import Generation, GenerationSet, prompt_key
 from pope_align.metrics.embeddings import Embedder, default_model, embed, packaged_model
-from pope_align.metrics.evaluate import MetricOptions, PromptMetrics, evaluate_generations, policy_scores
+from pope_align.metrics.evaluate import PromptMetrics, evaluate_generations, policy_scores
 from pope_align.metrics.figures import bars, pareto
 from pope_align.metrics.page import write_page
+from pope_align.metrics.prompt import MetricOptions
 from pope_align.metrics.registry import BY_NAME, metric
 from pope_align.metrics.summary import summarize, write_json, write_prompt_metrics
 from pope_align.propensity.scoring import score_responses

@@ -65,8 +65,8 @@ def lines(evaluation: Evaluation) -> Iterator[str]:
     for comparison in evaluation.comparisons:
         for finding in comparison.findings:
             if finding.rule in ("support_bias", "placebo"):
-                where = f"{comparison.policy} - {comparison.baseline}"
-                by_reason.setdefault(finding.reason, []).append(where)
+                pair = f"{comparison.policy} - {comparison.baseline}"
+                by_reason.setdefault(finding.reason, []).append(pair)
     for reason, where in by_reason.items():
         yield f"- {reason} ({', '.join(where)})"
 

@@ -36,7 +36,7 @@ def with_objective(default: Objective) -> Callable[[Callable[..., None]], Callab
         parameters = [*own, *flags]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
-        del run.__wrapped__  # type: ignore[attr-defined]  # typer would read the flags from there
+        del run.__wrapped__  # typer would read the flags from there
         return run
 
     return decorate
@@ -46,7 +46,7 @@ def _flag(option: Field[Any], default: Any) -> inspect.Parameter:
     text = option.metadata["help"]
     kind: Any
     if option.name in CHOICES:
-        kind = Literal[tuple(CHOICES[option.name])]  # type: ignore[valid-type]
+        kind = Literal[tuple(CHOICES[option.name])]
         about = typer.Option(help=text, rich_help_panel=PANEL)
     elif isinstance(default, bool):
         kind, about = bool, typer.Option(help=text, rich_help_panel=PANEL)

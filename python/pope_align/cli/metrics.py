@@ -108,8 +108,9 @@ def metrics(
     from ..data import read_slates
     from ..generation.generations import read_generations
     from ..metrics.embeddings import Embedder
-    from ..metrics.evaluate import MetricOptions, evaluate_generations
+    from ..metrics.evaluate import evaluate_generations
     from ..metrics.faithfulness import load_alignscore
+    from ..metrics.prompt import MetricOptions
     from ..metrics.summary import summarize, write_json, write_prompt_metrics
 
     options = MetricOptions(vote_weights, threshold, coverage_k, temperature)

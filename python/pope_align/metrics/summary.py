@@ -176,7 +176,10 @@ class _PromptBootstrap:
         at = np.array([self.index[prompt] for prompt in prompts], dtype=np.int64)
         count = len(self.index)
         known = {name: ~np.isnan(column) for name, column in values.items()}
-        sums = [np.bincount(at[known[name]], column[known[name]], count) for name, column in values.items()]
+        sums: list[Floats] = [
+            np.bincount(at[known[name]], column[known[name]], count).astype(np.float64)
+            for name, column in values.items()
+        ]
         sizes = [np.bincount(at[mine], minlength=count).astype(np.float64) for mine in known.values()]
         if not values:
             return {}

@@ -111,6 +111,8 @@ def evaluate_policies(
         if method == "pope":
             return pope_value(logged, name, objective=objective, confidence=confidence)
         if method == MODEL_FIRST:
+            if name not in samples and not is_logging_policy(logged, name):
+                raise ValueError(f"estimators: {method!r} needs samples of every policy, got none for {name}")
             read = response_features(logged, samples[name], embed) if name in samples else []
             long[name] = model_first_estimate(logged, name, read, objective=objective, confidence=confidence)
             return long[name].estimate
@@ -129,7 +131,7 @@ def evaluate_policies(
     enough = logged.num_clusters >= FEW_CLUSTERS and not objective.length_normalize
     estimates = []
     for name in names:
-        added = () if estimators or name not in models else WITH_PREDICTIONS
+        added: tuple[str, ...] = () if estimators or name not in models else WITH_PREDICTIONS
         readable = name in samples or (samples and is_logging_policy(logged, name))
         readable = readable and (objective.diversity_weight == 0 or name in logged.fresh)
         added += () if estimators or not readable or not enough else (MODEL_FIRST,)

@@ -412,7 +412,8 @@ def _flatten(
 ) -> PolicyScores | list[float]:
     if isinstance(given, PolicyScores):
         return given
-    totals: Sequence[Sequence[float]] = getattr(given, "totals", given)
+    scores: Any = given  # `ModelScores` is not imported here: it brings torch
+    totals: Sequence[Sequence[float]] = getattr(scores, "totals", scores)
     if len(totals) != len(slates):
         raise ValueError(f"policies[{name!r}]: expected {len(slates)} slates, got {len(totals)}")
     for index, (slate, of_slate) in enumerate(zip(slates, totals, strict=True)):
@@ -421,6 +422,6 @@ def _flatten(
                 f"policies[{name!r}]: slate {index}{_name(slate)}: expected {len(slate.completions)} "
                 f"log-probabilities, got {len(of_slate)}"
             )
-    if hasattr(given, "tokens"):
-        return PolicyScores.of(given)
+    if hasattr(scores, "tokens"):
+        return PolicyScores.of(scores)
     return [total for of_slate in totals for total in of_slate]

@@ -111,9 +111,13 @@ def reward_parts(log: LoggedSlates, policy: str, objective: Objective) -> Floats
 def fresh_diversity(log: LoggedSlates, policy: str, objective: Objective) -> Floats | None:
     """``[S]`` mean diversity reward of the policy's own fresh responses; None without any."""
     fresh = log.fresh.get(policy)
-    if fresh is None or (objective.length_normalize and fresh.tokens is None):
+    if fresh is None:
         return None
-    target = fresh.target / fresh.tokens if objective.length_normalize else fresh.target
+    target = fresh.target
+    if objective.length_normalize:
+        if fresh.tokens is None:
+            return None
+        target = target / fresh.tokens
     each = _diversity(target, objective.diversity_form)
     counts = np.bincount(fresh.owner, minlength=log.num_slates)
     return np.asarray(np.bincount(fresh.owner, weights=each, minlength=log.num_slates) / counts)
