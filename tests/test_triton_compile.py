@@ -29,7 +29,8 @@ def test_compiles(backend: str, arch: str, tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = run.stdout.strip().splitlines()
-    assert len(kernels) == 17 + (18 if (backend, arch) == ("cuda", "90") else 14)
-    hot = [line for line in kernels if line.startswith(("forward", "backward", "product"))]
+    assert len(kernels) == 17 + (16 if (backend, arch) == ("cuda", "90") else 12)
+    # Exponentials in the epilogue are what sm_90 takes by itself; elsewhere they have to be asked for.
+    hot = [line for line in kernels if line.startswith(("forward", "backward", *(["product"] if arch == "90" else [])))]
     if backend == "cuda":
         assert all("STACK:0" in line and "LOCAL:0" in line for line in hot), "\n".join(hot)

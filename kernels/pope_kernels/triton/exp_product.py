@@ -59,13 +59,11 @@ class ExpRows(NamedTuple):
 
 def configuration(rows: int, softcap: bool, aligned: bool, hopper: bool) -> Configuration:
     """By shape. Two warp groups hold an accumulator of 128 x 256 with registers to spare, but not with a softcap's."""
+    if not (aligned and hopper):
+        return Configuration(128, 128, 64, 16, 8, 3, tma=False, persistent=False)
     if rows <= 64:  # the head is read once whatever the tile, and that takes longest
-        tma = aligned and hopper
-        return Configuration(64, 128 if tma else 64, 64, 1, 4, 4, tma, persistent=False)
-    cols = 128 if softcap else 256
-    if aligned and hopper:
-        return Configuration(128, cols, 64, 16, 8, 3, tma=True, persistent=True)
-    return Configuration(128, 128, 64, 16, 8, 3, tma=False, persistent=False)
+        return Configuration(64, 128, 64, 1, 4, 4, tma=True, persistent=False)
+    return Configuration(128, 128 if softcap else 256, 64, 16, 8, 3, tma=True, persistent=True)
 
 
 @triton.jit
