@@ -82,7 +82,7 @@ def test_slope(benchmark: Any, log: LoggedSlates) -> None:
 
 @pytest.mark.benchmark(group="diagnostics alone")
 def test_diagnostics(benchmark: Any, log: LoggedSlates) -> None:
-    run(benchmark, lambda: diagnose(log, "new", length_normalize=False), log)
+    run(benchmark, lambda: diagnose(log, "new", weighting="response", length_normalize=False), log)
 
 
 @pytest.mark.benchmark(group="interval of 1,000 draws")

@@ -199,7 +199,7 @@ def test_diagnostics_are_those_of_cje_and_arviz(group: dict[str, Any]) -> None:
     log = LoggedSlates.from_arrays(
         given["reward"], given["ell_0"], {"target": given["ell_theta"]}, tokens=given["token_counts"], how="recorded"
     )
-    raw = diagnose(log, "target", length_normalize=False)
+    raw = diagnose(log, "target", weighting="response", length_normalize=False)
     actual = [
         raw.ess,
         raw.ess_fraction,
@@ -224,7 +224,7 @@ def test_diagnostics_are_those_of_cje_and_arviz(group: dict[str, Any]) -> None:
     ]
     np.testing.assert_allclose(actual, [stored[name] for name in names], **EXACT)
     without_tokens = LoggedSlates.from_arrays(given["reward"], given["ell_0"], {"target": given["ell_theta"]})
-    totals = diagnose(without_tokens, "target", length_normalize=False)
+    totals = diagnose(without_tokens, "target", weighting="response", length_normalize=False)
     np.testing.assert_allclose(totals.target_coverage, stored["cje_ttc_total"], **EXACT)
 
 

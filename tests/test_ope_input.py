@@ -322,6 +322,9 @@ def test_rounding_of_a_policy_on_its_own_log_is_no_doubt_about_its_propensities(
     log = LoggedSlates.from_arrays(
         generator.random(24), totals, {"own": again, "wrong": totals + 0.1}, np.arange(0, 25, 4), how="recorded"
     )
-    kinds = {name: diagnose(log, name, length_normalize=False).mean_weight_z for name in ("own", "wrong")}
+    kinds = {
+        name: diagnose(log, name, weighting="response", length_normalize=False).mean_weight_z
+        for name in ("own", "wrong")
+    }
     assert abs(kinds["own"]) < 0.1
     assert kinds["wrong"] > 50

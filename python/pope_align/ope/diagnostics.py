@@ -63,7 +63,7 @@ def diagnose(
     log: LoggedSlates,
     policy: str,
     *,
-    weighting: Weighting = "response",
+    weighting: Weighting,
     length_normalize: bool,
     shrink: Shrink | None = None,
 ) -> Diagnostics:

@@ -35,7 +35,7 @@ class EstimatorSpec:
     """
 
     summary: str
-    weighting: Weighting | None = "response"  # None: the direct method, which has no weights
+    weighs: Weighting | None = "response"  # None: the direct method, which has no weights
     shrink: ShrinkKind | None = None
     self_normalize: bool = False
     predictions: bool = False
@@ -47,15 +47,15 @@ METHODS: Mapping[str, EstimatorSpec] = {
     "clipped_ips": EstimatorSpec("IPS with weights limited to lam", shrink="clip"),
     "subgaussian_ips": EstimatorSpec("IPS with w / (1 - lam + lam w)", shrink="subgaussian"),
     "snips": EstimatorSpec("self-normalised IPS", self_normalize=True),
-    "dm": EstimatorSpec("direct method: the reward model on fresh responses", weighting=None, predictions=True),
+    "dm": EstimatorSpec("direct method: the reward model on fresh responses", weighs=None, predictions=True),
     "dr": EstimatorSpec("doubly robust", predictions=True),
     "sndr": EstimatorSpec("doubly robust, its correction self-normalised", predictions=True, self_normalize=True),
     "clipped_dr": EstimatorSpec("doubly robust with weights limited to lam", shrink="clip", predictions=True),
     "switch_dr": EstimatorSpec("doubly robust where w <= lam, direct elsewhere", shrink="switch", predictions=True),
     "dros": EstimatorSpec("doubly robust with optimistic shrinkage", shrink="dros", predictions=True),
     "subgaussian_dr": EstimatorSpec("doubly robust with w / (1 - lam + lam w)", shrink="subgaussian", predictions=True),
-    "slate_ips": EstimatorSpec("IPS with the product of a slate's weights", weighting="slate"),
-    "slate_snips": EstimatorSpec("its self-normalised form", weighting="slate", self_normalize=True),
+    "slate_ips": EstimatorSpec("IPS with the product of a slate's weights", weighs="slate"),
+    "slate_snips": EstimatorSpec("its self-normalised form", weighs="slate", self_normalize=True),
     "pseudo_inverse": EstimatorSpec("slate weight 1 - k + sum of its weights", pseudo_inverse=True),
 }
 
@@ -91,16 +91,16 @@ def estimate(
     if predictions is not None:
         predictions.check(log)
     whole, alpha = objective.length_normalize, objective.diversity_weight
-    if spec.weighting is None:
+    if spec.weighs is None:
         assert predictions is not None
         return _direct(log, policy, predictions, objective, confidence)
-    log_w = log_weights(log, policy, spec.weighting, length_normalize=whole)
+    log_w = log_weights(log, policy, spec.weighs, length_normalize=whole)
     known = _known(log, policy, objective, predictions)
     shrink: Shrink | None = None
     chosen: dict[str, float] = {}
     if spec.shrink is not None:
         shrink, chosen = _shrinkage(log, spec.shrink, lam, log_w, known, alpha)
-    diagnostics = diagnose(log, policy, weighting=spec.weighting, length_normalize=whole, shrink=shrink)
+    diagnostics = diagnose(log, policy, weighting=spec.weighs, length_normalize=whole, shrink=shrink)
     with np.errstate(over="ignore", invalid="ignore"):
         unshrunk = None if shrink is None else _value(log, log_w, known, spec, predictions)
         parts = _value(log, log_w if shrink is None else shrink.log(log_w), known, spec, predictions)
@@ -126,7 +126,7 @@ def estimate(
             *diversity_findings(objective, self_normalized=spec.self_normalize or whole, fresh=known.fresh_diversity),
             *([] if predictions is None else _model_findings(log, log_w, known, parts)),
         ],
-        whole_slates=(spec.weighting == "slate" or spec.pseudo_inverse) and log.num_responses > log.num_slates,
+        whole_slates=(spec.weighs == "slate" or spec.pseudo_inverse) and log.num_responses > log.num_slates,
         options={
             **_options(objective),
             **({"lam": lam if lam is not None else "chosen by the data"} if spec.shrink else {}),
@@ -204,7 +204,7 @@ def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: E
     weights = np.exp(log_shrunk - (shift if math.isfinite(shift) else 0.0))  # [R], or [S] for the slate product
     if spec.pseudo_inverse:
         weights = 1 - sizes + log.slate_sums(weights)  # [S]; may be negative
-    if spec.pseudo_inverse or spec.weighting == "slate":
+    if spec.pseudo_inverse or spec.weighs == "slate":
         numerators = weights[:, None] * log.slate_sums(residual) / sizes[:, None]
         masses = weights
     else:
