@@ -178,11 +178,11 @@ class ChunkedHead:
         """As `forward`, for a block of the vocabulary at a time, of which only the log-sum-exp is kept."""
         hidden, labels, kernels = self.tokens.hidden[chunk.span], self.tokens.labels[chunk.span], self.kernels
         lse = torch.full(labels.shape, -math.inf, dtype=torch.float64, device=labels.device)
-        target = torch.full_like(lse, math.nan)  # stays so for a label that is no word
-        vocab, room = self.weight.shape[0], self.buffer.view(-1)
-        for begin in range(0, vocab, words := room.numel() // labels.numel()):
-            block = slice(begin, min(begin + words, vocab))
-            logits = room[: labels.numel() * (block.stop - begin)].view(labels.numel(), -1)
+        target = torch.full_like(lse, math.nan)  # stays so for a label that is not in the vocabulary
+        vocab, memory = self.weight.shape[0], self.buffer.view(-1)
+        for begin in range(0, vocab, entries := memory.numel() // labels.numel()):
+            block = slice(begin, min(begin + entries, vocab))
+            logits = memory[: labels.numel() * (block.stop - begin)].view(labels.numel(), -1)
             kernels.project(hidden, self.weight[block], None if self.bias is None else self.bias[block], logits)
             here = (labels >= begin) & (labels < block.stop)
             logprobs, block_lse = kernels.token_logprobs(

@@ -40,6 +40,10 @@ print(*{objective.diversity_weight for objective in training})
 """
 
 
+#: What an estimator is, not what an objective defaults to.
+OF_ESTIMATORS = "python/pope_align/ope/estimators.py"
+
+
 def literal_defaults(file: Path) -> Iterator[str]:
     """Parameters and fields named as an option of the objective that have a literal as their default."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -63,7 +67,7 @@ def test_no_other_place_has_a_default_of_the_objective() -> None:
         each
         for source in SOURCES
         for file in sorted(source.rglob("*.py"))
-        if file.relative_to(ROOT) != Path("pope_core/objective.py")
+        if str(file.relative_to(ROOT)) not in ("pope_core/objective.py", OF_ESTIMATORS)
         for each in literal_defaults(file)
     ]
     assert not found

@@ -158,7 +158,7 @@ def slate_objective(
     options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
-    """As ``native.slate_objective``; unsound inputs give NaN and ``sound`` false."""
+    """As ``native.slate_objective``; invalid inputs give NaN and ``sound`` false."""
     values = new_slate_values(response_logprobs, dtype)
     _objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, values, _NO_SEAM)
     return values

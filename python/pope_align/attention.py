@@ -39,8 +39,9 @@ def why_not(config: PretrainedConfig) -> str | None:
 def shared_prompt_mask(config: PretrainedConfig, rows: TokenRows, dtype: torch.dtype) -> Any:
     """What the body of a transformers model takes as ``attention_mask`` for rows with shared prompts.
 
-    Position ``q`` sees ``k`` if ``k <= q``, both are of one tree, and ``k`` is of the prompt or of ``q``'s own branch;
-    in layers with a sliding window, if also their positions in the text are less than the window apart.
+    Position ``q`` sees ``k`` if ``k <= q``, both are of one prompt and its responses, and ``k`` is of the prompt or of
+    ``q``'s own response; in layers with a sliding window, if also their positions in the text are less than the window
+    apart.
 
     Returns:
         A ``[B, 1, L, L]`` mask (bool for SDPA, additive for eager attention) or a ``BlockMask`` for FlexAttention; for

@@ -129,7 +129,7 @@ def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> to
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel | PeftModel, tree: Tree) -> None:
-    """Compare log-probabilities as training computes them with those of the model's own logits, on one small tree.
+    """Compare log-probabilities as training computes them with those of the model's own logits, on one prompt.
 
     Whatever a model does between its body and its logits that `lm_head` does not know of shows here.
 

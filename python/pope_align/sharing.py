@@ -93,7 +93,7 @@ def _difference(
     finally:
         for module, training in modes:
             module.training = training
-    parts = torch.split(together, [logprobs.numel() for logprobs in alone])  # type: ignore[no-untyped-call]
+    parts = torch.split(together, [logprobs.numel() for logprobs in alone])
     off = max(float((a - b).square().mean().sqrt()) for a, b in zip(parts, alone, strict=True))
     # Rounding differs with the shape of a row; a few units in the last place of a typical logit are fine.
     tolerance = max(1e-3, 20 * torch.finfo(lm_head(model).weight.dtype).eps)

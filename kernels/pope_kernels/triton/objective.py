@@ -39,7 +39,7 @@ def finite(x):
 
 @triton.jit
 def slates_of(offsets, first, num_slates, num_responses, LANES: tl.constexpr):
-    """Begin and size of the slates that the lanes take, and whether their offsets are sound; unsound ones are empty."""
+    """Begin and size of the slates that the lanes take, and whether their offsets are valid; invalid ones are empty."""
     q = first + tl.arange(0, LANES)
     mine = q < num_slates
     begin = tl.load(offsets + q, mask=mine, other=0)
@@ -302,7 +302,7 @@ def slate_objective(
     options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
-    """As ``native.slate_objective``; unsound inputs give NaN and ``sound`` false."""
+    """As ``native.slate_objective``; invalid inputs give NaN and ``sound`` false."""
     num_responses = response_logprobs.numel()
     values = new_slate_values(response_logprobs, dtype)
     objective_kernel[(1,)](

@@ -16,7 +16,7 @@ BLOCK = 1024
 
 @triton.jit
 def bounds(offsets, num_tokens):
-    """This program's run, checked: an unsound one is empty."""
+    """This program's run, checked: an invalid one is empty."""
     run, runs = tl.program_id(0), tl.num_programs(0)
     begin, end = tl.load(offsets + run), tl.load(offsets + run + 1)
     sound = (begin >= 0) & (begin < end) & (end <= num_tokens)
@@ -64,7 +64,7 @@ def spread_kernel(grad, labels, offsets, out, num_tokens, MEAN: tl.constexpr, BL
 def response_sums(
     logprobs: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor, mean: bool
 ) -> torch.Tensor:
-    """As ``native.response_sums``; NaN where the offsets are unsound or no token is kept."""
+    """As ``native.response_sums``; NaN where the offsets are invalid or no token is kept."""
     num_responses = response_offsets.numel() - 1
     out = logprobs.new_empty(num_responses)
     sums_kernel[(num_responses,)](

@@ -54,7 +54,7 @@ def train(context: typer.Context) -> None:
 
 
 def check_places(arguments: TrainArguments) -> None:
-    """Refuse files that are not there and a folder of results that is; make room for a run that replaces another.
+    """Refuse files that are not there and a folder of results that is; clear a folder for a run that replaces another.
 
     Raises:
         ValueError: by the argument's name.

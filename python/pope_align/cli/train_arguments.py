@@ -35,6 +35,8 @@ SHARED = (
     "gradient_accumulation_steps",
     "logging_steps",
     "max_length",
+    "bf16",
+    "gradient_checkpointing",
 )
 
 #: Ranges of transformers' numbers: the lowest value.
@@ -96,7 +98,8 @@ def read_arguments(flags: Sequence[str]) -> TrainArguments:
         ours = {each.name for each in fields(PopeOptions)}
         PopeOptions(**{name: value for name, value in rest.items() if name in ours}).check()
     else:
-        rest = {**{name: PopeOptions.__dataclass_fields__[name].default for name in SHARED}, **rest}
+        pope = _training_options("pope")  # TRL has other defaults, bfloat16 among them
+        rest = {**{name: pope[name].default for name in SHARED}, **rest}
     return TrainArguments(options, {"output_dir": "trainer_output", **rest})
 
 

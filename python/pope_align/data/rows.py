@@ -48,8 +48,8 @@ def lay_out(
         share_prompt: a tree a row, its prompt computed once; else a response a row, each with a copy of the prompt
             (a plain causal batch, which every model takes).
         max_tokens_per_row: with a shared prompt, fill rows with several trees up to this many tokens (a larger tree has
-            a row to itself); None for one tree a row. Rows of many trees waste no padding but attend over more
-            positions: right where the attention kernel skips what the mask hides.
+            a row to itself); None for one prompt with its responses a row. Rows of many trees waste no padding but
+            attend over more positions: right where the attention kernel skips what the mask hides.
         pad_token_id: fills what is left; nothing reads it.
     """
     if not share_prompt:

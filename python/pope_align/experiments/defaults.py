@@ -93,12 +93,12 @@ def run(log: Path, model: str, study: Study) -> dict[str, Any]:
             load_model(model).to(best_device()), tokenizer, fitted, stop, cloning, progress=report
         )
 
-    def log(slates: list[Slate]) -> list[Slate]:
+    def logged(slates: list[Slate]) -> list[Slate]:
         options: dict[str, Any] = {"how": "behaviour_cloned", "max_length": study.max_length, "fit": policy.report}
         with progress("scoring", "tokens") as report:
             return score_slates(slates, policy.model, tokenizer, progress=report, **options)
 
-    train, before = log(train), log(validation)
+    train, before = logged(train), logged(validation)
     rows = []
     for setting in SETTINGS:
         trainer = PopeTrainer(copy.deepcopy(policy.model), _arguments(setting, study), train, None, tokenizer)

@@ -191,7 +191,7 @@ class Theorem:
 def theorem(world: World, target: str, size: int) -> Theorem:
     """The joint and the decomposed estimator of V_CU for one slate of ``size`` independent responses.
 
-    With ``m = E[w]``, ``s = E[w^2]``, ``a = E[w R]``, ``b = E[w^2 R]``, ``c = E[w^2 R^2]`` under the logger,
+    With ``m = E[w]``, ``s = E[w^2]``, ``a = E[w R]``, ``b = E[w^2 R]``, ``c = E[w^2 R^2]`` under the logging policy,
     ``E joint = a m^(k-1)`` and ``E joint^2 = (k c s^(k-1) + k (k-1) b^2 s^(k-2)) / k^2``.
     """
     p0, w, reward, k = np.exp(world.logging), np.exp(world.targets[target] - world.logging), world.reward, size

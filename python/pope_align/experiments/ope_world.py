@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Log-probabilities of every response to every query under the logger and the targets, and their true rewards."""
+    """Log-probabilities of every response to every query under every policy, and the responses' true rewards."""
 
     logging: Floats  # [Q, N] totals, nats
     targets: dict[str, Floats]  # each [Q, N]
@@ -51,7 +51,7 @@ class World:
     def sample(
         self, policy: str, slates: int, size: int, random: np.random.Generator, *, fresh: int = 4
     ) -> tuple[LoggedSlates, Predictions]:
-        """A log of the logger's slates with Bernoulli feedback, scored under ``policy``; and the reward model's word.
+        """A log of slates with Bernoulli feedback, scored under ``policy``, and what the reward model predicts.
 
         Queries are drawn with replacement, so slates are independent. Predictions for the policy are means over
         ``fresh`` samples of its own.
@@ -97,7 +97,7 @@ def _draw(cumulative: Floats, rows: npt.NDArray[np.int64], random: np.random.Gen
 
 
 def make_world(seed: int = 0, *, queries: int = 50, tuned: tuple[int, ...] = (2, 4, 8, 16)) -> World:
-    """A random Llama as the logger; targets by temperature, and by ``tuned`` steps of exact policy gradient."""
+    """A random Llama as the logging policy; targets by temperature, and by ``tuned`` steps of exact policy gradient."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     model = LlamaForCausalLM(

@@ -90,7 +90,7 @@ def generate(
         ``[prompts][n]`` texts, special tokens left out.
 
     Raises:
-        ValueError: an argument out of range; a prompt that leaves no room for ``max_new_tokens`` in the model's
+        ValueError: an argument out of range; a prompt that leaves no space for ``max_new_tokens`` in the model's
             context; anything that `pope_align.data.encode_slate` refuses.
     """
     sampling = sampling or Sampling()
@@ -310,7 +310,7 @@ class TransformersEngine:
         for number, slate in enumerate(encoded, start=1):
             if len(slate.prompt_ids) + sampling.max_new_tokens > context:
                 raise ValueError(
-                    f"prompt {number}: expected room for {sampling.max_new_tokens} new tokens in the model's context "
+                    f"prompt {number}: expected space for {sampling.max_new_tokens} new tokens in the model's context "
                     f"of {context}, got a prompt of {len(slate.prompt_ids)} tokens; shorten it or lower max_new_tokens"
                 )
         check_limits(self.model, [Tree(slate.prompt_ids, [[0]]) for slate in encoded], name="prompt")

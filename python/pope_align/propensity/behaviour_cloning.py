@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
 from .._extras import require
 from ..data.collate import ResponseExample
@@ -127,6 +128,9 @@ def fit_behaviour_policy(
             fitted.gradient_checkpointing_disable()
         if config.lora_rank is not None:
             fitted = merged(cast(Any, fitted))
+        # One process has one precision, that of its first Accelerator. The fit is over, and what is trained next may
+        # want another, from arguments that were made (and checked) before the fit.
+        AcceleratorState._reset_state()
     prompts = {json.dumps(slate.prompt) for slate in train_slates}
     report = FitReport(
         train_slates=len(train),

@@ -20,8 +20,8 @@ class PopeConfig(PopeOptions, TrainingArguments):
     are measured in docs/defaults.md, and docs/training.md says which combinations are refused, and why.
 
     Safety:
-        kl_weight: weight of a penalty on leaving the model as it was at the start, on the logged responses (see
-            `policy_loss.penalty_to_start`); it lets self-normalised weights go with "neg_log_prob". Their
+        kl_weight: weight of a KL penalty, which holds the model to what it was at the start, on the logged responses
+            (see `policy_loss.penalty_to_start`); it lets self-normalised weights go with "neg_log_prob". Their
             log-probabilities under the start are computed before training.
         stop_if_ess_below: stop when the effective sample size, as a share of the responses since the last log, falls
             below this; None only warns.

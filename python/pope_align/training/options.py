@@ -42,7 +42,7 @@ _ObjectiveFields.__module__ = Objective.__module__  # where the names of its typ
 
 
 @dataclass
-class PopeOptions(_ObjectiveFields):  # type: ignore[misc]
+class PopeOptions(_ObjectiveFields):
     """The options of a POPE run beside those of transformers; see `PopeConfig` for what they mean.
 
     Raises:
@@ -71,7 +71,7 @@ class PopeOptions(_ObjectiveFields):  # type: ignore[misc]
 
     # safety
     kl_weight: float = field(
-        default=0.0, metadata=_about("Weight of a penalty on leaving the start (KL penalty).", at_least=0)
+        default=0.0, metadata=_about("Weight of the KL penalty, which holds the model to its start.", at_least=0)
     )
     stop_if_ess_below: float | None = field(
         default=None, metadata=_about("Stop when the effective sample size falls below this share of the responses.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,13 @@ class SlateTable(TrainerCallback):
         assert data is not None
         slate, utility = data.slates[index], data.utility(index)
         before = self.before.get(index, [math.nan] * len(now))  # evaluated on other slates the first time
-        rows = zip(slate.completions, utility, before, now, strict=True)
+        rows: Any = zip(slate.completions, utility, before, now, strict=True)
         lines = [f"| {_short(text)} | {value:.2f} | {first:+.3f} | {last:+.3f} |" for text, value, first, last in rows]
         head = ["| response | utility | log w before | log w |", "|---|---|---|---|"]
         return "\n".join([f"**{in_markdown(data.name(index))}** {_short(slate.prompt)}", "", *head, *lines])
 
 
-def _short(text: str | list[Turn]) -> str:
+def _short(text: str | Sequence[Turn]) -> str:
     """One line of a text, or of the last of several turns."""
     last = text if isinstance(text, str) else text[-1]["content"]
     line = " ".join(last.split())

@@ -1,0 +1,111 @@
+"""The files and names that the code of each page takes for granted: a reader's own, made small."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: Gives a fixture by its name.
+Fixture = Callable[[str], Any]
+
+
+class Page(NamedTuple):
+    """How to prepare an empty folder for a page's code, and Python that stands before its first block."""
+
+    prepare: Callable[[Path, Fixture], None]
+    preamble: str = ""
+
+
+def save_model(folder: Path, fixture: Fixture, seed: int = 0) -> None:
+    """A tiny language model with its tokenizer, where a page names a model."""
+    fixture("make_tiny_model")(seed).save_pretrained(folder)
+    fixture("tiny_tokenizer").save_pretrained(folder)
+
+
+def write_log(path: Path, fixture: Fixture, *, scored: bool, seed: int = 0) -> None:
+    from pope_align.data import write_slates
+
+    write_slates(fixture("make_slates")(24, scored=scored, sizes=(2, 3, 4), seed=seed), path)
+
+
+def write_posts(path: Path, questions: int = 30) -> None:
+    """A forum's export: questions of one line and three voted answers to each."""
+    rng, rows, number = random.Random(0), [], 0
+    colours = ["red", "green", "blue", "grey"]
+    for _ in range(questions):
+        number += 1
+        question = number
+        rows.append(
+            f'<row Id="{question}" PostTypeId="1" Score="3" Title="Colour {question}?" '
+            f'Body="&lt;p&gt;Which colour is best for door {question}?&lt;/p&gt;" CreationDate="2020-01-01T00:00:00"/>'
+        )
+        for colour in rng.sample(colours, 3):
+            number += 1
+            body = f"&lt;p&gt;I would take {colour} for it.&lt;/p&gt;"
+            rows.append(
+                f'<row Id="{number}" PostTypeId="2" ParentId="{question}" Score="{rng.randrange(9)}" Body="{body}" '
+                'CreationDate="2020-01-02T00:00:00"/>'
+            )
+    text = "\n".join(rows)
+    path.write_text(f'<?xml version="1.0" encoding="utf-8"?>\n<posts>\n{text}\n</posts>\n', encoding="utf-8")
+
+
+RUN = """model: M
+train_data: scored.parquet
+output_dir: out
+max_steps: 2
+max_length: 200
+use_cpu: true
+report_to: none
+save_strategy: "no"
+"""
+
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a folder of this name serves in its place
+
+
+def readme(where: Path, fixture: Fixture) -> None:
+    for name in ("M", HUB_NAME):
+        save_model(where / name, fixture)
+    write_posts(where / "Posts.xml")
+    for name in ("scored.jsonl", "heldout.jsonl"):
+        write_log(where / name, fixture, scored=True, seed=len(name))
+    (where / "run.yaml").write_text(RUN, encoding="utf-8")
+
+
+def training(where: Path, fixture: Fixture) -> None:
+    save_model(where / HUB_NAME, fixture)
+    for name in ("scored.jsonl", "heldout.jsonl"):
+        write_log(where / name, fixture, scored=True, seed=len(name))
+
+
+def data(where: Path, fixture: Fixture) -> None:
+    write_log(where / "votes.jsonl", fixture, scored=False)
+
+
+def evaluation(where: Path, fixture: Fixture) -> None:
+    write_log(where / "scored.parquet", fixture, scored=True)
+    save_model(where / "base", fixture)
+    save_model(where / "new", fixture, seed=1)
+
+
+LOSS = """
+import torch
+from types import SimpleNamespace
+
+torch.manual_seed(0)
+labels = torch.randint(0, 50, (10, 12))
+labels[:, :4] = -100
+input_ids, mask = labels.clamp(min=0), torch.ones_like(labels)
+embedding, head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 50)
+model = lambda ids, attention_mask: SimpleNamespace(logits=head(embedding(ids)))
+logging_logprobs, utility = torch.full((10,), -30.0), torch.rand(10)
+"""
+
+PAGES = {
+    "README.md": Page(readme, LOSS),
+    "docs/data.md": Page(data),
+    "docs/evaluation.md": Page(evaluation),
+    "docs/training.md": Page(training),
+}

@@ -1,0 +1,75 @@
+"""Every block of Python and shell in the README and the pages of docs/ runs, top to bottom, as a reader would run it.
+
+A page has a folder of its own with the files that it names, made by its function in ``doc_pages.py``. A block that
+cannot run in a test stands under a comment ``<!-- not run: REASON -->``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from doc_pages import PAGES, Page
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n+)?^```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```", re.M | re.S
+)
+SHELLS = ("bash", "sh", "console")
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    code: str
+    reason: str | None  # why it is not run
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = [
+        Block(text.count("\n", 0, match.start("language")) + 1, match["language"], match["code"], match["reason"])
+        for match in FENCE.finditer(text)
+    ]
+    return [block for block in found if block.language in ("python", *SHELLS)]
+
+
+def test_every_page_with_code_has_its_files() -> None:
+    with_code = {str(page.relative_to(ROOT)) for page in pages() if any(not b.reason for b in blocks(page))}
+    assert with_code == set(PAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    page: Page = PAGES[name]
+    page.prepare(tmp_path, request.getfixturevalue)
+    code = page.preamble
+    for block in blocks(ROOT / name):
+        if block.reason:
+            continue
+        if block.language == "python":
+            code += f"\n# {name}:{block.line}\n{block.code}"
+            run([sys.executable, "-c", code], tmp_path, f"{name}:{block.line}")
+        else:
+            run(["bash", "-euo", "pipefail", "-c", block.code], tmp_path, f"{name}:{block.line}")
+
+
+def run(command: list[str], where: Path, what: str) -> None:
+    scripts = Path(sys.executable).parent
+    pope = where / ".bin" / "pope"  # the checkout's, whether or not it is installed
+    pope.parent.mkdir(exist_ok=True)
+    pope.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pope_align.cli "$@"\n', encoding="utf-8")
+    pope.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{pope.parent}:{scripts}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{what}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"

@@ -1,0 +1,55 @@
+"""The field's terms in every docstring, help text, error and page; docs/glossary.md says which they are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [ROOT / "pope_core", ROOT / "kernels" / "pope_kernels", ROOT / "python" / "pope_align"]
+CODE = re.compile(r"^```.*?^```|``[^`]+``|`[^`]+`", re.M | re.S)
+
+#: What a reader used to stop at, and the term to use.
+OLD = {
+    r"how often ours fits": "relative to ours",
+    r"\brooms?\b": "memory, space, or layer",
+    r"\b(un)?sound(ness)?\b": "valid",
+    r"(?<!fit-)(?<!fit_)\bloggers?\b": "logging policy",
+    r"[Ll]eaving the start|penalty on leaving|penalty to (the|its) start": "KL penalty",
+    r"[Ll]argest importance weights?\b": "maximum importance weight",
+    r"\bmade whole\b|\bwhole modules?\b": "unsharded",
+    r"\b(no|is a|128k|thousand) words?\b|words of the vocabulary|vocabulary words?": "vocabulary entry",
+    r"\btrees? of (responses|a prompt)|\b(one|small|another) (tree|branch)\b": "shared prefix",
+}
+
+
+def prose(page: Path) -> Iterator[tuple[str, str]]:
+    """The text of a page or of a module's strings, without code, and where it stands."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        yield str(page.relative_to(ROOT)), CODE.sub("", text)
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield f"{page.relative_to(ROOT)}:{node.lineno}", CODE.sub("", node.value)
+
+
+def sources() -> list[Path]:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    return sorted(pages + [file for package in PACKAGES for file in package.rglob("*.py")])
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_an_old_phrase_occurs_nowhere(old: str) -> None:
+    pattern = re.compile(old)
+    found = [
+        f"{where}: {match[0]!r}"
+        for source in sources()
+        for where, text in prose(source)
+        for match in pattern.finditer(text)
+    ]
+    assert not found, f"write {OLD[old]!r}"
