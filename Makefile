@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format bench docs gpu-check clean
+.PHONY: demo test examples lint format bench docs gpu-check clean
 
 # The native sources are part of the stamp: touching them rebuilds the extension.
 STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
@@ -32,6 +32,9 @@ test: $(VENV)/.dev lint  ## Lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto -m interpreted -q
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+
+examples: $(VENV)/.dev  ## The scripts of examples/, each from a raw file to an evaluation and answers
+	$(BIN)/python -m pytest tests -m examples $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ class Page(NamedTuple):
 
 def save_model(folder: Path, fixture: Fixture, seed: int = 0) -> None:
     """A tiny language model with its tokenizer, where a page names a model."""
-    fixture("make_tiny_model")(seed).save_pretrained(folder)
+    fixture("make_tiny_model")(seed, max_position_embeddings=1024).save_pretrained(folder)
     fixture("tiny_tokenizer").save_pretrained(folder)
 
 
@@ -90,6 +90,30 @@ def evaluation(where: Path, fixture: Fixture) -> None:
     save_model(where / "new", fixture, seed=1)
 
 
+def metrics(where: Path, fixture: Fixture) -> None:
+    import peft
+
+    save_model(where / "MODEL", fixture)
+    adapted = peft.get_peft_model(
+        fixture("make_tiny_model")(0, max_position_embeddings=1024), peft.LoraConfig(target_modules=["q_proj"])
+    )
+    adapted.save_pretrained(where / "trained")
+    write_log(where / "slates.jsonl", fixture, scored=False)
+
+
+ARRAYS = """
+import numpy as np
+from pope_align.ope import Predictions
+
+rng = np.random.default_rng(0)
+slates, k = 60, 3
+utility, tokens = rng.random(slates * k), rng.integers(2, 9, slates * k)
+logging_logprobs = -1.5 * tokens
+base_logprobs, new_logprobs = (logging_logprobs + rng.normal(-0.1, 0.2, slates * k) for _ in range(2))
+slate_offsets, conversations = np.arange(0, slates * k + 1, k), np.arange(slates) // 2
+predictions = Predictions(np.full(slates * k, 0.5), np.full(slates, 0.5))
+"""
+
 LOSS = """
 import torch
 from types import SimpleNamespace
@@ -106,6 +130,7 @@ logging_logprobs, utility = torch.full((10,), -30.0), torch.rand(10)
 PAGES = {
     "README.md": Page(readme, LOSS),
     "docs/data.md": Page(data),
-    "docs/evaluation.md": Page(evaluation),
+    "docs/evaluation.md": Page(evaluation, ARRAYS),
+    "docs/metrics.md": Page(metrics),
     "docs/training.md": Page(training),
 }

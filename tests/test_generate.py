@@ -213,7 +213,7 @@ def test_arguments_are_checked_before_any_work(model, tiny_tokenizer, tmp_path) 
         generate(model, tiny_tokenizer, PROMPTS, n=0)
     with pytest.raises(ValueError, match="seeds: expected 5, one per prompt, got 1"):
         generate(model, tiny_tokenizer, PROMPTS, seeds=[1])
-    with pytest.raises(ValueError, match="prompt 2: expected room for 240 new tokens in the model's context of 256"):
+    with pytest.raises(ValueError, match="prompt 2: expected space for 240 new tokens in the model's context of 256"):
         generate(model, tiny_tokenizer, ["A?", "Long " * 9], sampling=Sampling(240))
     with pytest.raises(FileNotFoundError, match=r"adapter: expected a folder with adapter_config\.json"):
         load_adapter(model, tmp_path)

@@ -18,11 +18,11 @@ OLD = {
     r"how often ours fits": "relative to ours",
     r"\brooms?\b": "memory, space, or layer",
     r"\b(un)?sound(ness)?\b": "valid",
-    r"(?<!fit-)(?<!fit_)\bloggers?\b": "logging policy",
+    r"(?<!fit-)(?<!fit_)(?<!-o )\bloggers?\b": "logging policy",
     r"[Ll]eaving the start|penalty on leaving|penalty to (the|its) start": "KL penalty",
     r"[Ll]argest importance weights?\b": "maximum importance weight",
     r"\bmade whole\b|\bwhole modules?\b": "unsharded",
-    r"\b(no|is a|128k|thousand) words?\b|words of the vocabulary|vocabulary words?": "vocabulary entry",
+    r"\b(is a|128k|thousand) words?\b|words of the vocabulary|vocabulary words?": "vocabulary entry",
     r"\btrees? of (responses|a prompt)|\b(one|small|another) (tree|branch)\b": "shared prefix",
 }
 

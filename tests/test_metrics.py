@@ -360,7 +360,7 @@ def test_without_votes_every_reference_counts_the_same() -> None:
             r"similarity: expected \[n, 2\], one column per vote, got \[2, 3\]",
         ),
         (lambda: pl_score(np.zeros((1, 2)), [1, np.nan]), r"votes\[1\]: expected a finite number, got nan"),
-        (lambda: vote_weights([1], "best"), "weights: expected one of log1p, votes, softmax, got 'best'"),
+        (lambda: vote_weights([1], "best"), "weights: expected one of log1p, votes, softmax, uniform, got 'best'"),
         (lambda: pluralistic_coverage(np.zeros((1, 1)), k=0), "k: expected an integer >= 1"),
         (lambda: distributional_alignment([1, 2], 0), "temperature: expected a number > 0, got 0"),
         (lambda: plackett_luce_loglik([1, 2], [1]), "feedback: expected 2 numbers, one per score, got 1"),
