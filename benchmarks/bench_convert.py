@@ -52,7 +52,7 @@ def test_amazon_reviews_with_metadata(benchmark, files: list[Path], tmp_path: Pa
     command = [sys.executable, "-m", "pope_align.cli", "convert", "--from", "amazon-2023", *map(str, files)]
     command += ["--out", str(tmp_path / "slates.parquet")]
     benchmark.pedantic(subprocess.run, args=(command,), kwargs={"check": True, "capture_output": True}, rounds=1)
-    report = json.loads((tmp_path / "slates.report.json").read_text())
+    report = json.loads((tmp_path / "slates.parquet.report.json").read_text())
     assert report["records_read"] == REVIEWS + max(REVIEWS // 20, 1)
     assert report["responses_read"] == REVIEWS
     assert report["responses_kept"] + sum(report["responses_dropped"].values()) == REVIEWS

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 
 def split(x: float) -> tuple[float, float]:
-    """``x`` as the sum of two float32 numbers, to about 48 bits."""
+    """``x`` as the sum of two float32 numbers, to about 48 bits; infinite beyond the range of float32."""
     high = float(torch.tensor(x, dtype=torch.float32))
-    return high, x - high
+    return high, x - high if math.isfinite(high) else 0.0
 
 
 @triton.jit
