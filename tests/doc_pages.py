@@ -24,10 +24,10 @@ def save_model(folder: Path, fixture: Fixture, seed: int = 0) -> None:
     fixture("tiny_tokenizer").save_pretrained(folder)
 
 
-def write_log(path: Path, fixture: Fixture, *, scored: bool, seed: int = 0) -> None:
+def write_log(path: Path, fixture: Fixture, *, scored: bool, count: int = 24, seed: int = 0) -> None:
     from pope_align.data import write_slates
 
-    write_slates(fixture("make_slates")(24, scored=scored, sizes=(2, 3, 4), seed=seed), path)
+    write_slates(fixture("make_slates")(count, scored=scored, sizes=(2, 3, 4), seed=seed), path)
 
 
 def write_posts(path: Path, questions: int = 30) -> None:
@@ -98,7 +98,7 @@ def metrics(where: Path, fixture: Fixture) -> None:
         fixture("make_tiny_model")(0, max_position_embeddings=1024), peft.LoraConfig(target_modules=["q_proj"])
     )
     adapted.save_pretrained(where / "trained")
-    write_log(where / "slates.jsonl", fixture, scored=False)
+    write_log(where / "slates.jsonl", fixture, scored=False, count=4)
 
 
 ARRAYS = """
