@@ -30,7 +30,7 @@ from accelerate.utils import send_to_device
 from harness import resident_bytes
 from pope_align.data import EncodedSlate, Slate
 from pope_align.data.collate import SlateCollator, SlateExample
-from pope_align.model import response_hidden_states
+from pope_align.models.causal_lm import response_hidden_states
 from pope_align.training.baselines import dpo_rows, make_baseline
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import IndexedCollator, Item

@@ -48,8 +48,9 @@ def prepare(model_name: str | None, log: Path | None, tokens: int) -> States:
     """
     from pope_align.data import Tree, encode_slates, lay_out, read_slates
     from pope_align.demo import POLIS
-    from pope_align.model import best_device, lm_head, load_model, load_tokenizer, response_hidden_states, rows_on
-    from pope_align.places import packaged_model
+    from pope_align.models.causal_lm import lm_head, response_hidden_states, rows_on
+    from pope_align.models.loading import best_device, load_model, load_tokenizer
+    from pope_align.models.places import packaged_model
 
     import pope_core
 

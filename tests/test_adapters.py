@@ -6,7 +6,7 @@ import pytest
 import torch
 from pope_align.data.tokenize import EncodedSlate
 from pope_align.generation.generate import load_adapter
-from pope_align.model import load_model
+from pope_align.models.loading import load_model
 from pope_align.propensity.scoring import score_responses
 
 SLATES = [EncodedSlate([10, 11, 12], [[20, 21, 22, 23], [30]])]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pope_align.cli import app
 from pope_align.data import Slate, encode_slates, group_folds, group_split, read_slates, write_slates
-from pope_align.model import load_model, load_tokenizer
+from pope_align.models.loading import load_model, load_tokenizer
 from pope_align.propensity.behaviour_cloning import (
     BehaviourConfig,
     cross_fitted_slates,

@@ -11,7 +11,7 @@ import torch
 from pope_align import demo
 from pope_align.data import slate_group
 from pope_align.demo import DemoConfig, demo_slates, run_demo
-from pope_align.model import load_model
+from pope_align.models.loading import load_model
 
 
 @pytest.fixture(scope="module")

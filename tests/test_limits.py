@@ -11,9 +11,9 @@ import torch
 from pope_align.data import Slate
 from pope_align.data.tokenize import EncodedSlate
 from pope_align.generation.generate import Sampling, generate
-from pope_align.limits import limits
-from pope_align.model import load_model, load_tokenizer
-from pope_align.places import PACKAGED_MODEL, locate, look_up
+from pope_align.models.limits import limits
+from pope_align.models.loading import load_model, load_tokenizer
+from pope_align.models.places import PACKAGED_MODEL, locate, look_up
 from pope_align.propensity.scoring import score_responses
 from pope_align.training.config import PopeConfig
 from pope_align.training.trainer import PopeTrainer

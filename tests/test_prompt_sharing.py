@@ -8,8 +8,8 @@ import logging
 import pytest
 import torch
 from pope_align.data import SlateCollator, Tree, lay_out
-from pope_align.model import response_hidden_states
-from pope_align.sharing import sharing_obstacle
+from pope_align.models.causal_lm import response_hidden_states
+from pope_align.models.sharing import sharing_obstacle
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import slate_examples
 from pope_align.training.trainer import PopeTrainer

@@ -11,11 +11,11 @@ from pope_align.data import Slate, Tree, lay_out
 from pope_align.data.tokenize import EncodedSlate
 from pope_align.generation.decoding import decode_batch
 from pope_align.generation.generate import Sampling, TransformersEngine, generate
-from pope_align.model import response_hidden_states
+from pope_align.models.causal_lm import response_hidden_states
+from pope_align.models.rope import length_rule
+from pope_align.models.sharing import sharing_obstacle
 from pope_align.propensity.logging_policy import score_slates
 from pope_align.propensity.scoring import score_responses
-from pope_align.rope import length_rule
-from pope_align.sharing import sharing_obstacle
 from pope_align.training.config import PopeConfig
 from pope_align.training.trainer import PopeTrainer
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config

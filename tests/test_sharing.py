@@ -7,11 +7,11 @@ import logging
 import pytest
 import torch
 import transformers as hf
-from pope_align.attention import why_not
 from pope_align.data import Slate, Tree
 from pope_align.data.tokenize import EncodedSlate
+from pope_align.models.attention import why_not
+from pope_align.models.sharing import probes, sharing_obstacle
 from pope_align.propensity.scoring import score_responses
-from pope_align.sharing import probes, sharing_obstacle
 from pope_align.training.config import PopeConfig
 from pope_align.training.trainer import PopeTrainer
 
@@ -133,8 +133,8 @@ def test_what_a_model_does_with_places_in_a_row_is_seen_whatever_its_configurati
     max_tokens_per_row, monkeypatch
 ) -> None:
     """GPT-Neo's window, were it not known by name: no pair of responses exceeds it, but a row of the run does."""
-    for module in ("sharing", "model"):
-        monkeypatch.setattr(f"pope_align.{module}.why_not", lambda config: None)
+    for module in ("sharing", "causal_lm"):
+        monkeypatch.setattr(f"pope_align.models.{module}.why_not", lambda config: None)
     model = make(APART["gpt-neo"][0]())
     small = Tree(SLATES[0].prompt_ids, SLATES[0].completion_ids)
     assert sharing_obstacle(model, [small]) is None

@@ -12,14 +12,8 @@ import pytest
 import torch
 from plain import plain
 from pope_align.data import SlateCollator, Tree
-from pope_align.model import (
-    check_head,
-    lm_head,
-    load_model,
-    load_tokenizer,
-    response_hidden_states,
-    response_logprobs,
-)
+from pope_align.models.causal_lm import check_head, lm_head, response_hidden_states, response_logprobs
+from pope_align.models.loading import load_model, load_tokenizer
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import IndexedCollator, slate_dataset
 from pope_align.training.trainer import PopeTrainer, disable_dropout

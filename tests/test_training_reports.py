@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 from pope_align.cli.train import parse
-from pope_align.model import lm_head, load_model, response_logprobs
+from pope_align.models.causal_lm import lm_head, response_logprobs
+from pope_align.models.loading import load_model
 from pope_align.ope import evaluate_policies
 from pope_align.propensity.scores import score_model
 from pope_align.training.config import PopeConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pope_align.data import SlateCollator
-from pope_align.model import response_logprobs
+from pope_align.models.causal_lm import response_logprobs
 from pope_align.training.callbacks import OverlapWatch
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import PADDING, IndexedCollator, SlateDataset

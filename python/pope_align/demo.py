@@ -19,9 +19,9 @@ from pope_core.objective import Normalization, Objective
 from ._files import write_json
 from .data import Slate, group_split, read_slates, slate_group, write_slates
 from .generation.generate import Sampling, generate
-from .model import best_device, load_model, load_tokenizer
+from .models.loading import best_device, load_model, load_tokenizer
+from .models.places import PACKAGED_MODEL
 from .ope import Comparison, Confidence, Estimate, Evaluation, compare, evaluate_policies
-from .places import PACKAGED_MODEL
 from .propensity.behaviour_cloning import fit_behaviour_policy
 from .propensity.fit_report import BehaviourConfig, FitReport
 from .propensity.logging_policy import score_slates

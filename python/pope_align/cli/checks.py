@@ -66,7 +66,7 @@ def check_model(name: str, argument: str = "--model") -> None:
     Raises:
         ValueError: no such model.
     """
-    from ..places import locate
+    from ..models.places import locate
 
     try:
         locate(name)

@@ -7,7 +7,7 @@ def env() -> None:
     """Versions, devices, the backend that every operation takes on this machine and why, and models that are here."""
     from pope_core.env import report
 
-    from ..places import PACKAGED_MODEL, packaged_model
+    from ..models.places import PACKAGED_MODEL, packaged_model
     from .console import out
 
     print(report())

@@ -111,7 +111,7 @@ class _Source(NamedTuple):
         return slates
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from ..model import best_device, load_model, load_tokenizer
+        from ..models.loading import best_device, load_model, load_tokenizer
 
         tokenizer = load_tokenizer(self.model)
         return load_model(self.model, dtype=self.dtype).to(best_device()), tokenizer

@@ -162,7 +162,7 @@ def _transformers(
     model: str, adapter: Path | None, dtype: str, batch_size: int, logprobs: bool, template_date: str | None
 ) -> TransformersEngine:
     from ..generation.generate import TransformersEngine, load_adapter
-    from ..model import best_device, load_model, load_tokenizer
+    from ..models.loading import best_device, load_model, load_tokenizer
     from ..propensity.scoring import model_fingerprint
 
     policy = load_model(model, dtype=dtype)

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..judge import Match
+    from ..judging.match import Match
 
 
 _SETS, _REPLIES, _ENDPOINT = "What the judge sees", "Replies", "The endpoint"
@@ -99,9 +99,9 @@ def judge(
     from ..data import read_slates
     from ..generation.endpoint import Budget, Endpoint
     from ..generation.generations import GenerationSet, read_generations
-    from ..judge import JudgeOptions, plan
-    from ..judge import judge as judge_sets
-    from ..judge_asking import open_calls
+    from ..judging.asking import open_calls
+    from ..judging.match import JudgeOptions, plan
+    from ..judging.match import judge as judge_sets
     from .console import err, progress, show_json
 
     options = JudgeOptions(
@@ -183,7 +183,7 @@ def _write_verdicts(matches: list[Match], path: Path) -> None:
 def _draw(summaries: list[dict[str, Any]], model: str, path: Path) -> None:
     """The figure comes last: all results are written when it fails."""
     from .._files import replacing
-    from ..judge_figure import win_rates
+    from ..judging.figure import win_rates
 
     with replacing(path) as partial:
         win_rates(summaries, judge=model).savefig(partial, dpi=150)

@@ -117,8 +117,8 @@ def label(
             labeller = ByFunction(required(function, "--function"))
         else:
             from ..generation.endpoint import Budget, Endpoint
-            from ..judge_asking import AskOptions, open_calls
-            from ..judge_rating import ByJudge
+            from ..judging.asking import AskOptions, open_calls
+            from ..judging.rating import ByJudge
 
             endpoint = Endpoint(model or "", base_url, key_variable, budget=Budget(max_tokens=budget_tokens))
             calls = open_calls(str(out.with_name(out.name + ".calls.jsonl")))

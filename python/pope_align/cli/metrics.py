@@ -182,7 +182,7 @@ def _policies(policy: list[str] | None, adapter: list[str] | None, sets: int) ->
 def _reference_scorer(name: str, adapter: str | None, max_length: int) -> ReferenceScorer:
     from ..generation.generate import load_adapter
     from ..metrics.evaluate import policy_scores
-    from ..model import best_device, load_model, load_tokenizer
+    from ..models.loading import best_device, load_model, load_tokenizer
     from .console import progress
 
     model = load_model(name)

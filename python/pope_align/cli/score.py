@@ -49,7 +49,7 @@ def score(
         err.print(str(slates), markup=False)
         if not overwrite:
             check_unscored(slates)
-        from ..model import best_device, load_model, load_tokenizer
+        from ..models.loading import best_device, load_model, load_tokenizer
         from ..propensity.fit_report import FitReport
         from ..propensity.logging_policy import score_slates
 

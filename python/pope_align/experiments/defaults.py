@@ -19,7 +19,7 @@ from pope_core.objective import DiversityForm, Normalization, Objective
 
 from ..cli.console import progress
 from ..data import Slate, group_split, slate_group
-from ..model import best_device, load_model, load_tokenizer
+from ..models.loading import best_device, load_model, load_tokenizer
 from ..ope import Confidence, LoggedSlates, compare, pope_value
 from ..propensity.behaviour_cloning import fit_behaviour_policy
 from ..propensity.fit_report import BehaviourConfig

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..model import merged
+from ..models.causal_lm import merged
 from .ope_lm_policies import LENGTH, LENGTHS, LOGGING, TEMPERATURES, Policy, Prompt, chat_ids
 
 #: Responses to each prompt in one piece.

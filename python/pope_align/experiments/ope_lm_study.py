@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from ..model import load_model, load_tokenizer
+from ..models.loading import load_model, load_tokenizer
+from ..models.places import packaged_model
 from ..ope.diagnostics import effective_sample_size
-from ..places import packaged_model
 from .ope_lm_policies import (
     BLOCK,
     LENGTHS,

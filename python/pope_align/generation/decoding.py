@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from ..rope import decide_alone
+from ..models.rope import decide_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ def decode_batch(
     """The answers to ``prompts``, as token ids that end with a stop token unless the limit came first.
 
     Args:
-        use_cache: keep keys and values of earlier tokens; False where they change with the length (`pope_align.rope`).
+        use_cache: keep keys and values of earlier tokens; False where they change with the length (`models.rope`).
         logprobs: give the log-probability of every token, too; see `propensities`.
     """
     decide_alone(model)

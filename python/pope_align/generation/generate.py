@@ -15,7 +15,7 @@ from ..data import Slate, encode_slates
 from ..data.rows import Tree
 from ..data.schema import Turn
 from ..data.tokenize import reads_clock, today, tokenizer_fingerprint
-from ..rope import length_rule
+from ..models.rope import length_rule
 from .generations import Generation, GenerationSet, Propensity, slate_keys
 from .sampling import Sampling as Sampling
 
@@ -188,7 +188,7 @@ def answer_seed(prompt_seed: int | str, number: int) -> int:
 def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PreTrainedModel:
     """``model`` with the adapter of a folder (LoRA and its relatives) merged into its weights."""
     from .._extras import require
-    from ..model import merged
+    from ..models.causal_lm import merged
 
     peft = require("peft", extra="train", purpose="to load adapters")
     if not (Path(adapter) / "adapter_config.json").is_file():
@@ -302,7 +302,7 @@ class TransformersEngine:
 
     def _encode(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[list[int]], list[int]]:
         """Token ids of the prompts, as training and scoring write them, and the tokens that end an answer."""
-        from ..limits import check_limits
+        from ..models.limits import check_limits
 
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         slates = [Slate(prompt, [_PROBE], [0.0]) for prompt in prompts]

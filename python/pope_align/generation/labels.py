@@ -1,7 +1,7 @@
 """Feedback for a model's own answers: by embeddings, a command, a Python function or a judge.
 
 A labeller takes a set of generations and gives every answer a number, larger is better; `labelled.labelled_slates`
-turns both into slates, with the recorded propensities where there are any. `pope_align.judge_rating` has the judge.
+turns both into slates, with the recorded propensities where there are any. `pope_align.judging.rating` has the judge.
 """
 
 from __future__ import annotations

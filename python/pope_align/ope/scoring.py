@@ -211,7 +211,7 @@ def _loaded(policy: Model, dtype: str) -> Iterator[tuple[PreTrainedModel, PreTra
     if isinstance(policy, tuple):
         yield policy
         return
-    from ..model import best_device, load_model, load_tokenizer
+    from ..models.loading import best_device, load_model, load_tokenizer
 
     path = os.fspath(policy)
     yield load_model(path, dtype=dtype).to(best_device()), load_tokenizer(path)

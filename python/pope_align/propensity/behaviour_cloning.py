@@ -32,7 +32,8 @@ from ..data.collate import ResponseExample
 from ..data.schema import Slate
 from ..data.split import group_folds, group_split
 from ..data.tokenize import EncodedSlate, reads_clock, today
-from ..model import best_device, load_model, merged
+from ..models.causal_lm import merged
+from ..models.loading import best_device, load_model
 from ..training.checkpoint import checkpoint_date
 from ..training.examples import SlateDataset
 from .behaviour_trainer import BehaviourTrainer

@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.collate import RowCollator
 from ..data.rows import TokenRows
 from ..distributed import call_as_forward, gather_ragged, own_part
-from ..model import response_logprobs
+from ..models.causal_lm import response_logprobs
 from ..training.examples import SlateDataset, num_slates
 from ..training.slate_trainer import SlateTrainer
 from .fit_report import BehaviourConfig, HeldOutScore

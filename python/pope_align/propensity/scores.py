@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
-from ..rope import length_rule
+from ..models.rope import length_rule
 from ..training.objective_file import read_training_objective
 from .scoring import OnProgress, model_fingerprint, score_responses
 

@@ -17,9 +17,9 @@ import torch
 from .._journal import Journal
 from ..data.rows import Tree, lay_out
 from ..data.tokenize import EncodedSlate
-from ..limits import check_limits
-from ..model import check_head, response_logprobs, rows_on
-from ..sharing import sharing_obstacle
+from ..models.causal_lm import check_head, response_logprobs, rows_on
+from ..models.limits import check_limits
+from ..models.sharing import sharing_obstacle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ def score_responses(
     Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed.
     Only the response's positions reach the language-model head. A prompt is computed once for several of its responses
     where the model can (one that cannot is told from a first comparison, and a warning says why). What a response gets
-    depends on its own tokens alone, also where a model's rotary frequencies follow from the length (`pope_align.rope`).
+    depends on its own tokens alone, also where a model's rotary frequencies follow from the length (`models.rope`).
     Rows are batched by length, longest first; equal responses are scored once. The model is in evaluation mode
     meanwhile, and its modes are restored; no random state is touched.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from .._extras import require
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates
-from ..model import load_model, load_tokenizer
+from ..models.loading import load_model, load_tokenizer
 from .examples import SlateSource, as_slates
 from .options import Pairs
 

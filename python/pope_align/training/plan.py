@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from pope_core.devices import device_type
 
-from ..attention import why_not
 from ..data.rows import Tree
-from ..loading import load_config, load_tokenizer
-from ..model import lm_head
+from ..models.attention import why_not
+from ..models.causal_lm import lm_head
+from ..models.loading import load_config, load_tokenizer
 from .config import PopeConfig
 from .examples import SlateSource, scored_slates, slate_examples
 

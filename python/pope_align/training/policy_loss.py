@@ -14,7 +14,7 @@ from pope_core.slates import LogData
 
 from ..data.rows import TokenRows
 from ..distributed import call_as_forward, gather_ragged
-from ..model import LmHead, lm_head, output_layer, response_hidden_states
+from ..models.causal_lm import LmHead, lm_head, output_layer, response_hidden_states
 from .config import PopeConfig
 from .examples import num_slates
 from .log_data import gathered, log_of, measured

@@ -12,7 +12,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .._files import write_json
 from .._json import jsonable
 from ..data.schema import Slate
-from ..model import load_tokenizer
+from ..models.loading import load_tokenizer
 from .baselines import make_baseline
 from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
 from .checkpoint import last_checkpoint

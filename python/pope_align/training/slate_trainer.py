@@ -17,9 +17,9 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from ..data.collate import RowCollator
 from ..data.rows import Tree
 from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
-from ..limits import check_limits
-from ..model import check_head
-from ..sharing import sharing_obstacle
+from ..models.causal_lm import check_head
+from ..models.limits import check_limits
+from ..models.sharing import sharing_obstacle
 from .checkpoint import STATE_FILE, last_checkpoint
 from .examples import IndexedCollator, SlateDataset, SlateSampler
 from .options import PromptSharing

@@ -16,7 +16,7 @@ from ..data.collate import SlateCollator
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate
 from ..distributed import from_main_process, whole_while_called
-from ..model import load_model, load_tokenizer
+from ..models.loading import load_model, load_tokenizer
 from ..propensity.scoring import score_responses
 from .callbacks import OverlapWatch
 from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._extras import require
-from ._text import in_figure
+from .._extras import require
+from .._text import in_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ def win_rates(summaries: Sequence[dict[str, Any]], *, judge: str) -> Figure:
     """A bar per match, split into won, tied and lost; the win rate with its interval beside it.
 
     Args:
-        summaries: as `pope_align.judge.Match.summary` gives them.
+        summaries: as `pope_align.judging.match.Match.summary` gives them.
         judge: who judged, for the title.
     """
     module = require("matplotlib.figure", extra="train", purpose="to draw figures")

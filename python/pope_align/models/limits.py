@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .data.rows import Tree
-from .model import pretrained
+from ..data.rows import Tree
+from .causal_lm import pretrained
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -11,12 +11,9 @@ from transformers.utils import is_peft_available
 
 import pope_core
 
+from ..data.rows import TokenRows, Tree, lay_out
+from ..distributed import call_as_forward
 from .attention import is_shared, shared_prompt_mask, why_not
-from .data.rows import TokenRows, Tree, lay_out
-from .distributed import call_as_forward
-from .loading import best_device as best_device  # the same door for models by name
-from .loading import load_model as load_model
-from .loading import load_tokenizer as load_tokenizer
 from .rope import decide_alone
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import torch
 
 import pope_core
 
+from ..data.rows import TokenRows, Tree, lay_out
+from ..distributed import call_as_forward
 from .attention import why_not
-from .data.rows import TokenRows, Tree, lay_out
-from .distributed import call_as_forward
-from .model import lm_head, output_layer, pretrained, response_hidden_states, rows_on
+from .causal_lm import lm_head, output_layer, pretrained, response_hidden_states, rows_on
 from .rope import length_rule
 
 if TYPE_CHECKING:

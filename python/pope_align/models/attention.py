@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data.rows import TokenRows
+from ..data.rows import TokenRows
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ._journal import Journal
-from .generation.endpoint import BudgetExceeded, Endpoint, EndpointError
-from .generation.generations import Generation, GenerationSet, prompt_text
-from .generation.labels import OnLabel
-from .judge_asking import AskOptions, NoVerdict, ask, objects_with, reason_of
+from .._journal import Journal
+from ..generation.endpoint import BudgetExceeded, Endpoint, EndpointError
+from ..generation.generations import Generation, GenerationSet, prompt_text
+from ..generation.labels import OnLabel
+from .asking import AskOptions, NoVerdict, ask, objects_with, reason_of
 
 _SYSTEM = (
     "You rate an answer to a question from 1 to 10. A good answer is correct, to the point and helpful to whoever "

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from ._journal import Journal
-from ._text import utf8
-from .generation.endpoint import Endpoint
-from .generation.replies import Reply, without_thoughts
+from .._journal import Journal
+from .._text import utf8
+from ..generation.endpoint import Endpoint
+from ..generation.replies import Reply, without_thoughts
 
 T = TypeVar("T")
 
