@@ -90,7 +90,8 @@ def progress(what: str, unit: str) -> Iterator[ShowProgress]:
             last = now
             rate = (done - start[1]) / (now - start[0]) if now > start[0] else 0.0
             speed = f", {rate:,.3g} {unit}/s, {(of - done) / rate:,.0f} s left" if rate else ""
-            err.print(f"{what}: {done:,} of {of:,} {unit}{speed} {remark}".rstrip(), markup=False)
+            more = f", {remark}" if remark else ""
+            err.print(f"{what}: {done:,} of {of:,} {unit}{speed}{more}", markup=False)
 
     yield report
 

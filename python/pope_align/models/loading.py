@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import pickle
 import sys
 from collections.abc import Iterator
@@ -20,12 +21,16 @@ from transformers import (
 )
 
 from .places import locate
+from .unpacked import copy_of, unpack
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """A causal language model: a hub name, a local folder, a GGUF file, a folder with one, or ``smollm2-135m``.
 
-    No code that comes with a model is run, and weights are tensors: a pickle of anything else is refused.
+    No code that comes with a model is run, and weights are tensors: a pickle of anything else is refused. A GGUF file
+    is unpacked once, into the user's cache folder (`models.unpacked`); the weights are those of the file all the same.
 
     Args:
         dtype: of the weights; "auto" keeps the file's. float32 is the default because a learning rate that suits
@@ -36,6 +41,39 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
         ValueError: weights that are no tensors; a model that needs code of its own.
     """
     folder, gguf_file = locate(name_or_path)
+    if gguf_file is None:
+        return _read_model(folder, None, dtype)
+    copy = unpack(Path(folder, gguf_file), lambda copy: _save(folder, gguf_file, copy))
+    model = _read_model(folder, gguf_file, dtype) if copy is None else _read_model(str(copy), None, dtype)
+    model.name_or_path = model.config.name_or_path = folder
+    return model
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to `load_model` of the same name."""
+    folder, gguf_file = locate(name_or_path)
+    copy = None if gguf_file is None else copy_of(Path(folder, gguf_file))
+    if copy is None or not copy.is_dir():
+        return _read_tokenizer(folder, gguf_file)
+    tokenizer = _read_tokenizer(str(copy), None)
+    tokenizer.name_or_path = folder
+    return tokenizer
+
+
+def load_config(name_or_path: str | Path) -> PreTrainedConfig:
+    """The configuration of `load_model` of the same name; no weights are read."""
+    folder, gguf_file = locate(name_or_path)
+    with _quiet_gguf():
+        return AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
+
+
+def _save(folder: str, gguf_file: str, copy: Path) -> None:
+    logger.info("unpacking %s once, to %s", gguf_file, copy.parent)
+    _read_model(folder, gguf_file, torch.float32).save_pretrained(copy)
+    _read_tokenizer(folder, gguf_file).save_pretrained(copy)
+
+
+def _read_model(folder: str, gguf_file: str | None, dtype: torch.dtype | str) -> PreTrainedModel:
     with _quiet_gguf():
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -50,21 +88,13 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
     if gguf_file is not None and quantizer is not None:
         # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
         quantizer.remove_quantization_config(model)
+        model.config.architectures = [type(model).__name__]  # as a saved model has it: scores are cached by config
     return model
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to `load_model` of the same name."""
-    folder, gguf_file = locate(name_or_path)
+def _read_tokenizer(folder: str, gguf_file: str | None) -> PreTrainedTokenizerBase:
     with _quiet_gguf():
         return AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-
-
-def load_config(name_or_path: str | Path) -> PreTrainedConfig:
-    """The configuration of `load_model` of the same name; no weights are read."""
-    folder, gguf_file = locate(name_or_path)
-    with _quiet_gguf():
-        return AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
 
 
 def best_device() -> torch.device:
