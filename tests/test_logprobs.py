@@ -129,6 +129,7 @@ def test_gradcheck(target: Target) -> None:
                 x, p.labels, response_offsets=p.response_offsets, reduction=reduction, backend=target.backend
             ),
             logits,
+            fast_mode=str(target) == "triton-interpreted",  # along one direction, not along every logit
         )
 
 
