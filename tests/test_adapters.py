@@ -8,6 +8,8 @@ from pope_align.data.tokenize import EncodedSlate
 from pope_align.generation.generate import load_adapter
 from pope_align.models.loading import load_model
 from pope_align.propensity.scoring import score_responses
+from pope_align.training.config import PopeConfig
+from pope_align.training.trainer import PopeTrainer
 
 SLATES = [EncodedSlate([10, 11, 12], [[20, 21, 22, 23], [30]])]
 TARGETS = {
@@ -54,3 +56,25 @@ def test_a_merged_adapter_computes_what_it_computed_beside_the_weights(targets, 
     assert totals == pytest.approx(expected, abs=1e-3)
     whole.save_pretrained(tmp_path / "whole")  # untied embeddings are written and read as such
     assert score_responses(SLATES, load_model(tmp_path / "whole")) == [totals]
+
+
+@pytest.mark.parametrize("name", ["attention", "embedding", "trained embedding", "both, trained as one"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_trained_adapter_is_what_was_trained(name, make_tiny_model, make_slates, tiny_tokenizer, tmp_path):
+    """Through training and saving: whatever the adapter stands on, up to the head that the loss reads."""
+    peft = pytest.importorskip("peft")
+    args = PopeConfig(str(tmp_path), max_steps=2, learning_rate=1e-2, report_to="none", use_cpu=True, max_length=64)
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=2, **TARGETS[name])
+    model = make_tiny_model(3)
+    if name == "both, trained as one":
+        with pytest.raises(ValueError, match="output layer that is a plain torch"):
+            PopeTrainer(model, args, make_slates(4), processing_class=tiny_tokenizer, peft_config=adapter)
+        return
+    trainer = PopeTrainer(model, args, make_slates(4), processing_class=tiny_tokenizer, peft_config=adapter)
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter")
+    whole = load_adapter(make_tiny_model(3), tmp_path / "adapter")
+    (totals,) = score_responses(SLATES, whole)
+    assert totals == pytest.approx(totals_of_logits(trainer.model.eval()), abs=1e-3)
+    (start,) = score_responses(SLATES, make_tiny_model(3))
+    assert totals != pytest.approx(start, abs=1e-2)

@@ -62,6 +62,14 @@ def test_a_table_of_positions_is_used_to_its_end_and_no_further(name) -> None:
         score_responses([fits, EncodedSlate([1] * 10, [[3], [2] * 15])], model)
 
 
+@pytest.mark.parametrize("adapter", [{"target_modules": ["wte", "wpe"]}, {"modules_to_save": ["wte", "wpe"]}])
+def test_tables_under_an_adapter_reach_as_far(adapter) -> None:
+    peft = pytest.importorskip("peft")
+    options = {"target_modules": ["c_attn"], "fan_in_fan_out": True, **adapter}
+    adapted = peft.get_peft_model(make(TABLES["gpt2"]), peft.LoraConfig(r=2, **options))
+    assert limits(adapted) == limits(make(TABLES["gpt2"]))
+
+
 @pytest.mark.parametrize("where", ["prompt", "response"])
 def test_a_token_without_an_embedding_is_named(where, make_tiny_model) -> None:
     slate = EncodedSlate([1, 300], [[2]]) if where == "prompt" else EncodedSlate([1], [[2], [3, 300]])

@@ -174,7 +174,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
     matrix of both; so they are untied first, in the configuration too.
     """
     base = model.get_base_model()
-    head, embedding = (_wrapped(module) for module in (base.get_output_embeddings(), base.get_input_embeddings()))
+    head, embedding = (wrapped(module) for module in (base.get_output_embeddings(), base.get_input_embeddings()))
     if head is not None and embedding is not None and head.weight is embedding.weight and _adapted(base):
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     whole = cast(PreTrainedModel, model.merge_and_unload())
@@ -185,7 +185,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
     return whole
 
 
-def _wrapped(module: torch.nn.Module | None) -> Any:
+def wrapped(module: torch.nn.Module | None) -> Any:
     """The layer that an adapter wraps, or the layer itself."""
     original = getattr(module, "original_module", None)  # of modules_to_save, which keep a trained copy beside it
     return original if original is not None else getattr(module, "base_layer", module)
@@ -193,7 +193,7 @@ def _wrapped(module: torch.nn.Module | None) -> Any:
 
 def _adapted(base: PreTrainedModel) -> bool:
     modules = (base.get_output_embeddings(), base.get_input_embeddings())
-    return any(_wrapped(module) is not module for module in modules)
+    return any(wrapped(module) is not module for module in modules)
 
 
 def pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

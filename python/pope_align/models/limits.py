@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ..data.rows import Tree
-from .causal_lm import pretrained
+from .causal_lm import pretrained, wrapped
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,10 +36,14 @@ def limits(model: PreTrainedModel | PeftModel) -> Limits:
         module.num_embeddings - int(getattr(module, "offset", 0))
         for name, module in base.named_modules()
         if isinstance(module, torch.nn.Embedding)
-        and ("position" in name.rpartition(".")[2] or name.endswith("wpe"))
-        and "relative" not in name
+        and _counts_positions(name)
     ]
-    return Limits(base.get_input_embeddings().num_embeddings, min(tables, default=None), trained)
+    return Limits(wrapped(base.get_input_embeddings()).num_embeddings, min(tables, default=None), trained)
+
+
+def _counts_positions(name: str) -> bool:
+    table = name.removesuffix(".base_layer").removesuffix(".original_module")  # where an adapter wraps it
+    return ("position" in table.rpartition(".")[2] or table.endswith("wpe")) and "relative" not in table
 
 
 def check_limits(model: PreTrainedModel | PeftModel, trees: Sequence[Tree], *, name: str = "slate") -> None:
