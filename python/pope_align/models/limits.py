@@ -35,8 +35,7 @@ def limits(model: PreTrainedModel | PeftModel) -> Limits:
     tables = [
         module.num_embeddings - int(getattr(module, "offset", 0))
         for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Embedding)
-        and _counts_positions(name)
+        if isinstance(module, torch.nn.Embedding) and _counts_positions(name)
     ]
     return Limits(wrapped(base.get_input_embeddings()).num_embeddings, min(tables, default=None), trained)
 
