@@ -16,7 +16,7 @@ import typer
 
 from .._files import now_reading
 from .._text import printable
-from .command import Command, Group, command, debugging
+from .command import CLUSTER_PREFIX, Command, Group, command, debugging
 from .convert import convert
 from .demo import demo
 from .env import env
@@ -50,7 +50,7 @@ app.command(cls=command(_OUTPUT))(score)
 app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
 # The arguments of a run are those of a dataclass; its own parser reads and explains them.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command(cls=command({"--log": "", **_OUTPUT}))(evaluate)
+app.command(cls=command({"--log": "", "--cluster-prefix": CLUSTER_PREFIX, **_OUTPUT}))(evaluate)
 app.command(cls=command({"--data": ""}))(generate)
 app.command(cls=Command)(label)
 app.command(cls=command({"--gens": ""}))(metrics)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 #: Whether tracebacks are shown.
@@ -22,7 +23,7 @@ class Command(TyperCommand):
             The old ones work for one release, with a warning; underscores for hyphens are known without being named.
     """
 
-    renamed: Mapping[str, str] = {}
+    renamed: Mapping[str, str | Respelled] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's, after `modern`."""
@@ -83,12 +84,40 @@ def example(text: str, width: int) -> str:
     return (indent + f" \\\n{indent}  ".join(lines) + "\n").replace(glue, " ")
 
 
-def command(renamed: Mapping[str, str]) -> type[Command]:
+def group_option(default: str, panel: str | None = None) -> Any:
+    """``--group``, the same in every command that has it; `pope_align.data.split.grouping` reads it.
+
+    Args:
+        default: what a group is without it.
+        panel: of the help.
+    """
+    return typer.Option(
+        metavar="HOW",
+        help="Slates that belong together: column:NAME (origin.user is a part of one), prefix:SEP (the slate_id up to "
+        f"its last SEP) or regex:PATTERN (what it, or its first bracket, finds in the slate_id); default: {default}.",
+        rich_help_panel=panel,
+    )
+
+
+class Respelled(NamedTuple):
+    """An option that has another name now, and takes its value in other words."""
+
+    option: str
+    value: Callable[[str], str]
+
+
+#: ``--cluster-prefix TEXT`` took the ``slate_id`` up to the first TEXT, or all of it.
+CLUSTER_PREFIX = Respelled("--group", lambda text: rf"regex:(?s)^(.*?)(?:{re.escape(text)}|\Z)")
+
+
+def command(renamed: Mapping[str, str | Respelled]) -> type[Command]:
     """`Command` with old spellings."""
     return type("Command", (Command,), {"renamed": renamed})
 
 
-def modern(args: Sequence[str], renamed: Mapping[str, str], known: set[str], *, command: str = "pope") -> list[str]:
+def modern(
+    args: Sequence[str], renamed: Mapping[str, str | Respelled], known: set[str], *, command: str = "pope"
+) -> list[str]:
     """``args`` with today's spelling of every option, and a warning on standard error for each that had another."""
     first: list[str] = []
     rest: list[str] = []
@@ -103,6 +132,10 @@ def modern(args: Sequence[str], renamed: Mapping[str, str], known: set[str], *, 
             new = name.replace("_", "-")
         if new is None:
             rest.append(arg)
+        elif isinstance(new, Respelled):
+            value = new.value(value if equals else next(pending, ""))
+            _warn(command, name, f"now {new.option} {value}")
+            rest.append(f"{new.option}={value}")
         elif new:
             _warn(command, name, f"now {new}")
             rest.append(new + equals + value)

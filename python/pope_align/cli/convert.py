@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .command import group_option
+
 if TYPE_CHECKING:
     from ..data.convert import ConvertReport
 
@@ -64,11 +66,8 @@ def convert(
     ] = "0.8,0.1,0.1",
     group: Annotated[
         str | None,
-        typer.Option(
-            metavar="HOW",
-            help="Slates that belong together: column:NAME of the input, prefix:SEP (the id up to its last SEP) or "
-            "regex:PATTERN (what it finds in the id). Written into the slates, so that later steps find it.",
-            rich_help_panel=_SPLIT,
+        group_option(
+            "none. Written into the slates, so that later steps find it; the column is one of the input", _SPLIT
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of sampling and splits.", rich_help_panel=_SPLIT)] = 0,

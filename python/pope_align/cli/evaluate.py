@@ -12,6 +12,7 @@ from pope_core.objective import Objective
 
 from ._objective_options import with_objective
 from .checks import check_file, check_model, required
+from .command import group_option
 
 if TYPE_CHECKING:
     from ..data import Slate
@@ -54,13 +55,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    cluster_prefix: Annotated[
-        str | None,
-        typer.Option(
-            help="Slates whose slate_id agrees up to this text are one unit; default: those of one prompt.",
-            rich_help_panel=_LOG,
-        ),
-    ] = None,
+    group: Annotated[str | None, group_option("what convert wrote, or the prompt", _INTERVALS)] = None,
     logging_policy: Annotated[
         str | None,
         typer.Option(
@@ -108,8 +103,10 @@ def evaluate(
         pope evaluate scored.parquet --policy base=./base --policy new=./new --require caution
     """
     from .._files import check_output
+    from ..data.split import grouping
     from .console import err, show_json
 
+    cluster = None if group is None else grouping(group)
     check_file(log, "log")
     policies = _pairs("--policy", required(policy, "--policy"), "MODEL")
     sampled = _pairs("--samples", samples or [], "FILE")
@@ -147,9 +144,7 @@ def evaluate(
             lam=lam,
             utility_transform=utility_transform,  # type: ignore[arg-type]  # checked there, by name
             score_range=score_range,
-            cluster=None
-            if cluster_prefix is None
-            else lambda slate: (slate.slate_id or "").partition(cluster_prefix)[0],
+            cluster=cluster,
             confidence=confidence,
             scoring=Scoring(max_length, dtype, batch_tokens, cache),
             report=report,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .command import group_option
+
 if TYPE_CHECKING:
     from ..inspect import Inspection
 
@@ -17,14 +19,7 @@ def inspect(
         Path | None,
         typer.Option(metavar="LOG", help="Another split, which should share no prompt or group.", exists=True),
     ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="Slates that belong together: column:NAME, prefix:SEP (the id up to its last SEP) or regex:PATTERN; "
-            "default: what convert wrote, or the id up to its first #, or the prompt.",
-        ),
-    ] = None,
+    group: Annotated[str | None, group_option("what convert wrote, or the id up to its first #, or the prompt")] = None,
     transform: Annotated[
         Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"],
         typer.Option(metavar="NAME", help="Of scores to utilities, as in training."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .checks import check_file, check_folder, check_model
+from .command import group_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,7 @@ def metrics(
     temperature: Annotated[
         float, typer.Option(help="Of the distributional alignment.", rich_help_panel=_READINGS)
     ] = 0.5,
+    group: Annotated[str | None, group_option("what convert wrote, or the prompt", _INTERVALS)] = None,
     draws: Annotated[int, typer.Option(help="Bootstrap draws.", rich_help_panel=_INTERVALS)] = 2000,
     level: Annotated[float, typer.Option(help="Of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
@@ -86,8 +88,10 @@ def metrics(
         pope metrics base=base.parquet pope=pope.parquet --refs slates.jsonl -o report
     """
     from .._files import check_output_folder
+    from ..data.split import grouping
     from .console import err, progress, show_json
 
+    cluster = None if group is None else grouping(group)
     check_file(refs, "--refs")
     for given in gens:
         check_file(Path(given.rpartition("=")[2]), "generations")
@@ -138,10 +142,11 @@ def metrics(
                     options=options,
                     score_references=scorer,
                     align_fn=align_fn,
+                    cluster=cluster,
                     progress=report,
                 )
             )
-    written = {**asdict(options), "embedding_model": embedder.report.model, "references": str(refs)}
+    written = {**asdict(options), "embedding_model": embedder.report.model, "references": str(refs), "group": group}
     result = summarize(tables, draws=draws, level=level, seed=seed, options=written)
     notes = [f"References: {refs.name}. Embeddings: {embedder.report}."]
     out.mkdir(parents=True, exist_ok=True)  # before anything is shown or drawn: what was computed is kept
@@ -198,7 +203,7 @@ def _reference_scorer(name: str, adapter: str | None, max_length: int) -> Refere
 
 
 def _show(report: MetricsReport, notes: list[str]) -> None:
-    from ..metrics.page import cells, difference_label, label, summary_lines
+    from ..metrics.page import cells, difference_label, label, summary_lines, units
     from ..metrics.registry import BY_NAME
     from .console import out, table
 
@@ -218,4 +223,4 @@ def _show(report: MetricsReport, notes: list[str]) -> None:
         for comparison in report.comparisons:
             row += cells(comparison.differences.get(name), digits, signed=True)
         rows.append(row)
-    table("Means over slates, bootstrap intervals over prompts", columns, rows, together=2)
+    table(f"Means over slates, bootstrap intervals over {units(report)}", columns, rows, together=2)

@@ -10,12 +10,6 @@ from typing import Any
 
 from .schema import FIELDS, Slate
 
-#: What `grouping` takes, in the words of ``--help``.
-GROUP_HELP = (
-    "Slates that belong together: column:NAME (origin.user is a part of one), prefix:SEPARATOR (the slate_id up to its "
-    "last one) or regex:PATTERN (what the pattern, or its first bracket, finds in the slate_id)."
-)
-
 
 def slate_group(slate: Slate) -> str:
     """The group of a slate where nothing else is said.
@@ -29,6 +23,16 @@ def slate_group(slate: Slate) -> str:
     if slate.slate_id is not None:
         return slate.slate_id.partition("#")[0]
     return slate.prompt if isinstance(slate.prompt, str) else json.dumps(slate.prompt, sort_keys=True)
+
+
+def written_group(slate: Slate) -> str | None:
+    """The group that `pope convert --group` wrote, as a name that no prompt has; None without one.
+
+    Where it is None, intervals take slates of one prompt together, whatever their ``slate_id``: the question is common
+    to their feedback.
+    """
+    group = (slate.origin or {}).get("group")
+    return f"group {group}" if isinstance(group, str) else None
 
 
 def grouping(by: str | None) -> Callable[[Slate], str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data import Slate
+from ..data.split import written_group
 from ..generation.generations import (
     Generation,
     GenerationSet,
@@ -40,16 +41,22 @@ class PromptMetrics:
 
     model: str
     keys: list[str]  # [Q] of the slates
-    prompts: list[str]  # [Q] equal for equal prompts: what the bootstrap draws
+    prompts: list[str]  # [Q] equal for equal prompts
     values: dict[str, Floats]  # name -> [Q]
     answers: int  # in all
     empty: int  # of them, answers without a word: similarity 0 to everything
     unanswered: int  # slates without an answer
     unmatched: int  # generations without a slate
     settings: dict[str, object] = field(default_factory=dict)
+    clusters: list[str] | None = None  # [Q] what the bootstrap draws; None: the prompts
 
     def __post_init__(self) -> None:
         check_names(list(self.values))
+
+    @property
+    def drawn(self) -> list[str]:
+        """``[Q]`` the cluster of every slate: slates of one are not independent."""
+        return self.prompts if self.clusters is None else self.clusters
 
 
 def evaluate_generations(
@@ -61,6 +68,7 @@ def evaluate_generations(
     score_references: ReferenceScorer | None = None,
     align_fn: AlignFn | None = None,
     tokenize: Callable[[str], Sequence[str]] = words,
+    cluster: Callable[[Slate], str] | None = None,
     progress: OnProgress | None = None,
 ) -> PromptMetrics:
     """Every metric of `registry.BY_NAME` that the inputs allow, for every prompt with answers and references.
@@ -78,6 +86,8 @@ def evaluate_generations(
             are left out.
         align_fn: see `align_scores`; the prompt is the context, as in the paper. Without it, no ``align_score``.
         tokenize: for Distinct-n, EAD and Self-BLEU.
+        cluster: what the bootstrap draws: slates with equal names are not independent. None: the group that
+            `pope convert --group` wrote, or else the prompt.
         progress: called with the number of distinct texts embedded so far and in all.
 
     Raises:
@@ -90,6 +100,12 @@ def evaluate_generations(
             f"generations of {generations.model!r}: expected prompts or keys of the references, got none: first key "
             f"{generations.rows[0].key!r}, first reference {slate_keys(references)[0]!r}"
         )
+    clusters = [  # before the work: a slate may lack its group
+        cluster(references[index])
+        if cluster is not None
+        else written_group(references[index]) or prompt_key(generation.prompt)
+        for generation, index in joined
+    ]
     vectors = _embed(joined, references, embedder, progress)
     logprobs = score_references([references[index] for _, index in joined]) if score_references is not None else None
     align = _faithfulness(joined, align_fn) if align_fn is not None else None
@@ -117,6 +133,7 @@ def evaluate_generations(
         unanswered=len(references) - len({index for _, index in joined}),
         unmatched=len(generations) - len(joined),
         settings=dict(generations.settings),
+        clusters=clusters,
     )
 
 

@@ -64,8 +64,9 @@ def write_page(
         *(f"<p>{escape(line)}</p>" for line in [*summary_lines(report), *notes]),
         "<h2>Metrics</h2>",
         _table(report),
-        f"<p class=note>Mean over slates, with a {report.level:.0%} bootstrap interval over prompts ({report.draws} "
-        "draws). Bold: the interval of the difference excludes 0; with this many metrics, some will by chance.</p>",
+        f"<p class=note>Mean over slates, with a {report.level:.0%} bootstrap interval over {units(report)} "
+        f"({report.draws} draws). Bold: the interval of the difference excludes 0; with this many metrics, some will "
+        "by chance.</p>",
         _image(bars(report), "metrics with their intervals"),
         "<h2>PL-Score against diversity</h2>",
         _image(pareto(report), "PL-Score against diversity, one point per slate"),
@@ -86,6 +87,7 @@ def summary_lines(report: MetricsReport) -> list[str]:
     for table in report.tables:
         line = (
             f"{table.model}: {table.answers} answers to {len(table.keys)} slates of {len(set(table.prompts))} prompts"
+            + ("" if table.drawn == table.prompts else f" in {len(set(table.drawn))} groups")
         )
         remarks = [
             (table.empty, "empty answers"),
@@ -95,6 +97,11 @@ def summary_lines(report: MetricsReport) -> list[str]:
         counted = [f"{count} {what}" for count, what in remarks if count]
         lines.append(line + (": " + ", ".join(counted) if counted else ""))
     return lines
+
+
+def units(report: MetricsReport) -> str:
+    """What the bootstrap draws, in a word."""
+    return "prompts" if all(table.drawn == table.prompts for table in report.tables) else "groups"
 
 
 def cells(estimate: MeanOverPrompts | None, digits: int, *, signed: bool = False) -> tuple[str, str]:

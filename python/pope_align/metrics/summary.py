@@ -9,21 +9,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._extras import require
 from .._files import replacing
 from .._files import write_json as write_json_file
 from .._json import jsonable
 from ..stats.bootstrap import resampled_sums
+from ..stats.clusters import codes_of
 from .evaluate import PromptMetrics
 from .pareto import hypervolume
 from .registry import BY_NAME
 from .similarity import Floats
 
+Integers = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True)
 class MeanOverPrompts:
-    """A mean over prompts. ``low`` and ``high`` are NaN with fewer than two different prompts to draw."""
+    """A mean over slates. ``low`` and ``high`` are NaN with fewer than two different clusters to draw."""
 
     value: float
     low: float
@@ -69,11 +73,12 @@ class MetricsReport:
         """JSON object; what is not defined is null."""
         content = {
             "options": self.options,
-            "interval": {"level": self.level, "draws": self.draws, "seed": self.seed, "unit": "prompt"},
+            "interval": {"level": self.level, "draws": self.draws, "seed": self.seed, "unit": "cluster"},
             "models": {
                 table.model: {
                     "slates": len(table.keys),
                     "prompts": len(set(table.prompts)),
+                    "clusters": len(codes_of(table.drawn)[0]),
                     "answers": table.answers,
                     "empty_answers": table.empty,
                     "unanswered_slates": table.unanswered,
@@ -101,8 +106,8 @@ def summarize(
 ) -> MetricsReport:
     """Means, percentile-bootstrap intervals and paired differences of one or more models.
 
-    Prompts are drawn, not slates: slates that share a prompt come and go together. Every draw recomputes the mean over
-    the drawn prompts' slates, and all models and metrics see the same draws.
+    Clusters are drawn, not slates: slates that share a prompt (or whatever `evaluate_generations` was told) come and go
+    together. Every draw recomputes the mean over the drawn clusters' slates; all models and metrics see the same draws.
 
     Args:
         draws: of the bootstrap.
@@ -119,11 +124,13 @@ def summarize(
         raise ValueError(f"tables: expected models of different names, got {', '.join(names)}")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
-    bootstrap = _PromptBootstrap(sorted({prompt for table in tables for prompt in table.prompts}), draws, level, seed)
+    distinct, codes = codes_of([cluster for table in tables for cluster in table.drawn])
+    bootstrap = _Bootstrap(len(distinct), draws, level, seed)
+    clusters = dict(zip(names, np.split(codes, np.cumsum([len(table.drawn) for table in tables])[:-1]), strict=True))
     return MetricsReport(
         tables=list(tables),
-        estimates={table.model: bootstrap.means(table.values, table.prompts) for table in tables},
-        comparisons=[_compare(tables[0], table, bootstrap) for table in tables[1:]],
+        estimates={table.model: bootstrap.means(table.values, clusters[table.model]) for table in tables},
+        comparisons=[_compare(tables[0], table, clusters[table.model], bootstrap) for table in tables[1:]],
         hypervolumes={
             table.model: hypervolume(np.stack([table.values["pl_score"], table.values["diversity"]], axis=1))
             for table in tables
@@ -160,21 +167,22 @@ def write_json(report: MetricsReport, path: str | os.PathLike[str]) -> None:
     write_json_file(path, report.to_json(), indent=2)
 
 
-class _PromptBootstrap:
-    """Prompts are drawn with replacement, the same ones for all models and metrics."""
+class _Bootstrap:
+    """Clusters are drawn with replacement, the same ones for all models and metrics."""
 
-    def __init__(self, prompts: Sequence[str], draws: int, level: float, seed: int) -> None:
-        self.index = {prompt: at for at, prompt in enumerate(prompts)}
-        self.draws, self.seed = draws, seed
+    def __init__(self, clusters: int, draws: int, level: float, seed: int) -> None:
+        self.clusters, self.draws, self.seed = clusters, draws, seed
         self.tails = ((1 - level) / 2, (1 + level) / 2)
 
-    def means(self, values: Mapping[str, Floats], prompts: Sequence[str]) -> dict[str, MeanOverPrompts]:
+    def means(self, values: Mapping[str, Floats], at: Integers) -> dict[str, MeanOverPrompts]:
         """The mean of every column of values, those that are NaN left out and counted.
 
-        A draw recomputes each mean over the drawn prompts' slates where the metric is defined.
+        A draw recomputes each mean over the drawn clusters' slates where the metric is defined.
+
+        Args:
+            at: ``[Q]`` the cluster of every slate.
         """
-        at = np.array([self.index[prompt] for prompt in prompts], dtype=np.int64)
-        count = len(self.index)
+        count = self.clusters
         known = {name: ~np.isnan(column) for name, column in values.items()}
         sums: list[Floats] = [
             np.bincount(at[known[name]], column[known[name]], count).astype(np.float64)
@@ -195,14 +203,14 @@ class _PromptBootstrap:
     ) -> MeanOverPrompts:
         n = int(size.sum())
         value = float(total.sum() / n) if n else math.nan
-        if (size > 0).sum() < 2:  # fewer than two prompts to draw from
+        if (size > 0).sum() < 2:  # fewer than two clusters to draw from
             return MeanOverPrompts(value, math.nan, math.nan, n, undefined)
         some = drawn_size > 0
         low, high = np.quantile(drawn_total[some] / drawn_size[some], self.tails)
         return MeanOverPrompts(value, float(low), float(high), n, undefined)
 
 
-def _compare(a: PromptMetrics, b: PromptMetrics, bootstrap: _PromptBootstrap) -> ModelDifference:
+def _compare(a: PromptMetrics, b: PromptMetrics, clusters: Integers, bootstrap: _Bootstrap) -> ModelDifference:
     place = {key: at for at, key in enumerate(a.keys)}
     pairs = [(place[key], at) for at, key in enumerate(b.keys) if key in place]
     left, right = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -212,4 +220,4 @@ def _compare(a: PromptMetrics, b: PromptMetrics, bootstrap: _PromptBootstrap) ->
         gain = difference if BY_NAME[name].better == "higher" else -difference
         gain = gain[~np.isnan(gain)]
         better[name] = float(((gain > 0) + 0.5 * (gain == 0)).mean()) if gain.size else math.nan
-    return ModelDifference(a.model, b.model, bootstrap.means(gains, [b.prompts[at] for at in right]), better)
+    return ModelDifference(a.model, b.model, bootstrap.means(gains, clusters[right]), better)

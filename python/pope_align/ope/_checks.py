@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from ..stats.clusters import codes_of
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -38,7 +40,7 @@ def offsets_of(values: npt.ArrayLike, count: int) -> Integers:
 
 
 def cluster_codes(ids: Sequence[Any] | npt.ArrayLike | None, count: int) -> Integers:
-    codes = np.arange(count) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    codes = np.arange(count) if ids is None else codes_of(ids)[1]
     if codes.shape != (count,):
         raise ValueError(f"clusters: expected {count} ids, one per slate, got shape {list(codes.shape)}")
     if codes.max() == 0:

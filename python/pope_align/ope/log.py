@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.schema import Slate
+from ..data.split import written_group
 from ._checks import Floats, Integers, Places, cluster_codes, offsets_of, vector
 from .utility import EvaluationTransform, UtilityScale, utilities
 
@@ -210,7 +211,8 @@ class LoggedSlates:
             slates: each with ``logging_logprobs``.
             policies: for each policy, one list of total log-probabilities per slate, or `ModelScores`.
             utility_transform, score_range: scores to utilities; see `pope_align.ope.utility.utilities`.
-            cluster: the unit of resampling of a slate. None: its prompt, so that slates of one query stay together.
+            cluster: the unit of resampling of a slate. None: the group that `pope convert --group` wrote, or else its
+                prompt, so that slates of one query stay together.
             rescored_gap: as in `from_arrays`.
             fresh: by policy, fresh responses of its own.
 
@@ -227,7 +229,7 @@ class LoggedSlates:
                 )
         flat = {name: _flatten(name, given, slates) for name, given in policies.items()}
         counted = all(slate.completion_tokens is not None for slate in slates)
-        key = cluster or (lambda slate: json.dumps(slate.prompt))
+        key = cluster or (lambda slate: written_group(slate) or json.dumps(slate.prompt))
         utility, scale = utilities(slates, utility_transform, score_range)
         sources = _sources(slates)
         origins = get_args(LoggingOrigin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from pope_core.objective import Objective
 
+from ..stats.clusters import codes_of
 from ..stats.intervals import Confidence
 from ._checks import Integers, cluster_codes
 from .log import FreshScores, LoggedSlates, PolicyScores
@@ -56,12 +58,14 @@ def subgroup_values(
     """
     if len(groups) != log.num_slates:
         raise ValueError(f"groups: expected one for each of the {log.num_slates} slates, got {len(groups)}")
-    names = [str(group) for group in groups]
-    joint = replace(confidence, level=1 - (1 - confidence.level) / len(set(names)))
+    ids, codes = codes_of(groups, "groups")
+    spelled = Counter(map(str, ids))
+    names = [str(group) if spelled[str(group)] == 1 else repr(group) for group in ids]  # 1 and "1" are two groups
+    joint = replace(confidence, level=1 - (1 - confidence.level) / len(names))
     values: dict[str, Estimate] = {}
     too_small = []
-    for name in sorted(set(names)):
-        slates = np.array([at for at, mine in enumerate(names) if mine == name])
+    for code, name in sorted(enumerate(names), key=lambda each: each[1]):
+        slates = np.flatnonzero(codes == code)
         if np.unique(log.clusters[slates]).size < 2:
             too_small.append(name)
         else:
