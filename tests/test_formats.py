@@ -8,6 +8,7 @@ import json
 import lzma
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pope_align.data import SlateError, read_slates
 from pope_align.data.convert import ConvertOptions, convert
 from pope_align.data.formats import FORMATS, Source
 from pope_align.data.readers import read_records
+from pope_align.ope import LoggedSlates
 
 FIXTURES = Path(__file__).parent / "formats"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "formats.json").read_text(encoding="utf-8"))
@@ -78,6 +80,24 @@ def test_other_feedback_by_hand(name: str, feedback: str, tmp_path: Path) -> Non
     slate = read_slates(tmp_path / "slates.jsonl")[0]
     assert slate.scores == pytest.approx(FEEDBACK[name, feedback])
     assert slate.origin["feedback"] == feedback
+
+
+#: Formats whose responses people wrote: a log of these has no logging policy.
+BY_PEOPLE = [
+    *("amazon-2014", "amazon-2018", "amazon-2023", "polis", "reddit", "reddit-movie", "shp"),
+    *("stackexchange", "stackexchange-pm"),
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_evaluation_knows_which_logs_people_wrote(name: str, tmp_path: Path) -> None:
+    convert(name, inputs(name), tmp_path / "once.jsonl", ConvertOptions(min_k=1, **OPTIONS.get(name, {})))
+    convert("slates", [tmp_path / "once.jsonl"], tmp_path / "again.jsonl", ConvertOptions(min_k=1))
+    for path in (tmp_path / "once.jsonl", tmp_path / "again.jsonl"):
+        slate = read_slates(path)[0]
+        scores = [-1.0] * len(slate.scores)
+        log = [replace(slate, prompt=prompt, slate_id=prompt, logging_logprobs=scores) for prompt in ("one", "two")]
+        assert (LoggedSlates.from_slates(log, {"it": [scores, scores]}).written_by == "people") == (name in BY_PEOPLE)
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -135,6 +135,9 @@ class Assembler:
     def parsed(self, piece: Piece, responses: list[Response], logged: int) -> Slate:
         options = self.options
         origin: dict[str, Any] = {"format": self.kind.name, "feedback": self.feedback, "responses": logged}
+        if self.kind.by_people:
+            origin["written_by"] = "people"
+        origin.update(piece.origin or {})  # slates that are converted again came from where they first came from
         if len(responses) < logged:
             origin["sample_seed"] = options.seed
         scores = [response.score for response in responses]

@@ -44,6 +44,7 @@ class Piece:
     user: str | None = None  # who asked
     logging_policy: dict[str, Any] | None = None
     group: str | None = None  # of slates that a split keeps together, where a column was named for it
+    origin: dict[str, Any] | None = None  # of a slate that was converted before
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
     def to_json(self) -> str:
@@ -51,7 +52,7 @@ class Piece:
             self.key,
             self.prompt,
             [_present(response) for response in self.responses],
-            {"user": self.user, "logging_policy": self.logging_policy, "group": self.group},
+            {"user": self.user, "logging_policy": self.logging_policy, "group": self.group, "origin": self.origin},
             None if self.place is None else [self.place.source, self.place.row],
         ]
         return json.dumps(content)

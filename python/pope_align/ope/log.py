@@ -394,7 +394,12 @@ def _sources(slates: Sequence[Slate]) -> list[LoggingSource]:
 
 
 def _written_by(slates: Sequence[Slate]) -> WrittenBy:
-    """People, where every responder that is named is a person ("human", or "human:" and a name)."""
+    """People, where the format that the log came from says so, or every responder that is named is a person.
+
+    A person is named "human", or "human:" and a name.
+    """
+    if all((slate.origin or {}).get("written_by") == "people" for slate in slates):
+        return "people"
     named = {name.partition(":")[0] for slate in slates for name in slate.responders or []}
     if not named:
         return "unknown"

@@ -95,6 +95,7 @@ AMAZON_2014 = Format(
     per_record(review_2014),
     scattered=True,
     marks=("reviewerID asin helpful", "asin title", "asin description", "asin imUrl"),
+    by_people=True,
 )
 AMAZON_2018 = Format(
     "amazon-2018",
@@ -109,6 +110,7 @@ AMAZON_2018 = Format(
         "asin description",
         "asin feature",
     ),
+    by_people=True,
 )
 AMAZON_2023 = Format(
     "amazon-2023",
@@ -117,4 +119,5 @@ AMAZON_2023 = Format(
     per_record(review_2023),
     scattered=True,
     marks=("user_id parent_asin", "parent_asin title", "parent_asin description", "parent_asin features"),
+    by_people=True,
 )

@@ -83,6 +83,7 @@ class Format:
         marks: sets of fields, in one text each, of which one is in every record of the format; none for any record.
         any_columns: whether a user says which columns are read, so that no record is of another format.
         looks: what else its records have, where another format has the same marks.
+        by_people: whether all its responses were written by people, so that there is no logging policy.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Format:
     marks: tuple[str, ...] = ()
     any_columns: bool = False
     looks: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    by_people: bool = False
 
     def mark(self, fields: frozenset[str]) -> frozenset[str]:
         """The largest of the format's marks that these fields hold, empty where none does."""

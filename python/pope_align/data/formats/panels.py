@@ -170,4 +170,5 @@ POLIS = Format(
     ("agreement", "utilitarian", "maximin", "nash"),
     polis,
     scattered=False,
+    by_people=True,
 )

@@ -168,6 +168,7 @@ SHP = Format(
     per_record(shp),
     scattered=True,
     marks=("history human_ref_A human_ref_B",),
+    by_people=True,
 )
 HH_RLHF = Format(
     "hh-rlhf",

@@ -97,6 +97,7 @@ REDDIT = Format(
     per_record(thread),
     scattered=True,
     marks=("body link_id", "body parent_id", "id title selftext", "id title subreddit", "id title author"),
+    by_people=True,
 )
 REDDIT_MOVIE = Format(
     "reddit-movie",
@@ -105,4 +106,5 @@ REDDIT_MOVIE = Format(
     per_record(movie_turn),
     scattered=True,
     marks=("context resp",),
+    by_people=True,
 )

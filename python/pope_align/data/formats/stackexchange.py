@@ -55,6 +55,7 @@ STACKEXCHANGE = Format(
     per_record(post),
     scattered=True,
     marks=("Id PostTypeId",),
+    by_people=True,
 )
 STACKEXCHANGE_PAIRED = Format(
     "stackexchange-pm",
@@ -63,4 +64,5 @@ STACKEXCHANGE_PAIRED = Format(
     per_record(question),
     scattered=False,
     marks=("qid question answers", "question answers metadata"),
+    by_people=True,
 )

@@ -106,7 +106,7 @@ def slates(record: Record, feedback: str) -> list[Piece]:
         )
     ]
     key = slate.slate_id or text_key(spelled(slate.prompt))
-    return [Piece(key, slate.prompt, responses, logging_policy=slate.logging_policy)]
+    return [Piece(key, slate.prompt, responses, logging_policy=slate.logging_policy, origin=slate.origin)]
 
 
 TABLE = Format(
