@@ -57,6 +57,8 @@ def work(tmp_path_factory) -> Path:
 RUN = ["train", "scored.jsonl", "--model", "model", "-o", "new"]
 SCORE = ["score", "log.jsonl", "--model", "model", "--how", "proxy", "-o", "new.jsonl"]
 FIT = ["fit-logger", "log.jsonl", "--model", "model", "-o", "new"]
+EVALUATE = ["evaluate", "scored.jsonl", "--policy", "m=model"]
+GENERATE = ["generate", "log.jsonl", "--model", "model", "-o", "new.jsonl"]
 MISTAKES = {
     "an unknown argument": ([*RUN, "--lerning-rate", "1"], "--lerning-rate: expected an argument of pope train"),
     "its neighbour": ([*RUN, "--lerning-rate", "1"], "did you mean --learning-rate?"),
@@ -92,6 +94,13 @@ MISTAKES = {
     "fit folds to a folder": ([*FIT, "--folds", "2"], "expected a file ending in .jsonl or .parquet, got 'new'"),
     "fit with nothing": (["fit-logger", "log.jsonl", "--model", "./none", "-o", "new"], "--model: expected a model"),
     "a share": ([*FIT, "--holdout", "1.5"], "--holdout: expected a share in (0, 1), got 1.5"),
+    **{
+        f"a day of {command[0]}": (
+            [*command, "--template-date", "26 Jul 2024"],
+            "template_date: expected a date such as 2026-11-28, got '26 Jul 2024'",
+        )
+        for command in (RUN, SCORE, FIT, EVALUATE, GENERATE)
+    },
     "a rate": ([*FIT, "--learning-rate", "nan"], "learning_rate: expected a number > 0, got nan"),
 }
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
+import shutil
+from dataclasses import replace
 
 import pope_align.data.tokenize as tokenize
 import pytest
 import torch
 import transformers.utils.chat_template_utils as chat_templates
-from pope_align.data import Slate, encode_slate
+from pope_align.cli import app
+from pope_align.data import Slate, encode_slate, read_slates, slate_group, write_slates
 from pope_align.generation.generate import Sampling, TransformersEngine, generate, generate_for_slates
 from pope_align.generation.generations import GenerationSet
 from pope_align.ope.provenance import provenance_differences
+from pope_align.propensity.behaviour_cloning import cross_fitted_slates, fit_behaviour_policy
+from pope_align.propensity.fit_report import BehaviourConfig, FitReport
 from pope_align.propensity.logging_policy import score_slates
 from pope_align.training.config import PopeConfig
 from pope_align.training.trainer import PopeTrainer
+from typer.testing import CliRunner
 
 
 @pytest.fixture
@@ -78,6 +85,87 @@ def test_a_log_keeps_the_day_it_was_scored_on(tokenizer, make_tiny_model, clock)
     assert anew.logging_logprobs != first.logging_logprobs
     assert anew.logging_policy["template_date"] == "2026-11-28"
     assert any("dates" in reason for reason in provenance_differences(first.logging_policy, anew.logging_policy))
+
+
+def test_a_policy_is_scored_on_the_day_of_its_fit(tokenizer, make_tiny_model, make_slates, clock, tmp_path) -> None:
+    config = BehaviourConfig(max_length=96, epochs=1, learning_rate=1e-3)
+    slates = make_slates(8, scored=False)
+    clock(27)
+    policy = fit_behaviour_policy(make_tiny_model(), tokenizer, slates[:6], slates[6:], config)
+    assert policy.report.config.template_date == "2026-11-27"
+    clock(28)
+    (scored,) = score_slates([SLATE], policy.model, tokenizer, how="behaviour_cloned", max_length=96, fit=policy.report)
+    assert scored.logging_policy["template_date"] == "2026-11-27"
+    with pytest.raises(
+        ValueError, match="template_date: expected 2026-11-27, which the policy was fitted with, got 20"
+    ):
+        score_slates(
+            [SLATE],
+            policy.model,
+            tokenizer,
+            how="behaviour_cloned",
+            max_length=96,
+            fit=policy.report,
+            template_date="2026-11-28",
+        )
+
+
+def test_all_folds_have_the_day_on_which_the_first_began(
+    tokenizer, make_tiny_model, make_slates, clock, tmp_path
+) -> None:
+    config = BehaviourConfig(max_length=96, epochs=1, learning_rate=1e-3)
+    slates = make_slates(10, scored=False)
+
+    def fit(**options):
+        given = replace(config, **options)
+        model, folder = make_tiny_model(), tmp_path / "folds"
+        return cross_fitted_slates(model, tokenizer, slates, slate_group, given, folds=2, work_dir=folder, resume=True)
+
+    clock(27)
+    (first, _) = fit()
+    shutil.rmtree(tmp_path / "folds" / "fold1-of-2")  # as if the run had been killed in its second fold
+    clock(28)
+    (again, reports) = fit()
+    assert [slate.logging_logprobs for slate in again] == [slate.logging_logprobs for slate in first]
+    assert {slate.logging_policy["template_date"] for slate in again} == {"2026-11-27"}
+    assert {report.config.template_date for report in reports} == {"2026-11-27"}
+
+
+@pytest.fixture
+def files(tokenizer, make_tiny_model, make_slates, tmp_path):
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_slates(make_slates(12, scored=False), tmp_path / "log.jsonl")
+    return tmp_path
+
+
+def run(*arguments: object) -> None:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+def days(path) -> set[str]:
+    return {slate.logging_policy["template_date"] for slate in read_slates(path)}
+
+
+def test_the_day_can_be_given_to_every_command_that_scores(files, clock) -> None:
+    clock(28)
+    log, model, cache, day = files / "log.jsonl", files / "model", files / "cache", ["--template-date", "2024-07-26"]
+    score = ["score", log, "--model", model, "--how", "recorded", "--cache", cache]
+    run(*score, "-o", files / "given.jsonl", *day)
+    run(*score, "-o", files / "today.jsonl")
+    assert (days(files / "given.jsonl"), days(files / "today.jsonl")) == ({"2024-07-26"}, {"2026-11-28"})
+    fit = ["fit-logger", log, "--model", model, "--epochs", "1", "--max-length", "96", "--cache", cache]
+    run(*fit, "--folds", "2", "-o", files / "fitted.jsonl", *day)
+    assert days(files / "fitted.jsonl") == {"2024-07-26"}
+    run(*fit, "-o", files / "logger", *day)
+    assert FitReport.read(files / "logger").config.template_date == "2024-07-26"
+    evaluate = ["evaluate", files / "given.jsonl", f"--policy=m={model}", "--cache", cache]
+    run(*evaluate, "-o", files / "as-logged.json")
+    run(*evaluate, "-o", files / "other.json", "--template-date", "2026-11-27")
+    doubts = [json.dumps(json.loads((files / name).read_text())) for name in ("as-logged.json", "other.json")]
+    differ = "dates in the chat template differ: the log was scored with 2024-07-26, the policy with 2026-11-27"
+    assert [differ in doubt for doubt in doubts] == [False, True]
 
 
 def test_a_template_without_a_date_leaves_provenance_as_it_was(tiny_tokenizer, make_tiny_model) -> None:

@@ -74,6 +74,18 @@ def check_model(name: str, argument: str = "--model") -> None:
         raise ValueError(f"{argument}: {str(error).removeprefix('model: ')}") from error
 
 
+def check_template_date(day: str | None) -> None:
+    """Refuse a day that is none.
+
+    Raises:
+        ValueError: by the option's name.
+    """
+    from ..data.tokenize import check_day
+
+    if day is not None:
+        check_day(day)
+
+
 def check_key(variable: str, base_url: str | None) -> None:
     """Refuse to start without a key for an endpoint that needs one.
 

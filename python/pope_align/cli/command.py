@@ -99,6 +99,15 @@ def group_option(default: str, panel: str | None = None) -> Any:
     )
 
 
+def date_option(default: str, panel: str | None = None) -> Any:
+    """``--template-date``, the same in every command that writes prompts; `pope_align.data.encode_slate` takes it."""
+    return typer.Option(
+        metavar="DAY",
+        help=f"As 2026-11-28, for chat templates that write a date; default: {default}.",
+        rich_help_panel=panel,
+    )
+
+
 class Respelled(NamedTuple):
     """An option that has another name now, and takes its value in other words."""
 

@@ -11,8 +11,8 @@ import typer
 from pope_core.objective import Objective
 
 from ._objective_options import with_objective
-from .checks import check_file, check_model, required
-from .command import group_option
+from .checks import check_file, check_model, check_template_date, required
+from .command import date_option, group_option
 
 if TYPE_CHECKING:
     from ..data import Slate
@@ -79,6 +79,7 @@ def evaluate(
         Literal["float32", "bfloat16", "float16", "auto"] | None,
         typer.Option(help="Of the models' weights; default: as the log was scored.", rich_help_panel=_SCORING),
     ] = None,
+    template_date: Annotated[str | None, date_option("as the log was scored", _SCORING)] = None,
     batch_tokens: Annotated[
         int, typer.Option(help="Rows times length of a forward pass, at most.", rich_help_panel=_SCORING)
     ] = 8192,
@@ -108,6 +109,7 @@ def evaluate(
 
     cluster = None if group is None else grouping(group)
     check_file(log, "log")
+    check_template_date(template_date)
     policies = _pairs("--policy", required(policy, "--policy"), "MODEL")
     sampled = _pairs("--samples", samples or [], "FILE")
     for name, file in sampled.items():
@@ -146,7 +148,7 @@ def evaluate(
             score_range=score_range,
             cluster=cluster,
             confidence=confidence,
-            scoring=Scoring(max_length, dtype, batch_tokens, cache),
+            scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date),
             report=report,
         )
     if out is not None:  # before anything is shown or drawn: what was computed is kept

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from .command import date_option
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,6 +47,7 @@ def fit_logger(
         bool, typer.Option("--gradient-checkpointing", help="Compute activations again in backward, for memory.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, dropout and the adapter.")] = 0,
+    template_date: Annotated[str | None, date_option("that of the fit's first day")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
     ] = "float32",
@@ -81,6 +84,7 @@ def fit_logger(
         micro_batch_slates=micro_batch_slates,
         bf16=bf16,
         gradient_checkpointing=gradient_checkpointing,
+        template_date=template_date,
     )
     if not 0 < holdout < 1:
         raise ValueError(f"--holdout: expected a share in (0, 1), got {holdout}")

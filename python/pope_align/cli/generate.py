@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .command import date_option
+
 if TYPE_CHECKING:
     from ..generation.generate import Engine, TransformersEngine
 
@@ -60,12 +62,7 @@ def generate(
             rich_help_panel=_MODEL,
         ),
     ] = "float32",
-    template_date: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DAY", help="As 2026-11-28, for chat templates that write a date.", rich_help_panel=_MODEL
-        ),
-    ] = None,
+    template_date: Annotated[str | None, date_option("that of the run", _MODEL)] = None,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", help="Tokens of an answer, at most.", rich_help_panel=_SAMPLING)
     ] = 256,
@@ -99,9 +96,10 @@ def generate(
     """
     from .._files import claim_output
     from ..generation.sampling import Sampling
-    from .checks import check_file, check_folder, check_key, check_model
+    from .checks import check_file, check_folder, check_key, check_model, check_template_date
 
     check_file(log, "log")
+    check_template_date(template_date)
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
     if logprobs:
         sampling.check_logprobs()

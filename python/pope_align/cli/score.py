@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from .command import date_option
+
 
 def score(
     log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
@@ -24,6 +26,7 @@ def score(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
     ] = "float32",
+    template_date: Annotated[str | None, date_option("the log's own, or today")] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Replace a file that is there, and log-probabilities that the log already has.")
     ] = False,
@@ -36,9 +39,10 @@ def score(
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy -o scored.jsonl
     """
     from .._files import claim_output
-    from .checks import check_log, check_model
+    from .checks import check_log, check_model, check_template_date
 
     check_log(log, "LOG")
+    check_template_date(template_date)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         check_model(model)
         from ..data import read_slates, write_slates
@@ -65,6 +69,7 @@ def score(
                 batch_tokens=batch_tokens,
                 cache_dir=cache,
                 overwrite=overwrite,
+                template_date=template_date,
                 fit=FitReport.read(model) if how == "behaviour_cloned" else None,
                 progress=report,
             )

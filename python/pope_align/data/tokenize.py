@@ -166,6 +166,18 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
+def check_day(day: object) -> str:
+    """A day for `encode_slate`, as 2026-11-28.
+
+    Raises:
+        ValueError: it is no date.
+    """
+    try:
+        return datetime.date.fromisoformat(day).isoformat()  # type: ignore[arg-type]  # a TypeError is caught
+    except (TypeError, ValueError):
+        raise ValueError(f"template_date: expected a date such as 2026-11-28, got {day!r}") from None
+
+
 def dated(template: str, date: str) -> str:
     """``template`` with the day ``date`` (2026-11-28, at midnight) where it would ask for the time.
 
@@ -269,11 +281,7 @@ class _Format:
         """The day that the template is given; None where it asks for none."""
         if not self.reads_clock:
             return None
-        date = self.template_date or (slate.logging_policy or {}).get("template_date") or today()
-        try:
-            return datetime.date.fromisoformat(date).isoformat()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"template_date: expected a date such as 2026-11-28, got {date!r}") from error
+        return check_day(self.template_date or (slate.logging_policy or {}).get("template_date") or today())
 
     def template(self, text: str, turns: list[Turn], *, where: str, generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError  # comes with every library that renders chat templates

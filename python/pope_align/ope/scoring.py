@@ -34,13 +34,14 @@ Samples: TypeAlias = Sequence[Sequence[str]]
 class Scoring:
     """How missing log-probabilities are computed; see `pope_align.propensity.scores.score_model`.
 
-    ``max_length`` and ``dtype`` None: those the log was scored with, else 1024 and "float32".
+    ``max_length``, ``dtype`` and ``template_date`` None: those the log was scored with, else 1024, "float32" and today.
     """
 
     max_length: int | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
     batch_tokens: int = 8192
     cache_dir: str | os.PathLike[str] | None = None
+    template_date: str | None = None
 
 
 class PromptAndResponses(NamedTuple):
@@ -121,7 +122,7 @@ def score_policies(
     logged: dict[str, Any] = slates[0].logging_policy or {}
     max_length = int(scoring.max_length or logged.get("max_length") or 1024)
     dtype = scoring.dtype or logged.get("dtype") or "float32"
-    tokens = _Tokens(slates, max_length)
+    tokens = _Tokens(slates, max_length, scoring.template_date)
     scored = Scored()
     asked: dict[str, Model] = dict(policies)
     if logging_policy is not None:
@@ -170,8 +171,9 @@ def _gap(slates: Sequence[Slate], scores: ModelScores) -> float:
 class _Tokens:
     """The texts of a log and of samples as tokens, kept by tokenizer."""
 
-    def __init__(self, slates: Sequence[Slate], max_length: int) -> None:
-        self.slates, self.max_length = slates, max_length
+    def __init__(self, slates: Sequence[Slate], max_length: int, template_date: str | None) -> None:
+        self.slates = slates
+        self.options: Any = {"max_length": max_length, "template_date": template_date}
         self.known: dict[tuple[str, str], Sequence[EncodedSlate]] = {}
 
     def log(self, tokenizer: PreTrainedTokenizerBase, fingerprint: str, policy: str) -> Sequence[EncodedSlate]:
@@ -180,7 +182,7 @@ class _Tokens:
 
         key = (fingerprint, "")
         if key not in self.known:
-            self.known[key] = encode_log(self.slates, tokenizer, max_length=self.max_length)
+            self.known[key] = encode_log(self.slates, tokenizer, **self.options)
             for index, (slate, ids) in enumerate(zip(self.slates, self.known[key], strict=True)):
                 check_token_counts(slate, ids, f"policy {policy!r}: slate {index}")
         return self.known[key]
@@ -191,7 +193,7 @@ class _Tokens:
         key = (tokenizer_fingerprint(tokenizer), name)
         if key not in self.known:
             texts = [_unrated(slate, list(own)) for slate, own in zip(self.slates, samples, strict=True)]
-            self.known[key] = encode_slates(texts, tokenizer, max_length=self.max_length)[0]
+            self.known[key] = encode_slates(texts, tokenizer, **self.options)[0]
         return self.known[key]
 
 

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -100,10 +101,10 @@ def fit_behaviour_policy(
     """
     config = config or BehaviourConfig()
     keys = _refuse_leaks(train_slates, heldout_slates)
-    date = (checkpoint_date(checkpoints) if resume and checkpoints is not None else None) or today()
-    options: dict[str, Any] = {"max_length": config.max_length}
     if reads_clock(tokenizer):
-        options["template_date"] = date
+        begun = checkpoint_date(checkpoints) if resume and checkpoints is not None else None
+        config = replace(config, template_date=config.template_date or begun or today())
+    options: dict[str, Any] = {"max_length": config.max_length, "template_date": config.template_date}
     train = encode_log(train_slates, tokenizer, name="train_slates", **options)
     heldout = encode_log(heldout_slates, tokenizer, name="heldout_slates", **options)
     with _own_random_state(config.seed, next(model.parameters()).device), _folder(checkpoints) as folder:
@@ -117,7 +118,7 @@ def fit_behaviour_policy(
             _dataset("train_slates", train, train_slates),
             _dataset("heldout_slates", heldout, heldout_slates),
             save=checkpoints is not None,
-            template_date=date,
+            template_date=config.template_date,
             progress=progress,
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -190,6 +191,10 @@ def cross_fitted_slates(
     fold_of = group_folds(slates, key, folds, config.seed)
     if len({key(slate) for slate in slates}) <= folds:
         raise ValueError(f"folds: expected fewer than the groups of the log, got {folds}")
+    folders = [None if work_dir is None else Path(work_dir, f"fold{fold}-of-{folds}") for fold in range(folds)]
+    if reads_clock(tokenizer):  # one day for all folds, also after midnight
+        begun = next(filter(None, map(_begun, folders)), None) if resume else None
+        config = replace(config, template_date=config.template_date or begun or today())
     scored: dict[int, Slate] = {}
     reports = []
     splits = [
@@ -200,9 +205,10 @@ def cross_fitted_slates(
     ]
     ends = [0, *itertools.accumulate(config.epochs * len(train) for train, _ in splits)]
     for fold, (train, stop) in enumerate(splits):
-        folder = None if work_dir is None else Path(work_dir, f"fold{fold}-of-{folds}")
         fit = partial(fit_behaviour_policy, model, tokenizer, train, stop, config)
-        policy = _fold_policy(fit, folder, config if resume else None, tokenizer, _part(progress, ends[fold], ends[-1]))
+        policy = _fold_policy(
+            fit, folders[fold], config if resume else None, tokenizer, _part(progress, ends[fold], ends[-1])
+        )
         mine = [number for number, its_fold in enumerate(fold_of) if its_fold == fold]
         of_fold = score_slates(
             [slates[number] for number in mine],
@@ -241,6 +247,14 @@ def _fold_policy(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
     return policy
+
+
+def _begun(folder: Path | None) -> str | None:
+    """The day on which a fold was begun that an interrupted run left; None without one."""
+    if folder is None:
+        return None
+    report = FitReport.read(folder)
+    return report.config.template_date if report is not None else checkpoint_date(folder / "checkpoints")
 
 
 def _part(progress: OnProgress | None, before: int, of_all: int) -> OnProgress | None:

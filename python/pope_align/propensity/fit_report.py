@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .._files import write_json
+from ..data.tokenize import check_day
 
 #: The report's name, beside the model's files.
 REPORT_NAME = "behaviour_fit.json"
@@ -32,9 +33,11 @@ class BehaviourConfig:
         micro_batch_slates: slates of a forward pass; ``batch_slates`` is a multiple of it times the processes.
         bf16: train under bfloat16 autocast; faster where the hardware has it.
         gradient_checkpointing: compute activations again in backward, for memory.
+        template_date: the day, as 2026-11-28, for a chat template that writes today's date; None for the day on which
+            the fit begins, which its report keeps.
 
     Raises:
-        ValueError: a number that is not positive, by name.
+        ValueError: a number that is not positive, or a day that is none, by name.
     """
 
     max_length: int = 1024
@@ -48,10 +51,13 @@ class BehaviourConfig:
     micro_batch_slates: int = 1
     bf16: bool = False
     gradient_checkpointing: bool = False
+    template_date: str | None = None
 
     def __post_init__(self) -> None:
+        if self.template_date is not None:
+            check_day(self.template_date)
         for name, value in asdict(self).items():
-            if name == "seed" or value is None or isinstance(value, bool):
+            if name in ("seed", "template_date") or value is None or isinstance(value, bool):
                 continue
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")

@@ -78,7 +78,7 @@ def score_slates(
         fit: the report of a behaviour-cloned model's fit, for the provenance. Responses that the model was fitted to
             are counted there, and warned of: their log-probabilities are too high.
         fold: number of this fold and of all folds, when cross-fitted.
-        template_date: as in `encode_slate`.
+        template_date: as in `encode_slate`; for a behaviour-cloned model the day of its fit, whatever slates say.
         progress: called after every batch, and once before the first.
 
     Raises:
@@ -89,7 +89,8 @@ def score_slates(
     if how not in get_args(HowLogged):
         raise ValueError(f"how: expected one of {', '.join(get_args(HowLogged))}, got {how!r}")
     if fit is not None:
-        _check_fit(fit, how, max_length)
+        _check_fit(fit, how, max_length, template_date)
+        template_date = fit.config.template_date or template_date
     if not overwrite:
         check_unscored(slates)
     encoded = encode_log(slates, tokenizer, max_length=max_length, template_date=template_date)
@@ -139,12 +140,16 @@ def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
             )
 
 
-def _check_fit(fit: FitReport, how: HowLogged, max_length: int) -> None:
+def _check_fit(fit: FitReport, how: HowLogged, max_length: int, template_date: str | None) -> None:
     if how != "behaviour_cloned":
         raise ValueError(f"how: expected 'behaviour_cloned' for a model with the report of a fit, got {how!r}")
     if fit.config.max_length != max_length:
         raise ValueError(
             f"max_length: expected {fit.config.max_length}, which the policy was fitted with, got {max_length}"
+        )
+    if None not in (template_date, fit.config.template_date) and template_date != fit.config.template_date:
+        raise ValueError(
+            f"template_date: expected {fit.config.template_date}, which the policy was fitted with, got {template_date}"
         )
 
 

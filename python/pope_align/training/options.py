@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pope_core.objective import Objective
 
 from ..data.feedback import UtilityTransform as UtilityTransform
+from ..data.tokenize import check_day
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -132,6 +133,8 @@ class PopeOptions(_ObjectiveFields):
                 raise ValueError(f"{name}: expected False, got True. {why}")
         for each in fields(PopeOptions):
             check_range(each.name, getattr(self, each.name), each.metadata)
+        if self.template_date is not None:
+            check_day(self.template_date)
         if self.stop_if_ess_below is not None and not 0 < self.stop_if_ess_below < 1:
             raise ValueError(f"stop_if_ess_below: expected None or a share in (0, 1), got {self.stop_if_ess_below!r}")
         refuse_degenerate(self.objective, anchored=self.kl_weight > 0)
