@@ -1,5 +1,5 @@
-// The only file that knows pybind11. Pointers arrive as integers; shapes, dtypes and lifetimes are the business of
-// kernels/pope_kernels/native.py. The GIL is released around every kernel.
+// The only file that knows pybind11. Pointers arrive as integers; kernels/pope_kernels/native.py is responsible for
+// shapes, dtypes and lifetimes. The GIL is released around every kernel.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -126,7 +126,7 @@ void cuda_slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprob
                           double slate_denominator, bool is_double, uintptr_t value, uintptr_t utility_value,
                           uintptr_t diversity_value, uintptr_t log_weights, uintptr_t weights,
                           uintptr_t effective_sample_size, uintptr_t clip_fraction, uintptr_t coefficients,
-                          uintptr_t largest_log_weight, uintptr_t largest_slate, uintptr_t sound,
+                          uintptr_t largest_log_weight, uintptr_t largest_slate, uintptr_t valid,
                           uintptr_t token_logprobs, uintptr_t share, uintptr_t token_coefficients, uintptr_t labels,
                           uintptr_t response_offsets, int64_t num_tokens, bool mean, uintptr_t stream) {
     const pope::ObjectiveInputs in{pointer<double>(response_logprobs),
@@ -150,7 +150,7 @@ void cuda_slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprob
                                               pointer<double>(coefficients),
                                               pointer<double>(largest_log_weight),
                                               pointer<int64_t>(largest_slate),
-                                              pointer<bool>(sound)};
+                                              pointer<bool>(valid)};
         const pope::cuda::Seam<Real> seam{pointer<Real>(token_logprobs), pointer<double>(response_logprobs),
                                           pointer<double>(share), pointer<Real>(token_coefficients), tokens};
         pope::cuda::slate_objective(in, options, out, seam, pointer<void>(stream));
@@ -160,7 +160,7 @@ void cuda_slate_objective(uintptr_t response_logprobs, uintptr_t logging_logprob
 }
 #endif
 
-// None in a build without CUDA, else one (name, compute capability) per visible device.
+// None in a build without CUDA, otherwise one (name, compute capability) per visible device.
 py::object cuda_devices() {
 #ifdef POPE_CUDA
     py::list devices;

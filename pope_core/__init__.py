@@ -1,7 +1,7 @@
 """POPE: the value of a language model on logged slates of rated responses, and the loss that raises it.
 
-The public names of the library; ``pope_core.reference`` holds their float64 twins. A name is imported when it is first
-used, so that a program may read `Objective` and its options without loading torch.
+``pope_core.reference`` has the float64 version of each operation. A name is imported when it is first used, so that
+`Objective` and its options can be used without loading torch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value  # the next use finds it at once, also inside a trace
+    globals()[name] = value  # found directly next time, also while torch.compile traces
     return value
 
 

@@ -1,11 +1,11 @@
-"""Errors in one voice: the argument, what was expected, what came, and where.
+"""Input checks. All errors have one form: the argument, what was expected, what came, and where.
 
-Shape checks need no values and run in the public functions, under ``torch.compile`` too. Value checks read the data;
-they run inside the operators, where the data is at hand and no trace is being made.
+Shape checks need no values and run in the public functions, also under ``torch.compile``. Value checks read the data
+and run inside the operators, which are not traced.
 
-Reading values of a GPU would make the host wait for it, so there the kernels do the checking: bad input becomes NaN
-instead of an illegal access, and one asynchronous assertion per operator stops the process with the reason, as
-``torch`` does for an index out of range. ``POPE_CHECK=1`` reads the values instead and tells where.
+Reading values of a GPU would synchronise, so there the kernels check: invalid input becomes NaN instead of an illegal
+access, and one asynchronous assertion per operator stops the process with the reason, as ``torch`` does for an index
+out of range. ``POPE_CHECK=1`` reads the values on the host instead and says where.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ CHECK_VARIABLE = "POPE_CHECK"
 
 
 def deferred(device: torch.device) -> bool:
-    """Whether values on ``device`` are checked by the kernels, so that the host need not wait for them."""
+    """Whether values on ``device`` are checked by the kernels instead of the host."""
     return device_type(device).asynchronous and os.environ.get(CHECK_VARIABLE) != "1"
 
 
-def later(sound: torch.Tensor, what: str) -> None:
-    """Assert a 0-d bool of the device without waiting for it."""
-    torch._assert_async(sound, f"pope_core: bad values in {what}; run with {CHECK_VARIABLE}=1 to be told where")
+def later(valid: torch.Tensor, what: str) -> None:
+    """Assert a 0-d bool on the device without synchronising."""
+    torch._assert_async(valid, f"pope_core: bad values in {what}; run with {CHECK_VARIABLE}=1 to be told where")
 
 
 def finite_later(what: str, value: torch.Tensor) -> None:
-    """The kernels have turned bad values of ``what`` into non-finite elements of ``value``."""
+    """Assert that ``value`` is finite; kernels write NaN into it where ``what`` is invalid."""
     later(value.isfinite().all(), what)
 
 
@@ -91,7 +91,7 @@ def same_device(anchor: str, device: torch.device, **others: torch.Tensor | None
 
 
 def offsets_device(name: str, value: torch.Tensor, device: torch.device) -> None:
-    """Offsets may stay on the CPU, where the host that plans with them need not wait for a device."""
+    """Offsets may be on the CPU, where the host can plan with them without synchronising."""
     if value.device.type != "cpu" and value.device != device:
         _fail(name, f"a tensor on {device} or on the CPU", str(value.device))
 
@@ -106,7 +106,7 @@ def head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 def segments(name: str, value: torch.Tensor, total: int, what: str) -> None:
-    """Values of CSR offsets: start at 0, strictly increase, end at ``total``."""
+    """CSR offsets must start at 0, strictly increase and end at ``total``."""
     if int(value[0]) != 0 or int(value[-1]) != total:
         _fail(name, f"offsets from 0 to {total} ({what})", f"{int(value[0])} to {int(value[-1])}")
     empty = (value.diff() <= 0).nonzero()
@@ -135,14 +135,14 @@ def packed_values(labels: torch.Tensor, response_offsets: torch.Tensor, vocab: i
 def objective_data(
     logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor, num_responses: int
 ) -> None:
-    """Values of what the log brings to the objective."""
+    """Check the values of the logged data."""
     segments("slate_offsets", slate_offsets, num_responses, "the number of responses")
     finite("logging_logprobs", logging_logprobs, slate_offsets)
     finite("utility", utility, slate_offsets)
 
 
 def positive_tokens(tokens: torch.Tensor) -> None:
-    """Values of the numbers of tokens that totals are divided by."""
+    """Check the numbers of tokens that totals are divided by."""
     bad = (tokens < 1).nonzero()
     if bad.numel():
         _fail("tokens", "numbers of tokens >= 1", f"{int(tokens[bad[0]])} at response {int(bad[0])}")
@@ -157,7 +157,7 @@ def finite(name: str, value: torch.Tensor, slate_offsets: torch.Tensor) -> None:
 
 
 def finite_rows(name: str, lse: torch.Tensor, first_row: int = 0) -> None:
-    """A log-sum-exp that is not finite betrays a NaN or an infinity in its row of logits."""
+    """A log-sum-exp is not finite if its row of logits has NaN or +inf, or nothing above -inf."""
     bad = (~lse.isfinite()).nonzero()
     if bad.numel():
         row = int(bad[0])
@@ -167,7 +167,7 @@ def finite_rows(name: str, lse: torch.Tensor, first_row: int = 0) -> None:
 
 
 def finite_value(value: torch.Tensor) -> None:
-    """A value [] that is infinite though every input was finite."""
+    """A value [] may overflow although every input is finite."""
     if not value.isfinite():
         _fail(
             "utility, diversity_weight",
@@ -177,7 +177,7 @@ def finite_value(value: torch.Tensor) -> None:
 
 
 def no_tangent(**inputs: torch.Tensor | None) -> None:
-    """Forward-mode differentiation would go on without a tangent, as if the derivative were zero."""
+    """Refuse forward-mode differentiation, which would otherwise silently get a zero derivative."""
     if forward_ad._current_level < 0 or torch.compiler.is_compiling():
         return
     for name, value in inputs.items():

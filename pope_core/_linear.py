@@ -1,13 +1,13 @@
-"""The ``linear_*`` operations on one backend: chunks of the lm_head product that become gradients in place.
+"""The ``linear_*`` operations on one backend: chunks of logits that are overwritten by their gradients.
 
 Per row, with ``G = onehot - softmax`` (chained through scale and softcap) and one coefficient ``c`` per response
 token::
 
     d_hidden = c * (G @ W)          d_weight = G.T @ (c * hidden)          d_bias = G.T @ c
 
-so the coefficient never touches ``G``: it scales rows of ``G @ W`` afterwards and rows of ``hidden`` before
-``d_weight``. With a frozen head the coefficients may therefore come last (4NDV, any chunking); with a trainable head
-they must be known while ``G`` exists, which whole groups per chunk guarantee (6NDV); see ``_plan.py`` and
+so ``G`` itself is never scaled: the coefficient scales rows of ``G @ W`` afterwards and rows of ``hidden`` before
+``d_weight``. With a frozen head the coefficients may therefore be computed last (4NDV, any chunks); with a trainable
+head they must be known while ``G`` exists, so a chunk contains whole groups (6NDV); see ``_plan.py`` and
 ``_objective.py``. Rows whose coefficient is exactly zero need no ``G`` at all.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Needs(NamedTuple):
-    """Which gradients are wanted."""
+    """Which gradients are required."""
 
     hidden: bool
     weight: bool
@@ -46,28 +46,26 @@ class Needs(NamedTuple):
 
     @property
     def unit(self) -> bool:
-        """Whether ``G @ W`` alone is enough: a response's coefficient may come after it."""
+        """Whether only ``G @ W`` is required, which coefficients may scale afterwards."""
         return self.hidden and not self.head
 
 
 def head_gradient_dtype(weight: torch.Tensor, product: torch.dtype) -> torch.dtype:
-    """What the forward keeps of the gradient of ``weight`` [V, D], for products in ``product``.
+    """The dtype in which the forward keeps the gradient of ``weight`` [V, D], for products in ``product``.
 
-    bfloat16 has the range of float32, so the gradient can be rounded before backward scales it; that of a float16 head
-    needs the loss scale first.
+    bfloat16 has the range of float32, so the gradient can be rounded before backward scales it; for a float16 head it
+    must be multiplied by the loss scale first.
     """
     return product if product == weight.dtype == torch.bfloat16 else accumulation_dtype(product)
 
 
-#: On a CPU a product of two dtypes copies its operands; this many rows at a time.
+#: On a CPU a product of two dtypes copies its operands, so it is done for this many rows at a time.
 SCALED_ROWS = 1024
 
 
 def multiply(rows: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """``rows * factor`` (a number, or one for each row: ``[n, 1]``) in the wider dtype, rounded once, into ``out``."""
-    if not device_type(
-        rows.device
-    ).mixed_product_copies:  # where a tensor without dimensions would be rounded to the dtype of the rows first
+    if not device_type(rows.device).mixed_product_copies:  # a 0-d factor would be rounded to the rows' dtype
         return torch.mul(rows, factor if factor.ndim else factor.unsqueeze(0), out=out)
     for begin in range(0, rows.shape[0], SCALED_ROWS):
         some = slice(begin, begin + SCALED_ROWS)
@@ -78,8 +76,8 @@ def multiply(rows: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> tor
 class Tokens:
     """The response tokens of a call.
 
-    With ``compact`` the ignored positions of a padded batch never reach the lm_head, at the price of counting them on
-    the host. Without it they are rows like any other, with a zero gradient.
+    With ``compact`` the ignored positions of a padded batch are left out, for which the host must count them. Without
+    it they are rows like any other, with a zero gradient.
     """
 
     def __init__(
@@ -109,7 +107,7 @@ class Tokens:
 class ChunkedHead:
     """Logits of one chunk at a time, in one reused buffer, and the log-probabilities of every token seen so far.
 
-    What becomes of a chunk in the buffer depends on the method; see `ScaledExpHead` for the other one.
+    This is the method "classic"; `ScaledExpHead` is the other.
     """
 
     def __init__(
@@ -133,17 +131,17 @@ class ChunkedHead:
 
     @functools.cached_property
     def buffer(self) -> torch.Tensor:
-        """``[rows, V]``, made when it is first needed."""
+        """``[rows, V]``, allocated when it is first needed."""
         weight = self.weight
         return self.kernels.empty_large(self.rows, weight.shape[0], dtype=weight.dtype, device=weight.device)
 
     @property
     def whole(self) -> bool:
-        """Whether one chunk holds all rows."""
+        """Whether all rows fit in one chunk."""
         return self.rows == self.tokens.labels.numel()
 
     def release(self) -> None:
-        """Give back the memory of the buffer, which is not needed again."""
+        """Free the buffer, which is not needed again."""
         self.__dict__.pop("buffer", None)
 
     def chunks(self) -> list[Chunk]:
@@ -168,17 +166,17 @@ class ChunkedHead:
     def score(self) -> None:
         """All log-probabilities and nothing else.
 
-        Whole rows of logits are not needed then, and a buffer of few rows would read the head for every few tokens: a
-        square of tokens and words reads least.
+        Whole rows of logits are not needed here, and with a buffer of few rows the head would be read again for every
+        few tokens. Square tiles of tokens and vocabulary entries read least.
         """
         for chunk in plan_rows(self.tokens.labels.numel(), max(1, math.isqrt(self.buffer.numel()))):
-            self._score_by_words(chunk)
+            self._score_by_vocabulary(chunk)
 
-    def _score_by_words(self, chunk: Chunk) -> None:
-        """As `forward`, for a block of the vocabulary at a time, of which only the log-sum-exp is kept."""
+    def _score_by_vocabulary(self, chunk: Chunk) -> None:
+        """As `forward`, one block of the vocabulary at a time; only the log-sum-exp of a block is kept."""
         hidden, labels, kernels = self.tokens.hidden[chunk.span], self.tokens.labels[chunk.span], self.kernels
         lse = torch.full(labels.shape, -math.inf, dtype=torch.float64, device=labels.device)
-        target = torch.full_like(lse, math.nan)  # stays so for a label that is not in the vocabulary
+        target = torch.full_like(lse, math.nan)  # stays NaN for a label that is not in the vocabulary
         vocab, memory = self.weight.shape[0], self.buffer.view(-1)
         for begin in range(0, vocab, entries := memory.numel() // labels.numel()):
             block = slice(begin, min(begin + entries, vocab))
@@ -197,29 +195,29 @@ class ChunkedHead:
         self.lse[chunk.span] = lse.masked_fill(ignored, 0.0)
 
     def unit_gradient(self, chunk: Chunk, logits: torch.Tensor, order: torch.Tensor | None = None) -> torch.Tensor:
-        """Turn the chunk's logits into ``G``, in place; ``order`` says which rows of the chunk ``logits`` holds."""
+        """Overwrite the chunk's logits with ``G``; ``order``: the rows of the chunk that ``logits`` contains."""
         labels, lse = self.tokens.labels[chunk.span], self.lse[chunk.span]
         if order is not None:
             labels, lse = labels[order], lse[order]
         return self.kernels.logit_gradient(logits, labels, lse, None, logits, scale=self.scale, softcap=self.softcap)
 
     def row_factors(self, span: slice) -> torch.Tensor | None:
-        """What rows of `unit_gradient` have to be multiplied by to be ``G`` ``[n]``; None where they are."""
+        """``[n]`` factors by which rows of `unit_gradient` must be multiplied to give ``G``; None if they are ``G``."""
         return None
 
     def with_row_factors(self, coefficients: torch.Tensor, span: slice) -> torch.Tensor:
-        """``coefficients`` [n] of the tokens of ``span``, for what `unit_gradient` gives."""
+        """``coefficients`` [n] of the tokens of ``span``, times the row factors of `unit_gradient`."""
         factors = self.row_factors(span)
         return coefficients if factors is None else coefficients * factors
 
     def span(self, first: int, last: int) -> tuple[slice, torch.Tensor]:
-        """The tokens of responses ``[first, last)``, and the offsets of these responses within."""
+        """The tokens of responses ``[first, last)``, and the offsets of these responses within them."""
         host, device = self.tokens.offsets
         span = slice(int(host[first]), int(host[last]))
         return span, device[first : last + 1] - span.start
 
     def response_logprobs(self, first: int, last: int, mean: bool) -> torch.Tensor:
-        """Log-probabilities of responses ``[first, last)``, whose tokens have all been seen; float64."""
+        """Log-probabilities of responses ``[first, last)``, all of whose tokens have been computed; float64."""
         span, offsets = self.span(first, last)
         return self.kernels.response_sums(self.logprobs[span].double(), self.tokens.labels[span], offsets, mean)
 
@@ -232,17 +230,18 @@ class ChunkedHead:
 
 
 class ScaledExpHead(ChunkedHead):
-    """Exponentials of the logits in place of logits: after the product nothing of their size is read or written but by
-    the two products of their gradients (``pope_kernels/triton/exp_product.py``).
+    """The method "scaled_exp": exponentials instead of logits. After the product only the two products of the gradients
+    read or write tensors of their size (``pope_kernels/triton/exp_product.py``).
 
-    The buffer holds E once a chunk was seen, and ``G = factor * E`` with a number for each row.
+    After `forward` the buffer contains E, and ``G = factor * E`` with one factor per row.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.exponentials = cast(ExponentialKernels, self.kernels)
         self.factors = torch.empty_like(self.logprobs)
-        #: Rows out of range of their reference, which cost another two products each: [] int32 for every product made.
+        #: The number of rows out of range of their reference, which need two more products each: one [] int32 per
+        #: chunk.
         self.rescued: list[torch.Tensor] = []
 
     @functools.cached_property
@@ -285,8 +284,8 @@ class ScaledExpHead(ChunkedHead):
 
 
 class HeadGradient:
-    """Accumulates ``G.T @ (c * hidden)`` and ``G.T @ c`` over chunks, in float32 or better; a single chunk has nothing
-    to accumulate, and its product takes the gradient's own dtype.
+    """Accumulates ``G.T @ (c * hidden)`` and ``G.T @ c`` over chunks, in float32 or better. With a single chunk there
+    is no sum, and its product has the gradient's own dtype.
     """
 
     def __init__(self, head: ChunkedHead, needs: Needs) -> None:
@@ -297,7 +296,7 @@ class HeadGradient:
         self.weight = head.kernels.empty_large(vocab if needs.weight else 0, width, dtype=of_weight, device=device)
         self.bias = torch.empty(vocab if needs.bias else 0, dtype=dtype, device=device)
         self.empty = True
-        # Coefficients are about 1 / tokens, where float16 has few digits left: a power of two moves them near 1.
+        # Coefficients are about 1 / tokens, where float16 has few digits: a power of two brings them near 1.
         self.factor = 2.0 ** int(math.log2(head.logprobs.numel())) if head.weight.dtype == torch.float16 else 1.0
 
     def add(self, gradient: torch.Tensor, hidden: torch.Tensor, coefficients: torch.Tensor) -> None:
@@ -305,7 +304,7 @@ class HeadGradient:
         if self.bias.numel():
             self.kernels.add_outer(self.bias.unsqueeze(1), gradient, each.to(gradient.dtype), self.empty)
         if self.weight.numel():
-            # One rounding: a rounded coefficient would be an error that all tokens of a response share.
+            # One rounding: the error of a rounded coefficient would be shared by all tokens of a response.
             scaled = multiply(hidden, each, torch.empty_like(hidden))
             self.kernels.add_outer(self.weight, gradient, scaled, self.empty)
         self.empty = False
@@ -321,19 +320,19 @@ class HeadGradient:
 
 
 class Products:
-    """Turns chunks of logits into ``G @ W`` and into the gradients of the head."""
+    """Computes ``G @ W`` and the gradients of the head from chunks of logits."""
 
     def __init__(self, head: ChunkedHead, needs: Needs, may_vanish: bool) -> None:
         hidden = head.tokens.hidden
         self.head, self.need_hidden = head, needs.hidden
-        # On a GPU, to learn which coefficients are zero is to wait for them: only where some are likely to be.
+        # On a GPU, finding the zero coefficients synchronises, so it is done only if some are likely.
         waits = device_type(hidden.device).asynchronous
         self.skip_zeros = not waits or (may_vanish and not capturing(hidden.device))
         self.unit = torch.empty_like(hidden) if needs.hidden else hidden.new_empty(0, hidden.shape[1])
         self.total = HeadGradient(head, needs) if needs.head else None
 
     def take(self, chunk: Chunk, logits: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """``coefficients`` [n] of the chunk's tokens; ``logits`` are used up."""
+        """``coefficients`` [n] of the chunk's tokens; ``logits`` are overwritten."""
         head, hidden = self.head, self.head.tokens.hidden[chunk.span]
         of_rows = head.with_row_factors(coefficients, chunk.span)
         order = self._move_front(logits, coefficients) if self.skip_zeros else None
@@ -355,26 +354,26 @@ class Products:
             self.total.add(gradient, hidden, of_rows)
 
     def head_gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """``d_weight`` and ``d_bias``, empty where neither is wanted."""
+        """``d_weight`` and ``d_bias``, empty if not required."""
         return nothing(self.head) if self.total is None else self.total.totals()
 
     def _move_front(self, logits: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor | None:
-        """Move the rows with a coefficient to the front; returns their order, or None where all rows have one."""
+        """Move the rows with a nonzero coefficient to the front; returns their order, or None if all rows have one."""
         nonzero = (coefficients != 0).cpu()
         if bool(nonzero.all()):
             return None
         order, holes, movers = (index.to(logits.device) for index in front_order(nonzero))
-        at_a_time = max(1, self.head.rows // 16)  # bounds the copy that moving needs
+        at_a_time = max(1, self.head.rows // 16)  # bounds the size of the copy
         for to, source in zip(holes.split(at_a_time), movers.split(at_a_time)):
             logits.index_copy_(0, to, logits.index_select(0, source))
         return order
 
 
 def forward(head: ChunkedHead, needs: Needs) -> torch.Tensor:
-    """All log-probabilities (into ``head``) and, if it is all that gradients take, the `unit_gradient` of every token
-    times the head ``[n, D]``: ``G @ W`` but for row factors.
+    """All log-probabilities (into ``head``) and, if only the gradient of the hidden states is required, ``G @ W`` ``[n,
+    D]`` up to row factors.
 
-    A backward that computes logits again needs the very same ones, so only what has none takes the shorter way.
+    A backward that recomputes the logits needs the same bits, so `score` is used only if no gradient is required.
     """
     hidden = head.tokens.hidden
     unit = torch.empty_like(hidden) if needs.unit else hidden.new_empty(0, hidden.shape[1])
@@ -391,8 +390,8 @@ def forward(head: ChunkedHead, needs: Needs) -> torch.Tensor:
 def recompute_gradients(
     head: ChunkedHead, coefficients: torch.Tensor, needs: Needs
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``d_hidden``, ``d_weight`` and ``d_bias`` for given token coefficients ``[n]`` and ``head.lse``, at the price of
-    computing the logits again.
+    """``d_hidden``, ``d_weight`` and ``d_bias`` for given token coefficients ``[n]`` and ``head.lse``; computes the
+    logits again.
     """
     products = Products(head, needs, may_vanish=False)
     for chunk in head.chunks():
@@ -405,12 +404,12 @@ def recompute_gradients(
 
 
 def nothing(head: ChunkedHead) -> tuple[torch.Tensor, torch.Tensor]:
-    """``d_weight`` and ``d_bias`` where neither is wanted."""
+    """Empty ``d_weight`` and ``d_bias``, for when neither is required."""
     return head.weight.new_empty(0, head.weight.shape[1], dtype=head.gradient_dtype), head.logprobs.new_empty(0)
 
 
 class LossGradients(NamedTuple):
-    """What backward multiplies by the upstream gradient; an empty tensor where no gradient is wanted."""
+    """What backward multiplies by the upstream gradient; empty tensors for gradients that are not required."""
 
     unit: torch.Tensor  # [n, D], d_hidden = coefficients * unit; coefficients include row factors
     coefficients: torch.Tensor  # [n]
@@ -419,7 +418,7 @@ class LossGradients(NamedTuple):
 
 
 class LossPass:
-    """``linear_pope_loss``: the value and its gradients in one go over the tokens."""
+    """``linear_pope_loss``: the value and its gradients in one pass over the tokens."""
 
     def __init__(
         self,
@@ -440,7 +439,7 @@ class LossPass:
         groups = GroupCoefficients(
             head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.options, together=head.whole
         )
-        # Without a reward for diversity, clipped and unrewarded responses have no gradient.
+        # Without a diversity reward, clipped responses and responses of utility 0 have no gradient.
         may_vanish = self.options.diversity_weight == 0
         if self.needs.head or (self.needs.hidden and may_vanish):
             products = Products(head, self.needs, may_vanish)
@@ -476,7 +475,7 @@ class LossPass:
                 logits = head.forward(chunk)
             coefficients = self._batch_coefficients(groups, batch)
             start = batch.chunks[0].start
-            # Backwards: the last chunk's logits are still in the buffer; only earlier ones are computed again.
+            # In reverse order: the last chunk's logits are still in the buffer; only earlier ones are computed again.
             for chunk in reversed(batch.chunks):
                 if chunk is not batch.chunks[-1]:
                     logits = head.again(chunk)

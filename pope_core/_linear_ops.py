@@ -1,7 +1,7 @@
 """The operators ``torch.ops.pope.linear_*``, laid out as in ``_ops.py``.
 
-``unit``, ``coefficients``, ``d_weight`` and ``d_bias`` among their outputs are scratch of backward, which may overwrite
-them; the public functions drop them. All operators begin with the same arguments, `HeadInputs`.
+``unit``, ``coefficients``, ``d_weight`` and ``d_bias`` among their outputs are saved for backward, which may overwrite
+them; the public functions do not return them. All operators begin with the same arguments, `HeadInputs`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _NEEDS = "bool need_hidden, bool need_weight, bool need_bias"
 
 
 class HeadInputs(NamedTuple):
-    """Hidden states, the head that reads them, the responses they belong to, and how logits are formed."""
+    """Hidden states, the head, the responses, and how logits are computed."""
 
     hidden: Tensor  # [N, D]
     weight: Tensor  # [V, D]
@@ -74,7 +74,7 @@ class HeadInputs(NamedTuple):
     def check_tokens(self) -> None:
         if not _checks.deferred(self.labels.device):
             _checks.packed_values(self.labels, self.response_offsets, self.weight.shape[0])
-        elif not self.compact:  # the plan needs the offsets on the host; those of padded rows are our own
+        elif not self.compact:  # the plan needs the offsets on the host; those of padded rows come from us
             host = both(self.response_offsets, self.labels.device).host
             _checks.segments("response_offsets", host, self.labels.numel(), "the number of labels")
 
@@ -83,7 +83,7 @@ class HeadInputs(NamedTuple):
         return head_gradient_dtype(self.weight, self.compute_dtype)
 
     def chunked(self, needs: Needs) -> ChunkedHead:
-        """In the dtype of the products, ready to run."""
+        """The head in the dtype of the products, ready to run."""
         dtype, gradient_dtype = self.compute_dtype, self.head_gradient_dtype
         weight = self.weight.to(dtype)
         tokens = Tokens(self.hidden.to(dtype).contiguous(), self.labels, self.response_offsets, self.compact)
@@ -102,11 +102,11 @@ class HeadInputs(NamedTuple):
 
 
 def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``grad * factor`` with one rounding to ``dtype``; in place where backward runs once, for a second copy of a
-    gradient is worth avoiding.
+    """``grad * factor`` with one rounding to ``dtype``; in place if backward runs only once, which saves a copy of the
+    gradient.
 
-    Only the engine knows whether the graph, and ``grad`` with it, is kept for another backward. A trace must not write
-    to what it saved either.
+    Only the autograd engine knows whether the graph, and ``grad`` with it, is kept for another backward. Traced code
+    must not write to saved tensors either.
     """
     if type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * (factor if factor.ndim else factor.unsqueeze(0))).to(dtype)
@@ -193,7 +193,7 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _linear_response_logprobs_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)  # or backward would be handed zeros of the size of every output
+    ctx.set_materialize_grads(False)  # otherwise backward would get zeros of the size of every output
     named, (*needed, ctx.reduction) = HeadInputs.split(inputs)
     ctx.unit = Needs(*needed).unit
     _, lse, unit, factors = output
@@ -223,7 +223,7 @@ def _linear_response_logprobs_autograd(
 
 
 def _scaled_unit(ctx: Any, grad: Tensor) -> Tensor:
-    """With a frozen head the coefficients scale what the forward already has."""
+    """With a frozen head: scale the gradient that the forward computed."""
     unit, factors, labels, response_offsets = ctx.saved_tensors
     each = grad
     if ctx.reduction != "none":

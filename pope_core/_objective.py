@@ -1,4 +1,4 @@
-"""The slate objective on one backend: for whole calls, and for the groups of a chunk before the rest is known."""
+"""The slate objective on one backend: for a whole call, and for the groups of a chunk before the rest is computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pope_kernels.values import SlateValues
 
 
-#: What ``SlateValues.sound`` covers.
+#: What ``SlateValues.valid`` covers.
 _CHECKED = (
     "labels, offsets, logits, logging_logprobs or utility (not finite or out of range), clip=None and a log-weight "
     f"above {MAX_LOG_WEIGHT:.0f} nats, or a value that overflows"
@@ -44,15 +44,15 @@ def evaluate_checked(
 ) -> SlateValues:
     """The value, its parts, weights and diagnostics in ``dtype``, and ``dV / d response_logprobs``, of a whole call.
 
-    Refuses inputs that would make it NaN or infinite.
+    Raises for inputs that would make the value NaN or infinite.
     """
     deferred = _checks.deferred(response_logprobs.device)
     if not deferred:
         _checks.finite("response_logprobs", response_logprobs, slate_offsets)
     values = kernels.slate_objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, dtype)
     if deferred:
-        assert values.sound is not None, "a GPU backend checks its inputs"
-        _checks.later(values.sound & values.value.isfinite(), _CHECKED)
+        assert values.valid is not None, "a GPU backend checks its inputs"
+        _checks.later(values.valid & values.value.isfinite(), _CHECKED)
     else:
         _checks.log_weight_bound(float(values.largest_log_weight), int(values.largest_slate), options.clip)
         _checks.finite_value(values.value)
@@ -60,10 +60,11 @@ def evaluate_checked(
 
 
 class GroupCoefficients:
-    """``dV / d response_logprobs`` of some groups while the others are still unknown.
+    """``dV / d response_logprobs`` of some groups before the others are computed.
 
-    A group is what must be known at once: one response where nothing but the size of its slate couples it to others,
-    else its slate; with ``normalization="batch"``, whose sum runs over the call, and with ``together``, everything.
+    A group is the set of responses whose coefficients depend on each other: a single response if only the size of its
+    slate matters, otherwise a slate; the whole call with ``normalization="batch"``, whose sum runs over the call, and
+    with ``together``.
     """
 
     def __init__(
@@ -79,17 +80,17 @@ class GroupCoefficients:
         self.kernels, self.logging_logprobs, self.utility = kernels, logging_logprobs, utility
         self.options = options
         self.together = together or options.normalization == "batch"
-        self.offsets = slate_offsets  # [slates + 1], of lone responses where these are the groups
+        self.offsets = slate_offsets  # [groups + 1]
         self.share: torch.Tensor | None = None
         if not self.together and options.weighting == "response" and options.normalization == "none":
-            # A response's share in the mean of its slate: a lone one is a slate of one and gets its share afterwards.
+            # Each response is computed as a slate of one and then multiplied by its share 1/k of its slate's mean.
             sizes, num_responses = slate_offsets.device.diff(), utility.numel()
             self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)
             host = torch.arange(num_responses + 1)
             self.offsets = Offsets(host, torch.arange(num_responses + 1, device=utility.device))
 
     def plan(self, response_offsets: torch.Tensor, rows: int) -> Iterator[GroupBatch]:
-        """Batches of slates, or of lone responses, in chunks of at most ``rows`` tokens; offsets on the host."""
+        """Batches of groups in chunks of at most ``rows`` tokens; offsets on the host."""
         tokens = response_offsets[self.offsets.host].tolist()
         return plan_groups(tokens, rows) if not self.together else iter([all_groups(tokens, rows)])
 

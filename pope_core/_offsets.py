@@ -1,4 +1,4 @@
-"""CSR offsets on the host and on the device: plans are made of host integers, kernels read device memory."""
+"""CSR offsets on the host, where chunks are planned, and on the device, where kernels read them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .devices import device_type
 
-# Host copies of device offsets that were read before, each with the version of the tensor it was read from.
+# Host copies of device offsets, each with the version of the tensor that it was copied from.
 _READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class Offsets(NamedTuple):
-    """The same offsets twice."""
+    """The same offsets in both memories."""
 
     host: torch.Tensor
     device: torch.Tensor
@@ -26,11 +26,10 @@ def capturing(device: torch.device) -> bool:
 
 
 def both(offsets: torch.Tensor, device: torch.device) -> Offsets:
-    """Offsets wherever they are wanted.
+    """Copies of ``offsets`` on the host and on ``device``.
 
-    Offsets that arrive on the CPU cost a device nothing to wait for. Offsets on the device are read back once per
-    tensor (and again if it was written to), so that repeated calls with the same tensor, as in a CUDA graph, need no
-    synchronisation.
+    Offsets on the CPU need no synchronisation. Offsets on the device are read back once per tensor (and again if it was
+    written to), so that repeated calls with the same tensor, as in a CUDA graph, do not synchronise.
 
     Raises:
         RuntimeError: a CUDA graph is being captured and these offsets were never read.

@@ -1,10 +1,9 @@
 """The operators ``torch.ops.pope.*``: schema, implementation, fake and autograd of each, in this order.
 
-Being operators, they pass ``torch.compile(fullgraph=True)`` and ``opcheck``; being few and coarse, their dispatch cost
-does not show. The implementation of an operator checks the values of its inputs and hands over to the kernels of the
-backend that was selected by the public function. Gradients are formed with the values where that saves work
-(``coefficients``, ``d_hidden``, ...), returned as outputs that the public functions keep to themselves, and scaled in
-backward.
+As operators they pass ``torch.compile(fullgraph=True)`` and ``opcheck``; they are few and coarse, so dispatch costs
+little. The implementation checks the values of its inputs and calls the kernels of the backend that the public function
+selected. Where that saves work, the forward also computes gradients (``coefficients``, ``d_hidden``, ...) and returns
+them as extra outputs, which backward scales and the public functions do not return.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from .objective import Objective
 LIBRARY = torch.library.Library("pope", "DEF")
 
 _OBJECTIVE_FIELDS = tuple(each.name for each in fields(Objective))
-_SCHEMA_TYPES = {"float": "float", "float | None": "float?", "bool": "bool"}  # any other option is one of a few names
+_SCHEMA_TYPES = {"float": "float", "float | None": "float?", "bool": "bool"}  # any other option is a name
 
-#: The objective in an operator's schema. An operator takes numbers, not objects: here and nowhere else it is flattened.
+#: The objective in an operator's schema. An operator takes no objects, so the objective is flattened, only here.
 OBJECTIVE_ARGUMENTS = ", ".join(
     [*(f"{_SCHEMA_TYPES.get(str(each.type), 'str')} {each.name}" for each in fields(Objective)), "int? num_slates"]
 )
@@ -52,13 +51,13 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 
 
 def register(name: str, implementation: Callable[..., Any]) -> None:
-    """One implementation for every device: the backend was selected by the public function and is an argument."""
+    """Register one implementation for every device: the backend is an argument, selected by the public function."""
     for each in DEVICES.values():
         LIBRARY.impl(name, implementation, each.dispatch_key)
 
 
 def first_derivatives_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """``backward`` of an operator; refused under ``create_graph=True``, which would take gradients for constants."""
+    """``backward`` of an operator; refused under ``create_graph=True``, which would treat gradients as constants."""
 
     @functools.wraps(backward)
     def checked(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -120,7 +119,7 @@ def _response_logprobs_backward(
 
 
 def num_logprobs(labels: Tensor, response_offsets: Tensor, reduction: str) -> Any:
-    """Numbers that an operator gives for a reduction: one per token, or one per response."""
+    """How many numbers a reduction returns: one per token, or one per response."""
     return labels.shape[0] if reduction == "none" else response_offsets.shape[0] - 1
 
 
@@ -203,7 +202,7 @@ def _slate_objective(*arguments: Any) -> tuple[Tensor, ...]:
         _checks.objective_data(inputs.logging_logprobs, inputs.utility, inputs.slate_offsets, num_responses)
     tokens = torch.ones_like(policy, dtype=torch.float64)
     if objective.length_normalize:
-        assert inputs.tokens is not None, "the public function asks for them"
+        assert inputs.tokens is not None, "the public function checks this"
         if not _checks.deferred(policy.device):
             _checks.positive_tokens(inputs.tokens)
         tokens = inputs.tokens.double()

@@ -1,9 +1,9 @@
 """The chunk plan of the ``linear_*`` operations: which rows of the lm_head product exist at the same time.
 
-A *group* is the smallest set of rows whose gradient coefficients are known together: a response where each response has
-its own weight, a slate where the slate shares one. A chunk holds whole groups, so the logits of a chunk can be turned
-into gradients in place as soon as they are there; a group larger than the budget is cut into pieces, and only such a
-group computes its logits twice.
+A *group* is the smallest set of rows whose gradient coefficients are known together: a response if each response has
+its own weight, a slate if its responses share one. A chunk contains whole groups, so its logits can be overwritten by
+their gradients as soon as they are computed. A group larger than the budget is split, and only the logits of such a
+group are computed twice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Chunk(NamedTuple):
 
 
 class GroupBatch(NamedTuple):
-    """Groups ``[first_group, last_group)`` whose coefficients are computed together, and the chunks they are made of.
+    """Groups ``[first_group, last_group)`` whose coefficients are computed together, and their chunks.
 
-    One chunk: its logits are still there when the coefficients are known. Several: one oversized group, cut up.
+    With one chunk its logits still exist when the coefficients are known; several chunks are one oversized group.
     """
 
     first_group: int
@@ -41,12 +41,12 @@ class GroupBatch(NamedTuple):
 
 
 def rows_at_once(num_rows: int, weight: torch.Tensor, chunk_bytes: int | None, *, sums_head: bool) -> int:
-    """How many of ``num_rows`` rows of logits exist at the same time; never less than one.
+    """How many of ``num_rows`` rows of logits exist at the same time; at least one.
 
-    The default is `default_chunk_bytes`. ``sums_head``: over several chunks the gradient of the bfloat16 head
-    ``weight`` [V, D] is summed in float32 and then rounded into a second tensor. By default the logits may take that
-    memory instead, which raises no peak: the sum's where all of them fit it, so that nothing is left to sum; else that
-    of the second tensor, which comes later.
+    The default is `default_chunk_bytes`. ``sums_head``: the gradient of the bfloat16 head ``weight`` [V, D] is summed
+    over chunks in float32 and then rounded into a second tensor. By default the logits may use the memory of one of
+    these, which does not raise the peak: that of the sum if all logits fit in it, because one chunk needs no sum;
+    otherwise that of the second tensor, which is allocated after the logits are freed.
     """
     vocab, width = weight.shape
     row = vocab * weight.element_size()
@@ -59,7 +59,7 @@ def rows_at_once(num_rows: int, weight: torch.Tensor, chunk_bytes: int | None, *
 
 
 def plan_rows(num_rows: int, rows: int) -> Iterator[Chunk]:
-    """Cut ``[0, num_rows)`` into equal chunks of at most ``rows`` rows, for work that needs no alignment."""
+    """Split ``[0, num_rows)`` into equal chunks of at most ``rows`` rows, regardless of groups."""
     count = -(-num_rows // rows)
     even = -(-num_rows // count)
     for start in range(0, num_rows, even):
@@ -72,12 +72,12 @@ def all_groups(group_offsets: Sequence[int], rows: int) -> GroupBatch:
 
 
 def plan_groups(group_offsets: Sequence[int], rows: int) -> Iterator[GroupBatch]:
-    """Cut the groups (CSR ``group_offsets`` in rows) into as few batches of at most ``rows`` rows as there can be, in
-    order, and these as equal as whole groups allow: their largest is as small as it can be.
+    """Split the groups (CSR ``group_offsets`` in rows), in order, into the fewest batches of at most ``rows`` rows;
+    among these splits, take one whose largest batch is smallest.
     """
     ends = batch_ends(group_offsets, rows)
     sizes = (stop - start for start, stop in pairwise(group_offsets))
-    # A group that is cut in any case does not limit how small the others' batches may be.
+    # A group that is split anyway does not limit how small the other batches may be.
     low, high = max((size for size in sizes if size <= rows), default=rows), rows
     while low < high:
         middle = (low + high) // 2
@@ -104,8 +104,8 @@ def batch_ends(group_offsets: Sequence[int], rows: int) -> list[int]:
 def front_order(keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How to bring the rows marked in ``keep`` [n] to the front with the fewest moves.
 
-    Returns ``order``, the row that each of the front positions then holds, and the moves that get there: position
-    ``holes[i]`` takes row ``movers[i]``. Every hole lies in front of every mover, so the moves may run in any order.
+    Returns ``order``, the row at each front position afterwards, and the moves: position ``holes[i]`` gets row
+    ``movers[i]``. Every hole is before every mover, so the moves may run in any order.
     """
     count = int(keep.sum())
     holes = (~keep[:count]).nonzero().squeeze(1)

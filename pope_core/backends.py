@@ -1,4 +1,6 @@
-"""Which implementation runs: probe, select, say why. An explicit choice that cannot run raises; nothing falls back."""
+"""Selects the backend of an operation and explains why. An explicit choice that cannot run raises; nothing falls
+back.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,20 @@ if TYPE_CHECKING:
     from pope_kernels.triton.exp_product import ExpRows
     from pope_kernels.values import ObjectiveOptions, SlateValues
 
-#: The public operations; all of them have every backend.
+#: The public operations; every backend has all of them.
 OPS = ("response_logprobs", "linear_response_logprobs", "slate_objective", "pope_loss", "linear_pope_loss")
 
 
 class Registered(NamedTuple):
-    """What is known of a backend before its module is imported, which may take seconds or fail."""
+    """What is known about a backend before its module is imported, which may take seconds or fail."""
 
     #: The module with the functions of `Kernels`.
     module: str
-    #: Types of devices whose tensors it may serve; whether it does here is what its ``probe`` finds out.
+    #: Device types that it supports in principle; its ``probe`` tells whether it runs on this machine.
     device_types: tuple[str, ...]
-    #: Types of devices on which ``backend=None`` may mean it: the first usable one does, in the order of `BACKENDS`.
+    #: Device types on which ``backend=None`` may select it: the first usable backend in the order of `BACKENDS`.
     default_for: tuple[str, ...]
-    #: Why it cannot be used where the import of its module fails with ``{error}``.
+    #: The message if the import of its module fails with ``{error}``.
     not_imported: str
 
 
@@ -42,40 +44,42 @@ BACKENDS: dict[Backend, Registered] = {
         "the native extension did not load ({error}); reinstall pope-core with a C++ compiler",
     ),
     "cuda": Registered("pope_kernels.native_cuda", ("cuda",), ("cuda",), "the native extension did not load ({error})"),
-    # On a CPU its kernels are interpreted, for tests.
+    # On a CPU its kernels run in Triton's interpreter, for tests.
     "triton": Registered("pope_kernels.triton", ("cuda", "cpu"), ("cuda",), "triton did not load ({error})"),
 }
 
 #: Environment variable: how Triton's linear operations run in bfloat16, "scaled_exp" or "classic", on any device.
 LINEAR_VARIABLE = "POPE_TRITON_LINEAR"
 
-#: Environment variable with the backend to use where ``backend=None``.
+#: Environment variable with the backend to use if ``backend=None``.
 ENVIRONMENT_VARIABLE = "POPE_BACKEND"
 
 
 class Kernels(Protocol):
-    """The functions of a backend's module: all that ``pope_core`` takes from it. ``pope_kernels.native`` has each with
-    its meaning and shapes.
+    """The functions of a backend's module; ``pope_core`` uses nothing else of it. ``pope_kernels.native`` documents the
+    meaning and shapes of each.
 
-    What a backend may rely on:
+    Guaranteed to a backend:
 
-    - Tensors of one call are on one device, of a type in its ``device_types``; results are made on the same.
-    - ``logits``, ``hidden``, ``weight`` and ``bias`` are float32, float64, bfloat16 or float16, and it serves all four.
-      Rows of logits have elements side by side (column stride 1, any row stride); the products get matrices of any
-      strides; everything else is contiguous.
-    - Labels and offsets are int64. What the slate objective reads is float64; values per token and per row are in
-      ``pope_kernels.values.accumulation_dtype`` of the logits, the log-sum-exp in float64.
+    - All tensors of a call are on one device, of a type in its ``device_types``; results go to the same device.
+    - ``logits``, ``hidden``, ``weight`` and ``bias`` are float32, float64, bfloat16 or float16, and it must support all
+      four. Logits have column stride 1 and any row stride; the matrix products get matrices of any strides; everything
+      else is contiguous.
+    - Labels and offsets are int64. Inputs of the slate objective are float64; values per token and per row have the
+      ``pope_kernels.values.accumulation_dtype`` of the logits, the log-sum-exp is float64.
 
-    What it has to keep to:
+    Required of a backend:
 
-    - No function waits for the device or reads a number back to the host.
-    - Where the host runs ahead of the device (``pope_core.devices``), kernels check what they read: bad input gives NaN
-      instead of an illegal access, and makes ``SlateValues.sound`` false. Elsewhere the host has checked it before.
-    - Values are the same from call to call, bit by bit, and arithmetic is in float32 or better.
+    - No function synchronises with the device or copies a number to the host.
+    - On asynchronous devices (``pope_core.devices``) kernels check their input: invalid input gives NaN instead of an
+      illegal access, and makes ``SlateValues.valid`` false. On other devices the host has checked the input.
+    - Results are bit-identical from call to call, and arithmetic is in float32 or better.
     """
 
     def probe(self, device: torch.device, /) -> str:
-        """What runs the kernels on tensors of ``device``; RuntimeError with the reason where nothing does."""
+        """A description of what runs the kernels on ``device``; raises RuntimeError with the reason if they cannot
+        run.
+        """
 
     def empty_large(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor: ...
 
@@ -133,7 +137,7 @@ class Kernels(Protocol):
 
 
 class ExponentialKernels(Kernels, Protocol):
-    """What the method "scaled_exp" needs beside; ``pope_kernels.triton.exp_product`` documents it."""
+    """The additional functions of the method "scaled_exp"; ``pope_kernels.triton.exp_product`` documents them."""
 
     def padded_columns(self, vocab: int, /) -> int: ...
 
@@ -158,7 +162,7 @@ class Availability(NamedTuple):
 
 @functools.cache
 def availability(backend: Backend, device_type: str) -> Availability:
-    """Whether a backend can run on tensors of a device type in this process, and the reason; probed once."""
+    """Whether a backend can run on a type of device in this process, and why (not); probed once."""
     if backend == "reference":
         return Availability(True, "plain float64 PyTorch, on any device")
     entry = BACKENDS[backend]
@@ -178,15 +182,15 @@ def availability(backend: Backend, device_type: str) -> Availability:
 
 
 def names() -> tuple[Backend, ...]:
-    """What ``backend=`` may be, beside None."""
+    """The values of ``backend=``, except None."""
     return (*BACKENDS, "reference")
 
 
 class LinearMethod(NamedTuple):
-    """How a backend's ``linear_*`` operations go from hidden states to gradients, and why.
+    """How a backend's ``linear_*`` operations compute gradients from hidden states, and why.
 
-    "scaled_exp" forms exponentials in the logits product's epilogue, so that no pass over the logits is left beside the
-    products; "classic" forms logits and turns them into their gradient in place.
+    "scaled_exp" computes exponentials in the epilogue of the logits product, so that nothing but the products passes
+    over the logits; "classic" computes logits and overwrites them with their gradient.
     """
 
     name: str
@@ -194,14 +198,14 @@ class LinearMethod(NamedTuple):
 
 
 def linear_method(backend: str, device: torch.device, dtype: torch.dtype) -> LinearMethod:
-    """The method of a backend for products in ``dtype`` on ``device``; never a matter of values.
+    """The method of a backend for products in ``dtype`` on ``device``; it does not depend on values.
 
     Raises:
-        ValueError: ``POPE_TRITON_LINEAR`` names no method.
+        ValueError: ``POPE_TRITON_LINEAR`` is not the name of a method.
     """
     if backend != "triton":
-        return LinearMethod("classic", "the only one of this backend")
-    if dtype != torch.bfloat16:  # others lack its range of exponents
+        return LinearMethod("classic", "the only method of this backend")
+    if dtype != torch.bfloat16:  # float16 lacks its exponent range
         return LinearMethod("classic", f"products in {str(dtype).removeprefix('torch.')}")
     if (named := os.environ.get(LINEAR_VARIABLE)) is not None:
         if named not in ("classic", "scaled_exp"):
@@ -209,7 +213,7 @@ def linear_method(backend: str, device: torch.device, dtype: torch.dtype) -> Lin
         return LinearMethod(named, f"{LINEAR_VARIABLE} is set")
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0):
         return LinearMethod("scaled_exp", "bfloat16 on sm_90")
-    return LinearMethod("classic", "no device of compute capability 9.0")
+    return LinearMethod("classic", "not a device of compute capability 9.0")
 
 
 def _best(device: torch.device, linear_dtype: torch.dtype | None) -> Backend:
@@ -221,19 +225,19 @@ def _best(device: torch.device, linear_dtype: torch.dtype | None) -> Backend:
         )
     if exponentials and "triton" in candidates and availability("triton", device.type).usable:
         return "triton"
-    *first, last = candidates  # the last is chosen unseen: where it cannot run, it is its reason that counts
+    *first, last = candidates  # the last is not probed here: if it cannot run, its reason is the error
     return next((name for name in first if availability(name, device.type).usable), last)
 
 
 def select(device: torch.device, requested: Backend | None, linear_dtype: torch.dtype | None = None) -> Backend:
-    """The backend for tensors on ``device``: the one asked for, ``POPE_BACKEND``, or the best usable one.
+    """The backend for tensors on ``device``: ``requested``, else ``POPE_BACKEND``, else the best usable one.
 
-    The best is "cpu" for CPU tensors, and on GPUs "cuda" where that was built and fits the device, else "triton";
-    but for the ``linear_*`` operations, whose products are in ``linear_dtype``, "triton" wherever `linear_method` is
-    "scaled_exp".
+    The best is "cpu" for CPU tensors; on GPUs it is "cuda" if that was built and supports the device, otherwise
+    "triton". For ``linear_*`` operations (``linear_dtype`` is the dtype of their products) it is "triton" if
+    `linear_method` is "scaled_exp".
 
     Raises:
-        ValueError: the name is unknown, or a backend for CPU tensors is asked for on another device.
+        ValueError: the name is unknown, or a CPU backend is requested for another device.
         RuntimeError: the backend cannot run here; the message says why.
     """
     name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or _best(device, linear_dtype)
@@ -248,15 +252,15 @@ def select(device: torch.device, requested: Backend | None, linear_dtype: torch.
     return backend
 
 
-# A trace may keep the choice: devices and installations do not change. This is torch.compiler.assume_constant_result
-# without its import of the whole compiler, which takes as long as that of torch.
+# A trace may treat the choice as constant: devices and installations do not change. This does what
+# torch.compiler.assume_constant_result does, without importing the compiler, which takes as long as importing torch.
 select._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(device: torch.device) -> list[tuple[str, str, str]]:
     """For every public operation: its name, the backend that None means for tensors on ``device``, and why.
 
-    The linear operations are shown as they run in bfloat16.
+    For the linear operations this is the choice in bfloat16.
     """
     rows = []
     for op in OPS:
@@ -276,5 +280,5 @@ def explain(device: torch.device) -> list[tuple[str, str, str]]:
 
 
 def kernels(backend: str) -> Kernels:
-    """The module of a backend; ImportError where it cannot be loaded, which :func:`select` would have refused."""
+    """The module of a backend; raises ImportError if it cannot be loaded (:func:`select` refuses such a backend)."""
     return cast(Kernels, importlib.import_module(BACKENDS[cast(Backend, backend)].module))

@@ -1,6 +1,6 @@
-"""What the code around the kernels may assume of a type of device; everything about devices that is not a kernel.
+"""What the code outside the kernels assumes about each type of device.
 
-A backend for another type of device (say ``xpu``) adds a row to `DEVICES`.
+A backend for another type of device (e.g. ``xpu``) adds a row to `DEVICES`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 
 
 class DeviceType(NamedTuple):
-    """The facts of one type of device."""
+    """The properties of one type of device."""
 
-    #: The key under which ``torch.library`` finds an operator for tensors of this type.
+    #: The ``torch.library`` dispatch key of its tensors.
     dispatch_key: str
 
-    #: Whether the host runs ahead of the device, so that reading a value means waiting for it. Values are then checked
-    #: by the kernels, which answer with NaN and with ``SlateValues.sound``, and nothing is read back for a shortcut.
+    #: Whether the host runs ahead of the device, so that reading a value synchronises. If so, kernels check values
+    #: (they report with NaN and ``SlateValues.valid``), and nothing is read back.
     asynchronous: bool
 
-    #: Default budget of the logits buffer of the ``linear_*`` operations, in bytes; see `default_chunk_bytes`.
+    #: Least default size of the logits buffer of the ``linear_*`` operations, in bytes; see `default_chunk_bytes`.
     chunk_bytes: int
 
-    #: Whether a product of two dtypes copies its operands, so that it is better done for some rows at a time.
+    #: Whether an elementwise product of two dtypes copies its operands, so that it is done for some rows at a time.
     mixed_product_copies: bool
 
-    #: Whether work of the current stream is being captured in a graph, so that nothing may be read back.
+    #: Whether the current stream is being captured in a graph, so that nothing may be read back.
     capturing: Callable[[], bool]
 
 
@@ -38,19 +38,19 @@ DEVICES = {
     "cuda": DeviceType("CUDA", True, 512 << 20, False, torch.cuda.is_current_stream_capturing),
 }
 
-#: Of any other: as a GPU, but nothing is known to capture its work. Only the reference serves tensors there.
+#: Any other type is treated as a GPU without graph capture. Only the reference runs on it.
 _OTHER = DEVICES["cuda"]._replace(capturing=lambda: False)
 
 
 def device_type(device: torch.device) -> DeviceType:
-    """The facts of the type of ``device``."""
+    """The properties of the type of ``device``."""
     return DEVICES.get(device.type, _OTHER)
 
 
 def default_chunk_bytes(device: torch.device) -> int:
-    """The default budget of the logits buffer on ``device``, in bytes.
+    """The default size of the logits buffer on ``device``, in bytes.
 
-    On a GPU it is 1/32 of the memory, if that is more: 80 GB hold all logits of 10,000 tokens of a vocabulary of 128k.
+    On a GPU it is 1/32 of the memory if that is more: with 80 GB, the logits of 10,000 tokens of a vocabulary of 128k.
     """
     least = device_type(device).chunk_bytes
     return max(least, torch.cuda.get_device_properties(device).total_memory // 32) if device.type == "cuda" else least

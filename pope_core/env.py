@@ -1,4 +1,4 @@
-"""``python -m pope_core.env``: versions, devices, and the backend that every operation takes here, with the reason."""
+"""``python -m pope_core.env``: versions, devices, and the backend that every operation uses here, with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _version_of(distribution: str) -> str:
 
 
 def _native_lines() -> list[tuple[str, str]]:
-    """Facts of the native extension, or why there is none."""
+    """Properties of the native extension, or why it is not usable."""
     usable, reason = availability("cpu", "cpu")
     if not usable:
         return [("native extension", reason)]

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses, from logits or straight from hidden states."""
+"""Log-probabilities of responses, from logits or directly from hidden states."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def packed(
 def compacts(hidden: torch.Tensor) -> bool:
     """Whether ignored positions are taken out before the lm_head.
 
-    The host has to count them, so on a GPU only padded batches are worth it.
+    The host must count them, so on a GPU this pays off for padded batches only.
     """
     return hidden.ndim == 3 or not device_type(hidden.device).asynchronous
 
 
 def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
-    """The dtype of the lm_head product: autocast's where it is on, else the common dtype of both."""
+    """The dtype of the lm_head product: autocast's if it is on, otherwise the common dtype of both."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -47,7 +47,7 @@ def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
 
 
 def check_head_options(logit_scale: float, logit_softcap: float | None, chunk_bytes: int | None) -> None:
-    # Kernels hold both, and the inverse of a cap, in float32.
+    # Kernels keep both, and the inverse of the softcap, in float32.
     if not 1e-30 <= logit_scale <= 1e30:
         raise ValueError(f"logit_scale: expected a number in [1e-30, 1e+30], got {logit_scale!r}")
     if logit_softcap is not None and not 1e-30 <= logit_softcap <= 1e30:
@@ -62,14 +62,14 @@ def check_reduction(reduction: str) -> None:
 
 
 def in_layout_of(labels: torch.Tensor, logprobs: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Log-probabilities of single tokens where their labels stand: undoes the causal shift of padded labels."""
+    """Token log-probabilities at the positions of their labels: undoes the causal shift of padded labels."""
     if reduction != "none" or labels.ndim == 1:
         return logprobs
     return F.pad(logprobs.reshape(labels.shape)[:, :-1], (1, 0))
 
 
 def wanted(tensor: torch.Tensor | None) -> bool:
-    """Whether autograd is going to ask for the gradient of an argument."""
+    """Whether autograd needs the gradient of an argument."""
     return torch.is_grad_enabled() and tensor is not None and tensor.requires_grad
 
 
@@ -88,25 +88,26 @@ def response_logprobs(
         token = logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
         torch.segment_reduce(token, "sum", offsets=response_offsets)
 
-    reading the logits once and holding nothing of their size; backward reads them once and writes their gradient.
+    The forward reads the logits once and allocates nothing of their size; backward reads them once and writes their
+    gradient.
 
     Args:
-        logits: ``[N, V]``, row ``n`` predicting ``labels[n]``; or the Hugging Face shape ``[R, L, V]``, row ``t``
-            predicting the label at ``t + 1`` (the causal shift is done here). float32, float64, bfloat16 or float16;
-            arithmetic in float32 (float64 for float64).
-        labels: ``[N]`` or ``[R, L]`` token ids, -100 where no response token stands.
-        response_offsets: ``[R + 1]``, response ``r`` being tokens ``[offsets[r], offsets[r + 1])``; only with packed
-            logits. Offsets may stay on the CPU.
+        logits: ``[N, V]``, where row ``n`` predicts ``labels[n]``; or the Hugging Face shape ``[R, L, V]``, where row
+            ``t`` predicts the label at ``t + 1`` (the causal shift is done here). float32, float64, bfloat16 or
+            float16; arithmetic is in float32 (float64 for float64).
+        labels: ``[N]`` or ``[R, L]`` token ids, -100 outside the response.
+        response_offsets: ``[R + 1]``; response ``r`` is tokens ``[offsets[r], offsets[r + 1])``; only with packed
+            logits. Offsets may be on the CPU.
         reduction: "sum" for totals; "mean" divides them by the number of response tokens; "none" gives the
             log-probability of every token in the layout of ``labels``, 0 where they are -100.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
-        ``[R]`` nats (with "none" ``[N]`` or ``[R, L]``), differentiable; float64 for float64 logits, else float32.
+        ``[R]`` nats (with "none" ``[N]`` or ``[R, L]``), differentiable; float64 for float64 logits, otherwise float32.
 
     Raises:
-        ValueError: shapes, dtypes, devices, offsets or labels do not fit; a response has no token; NaN or +inf in a
-            row.
+        ValueError: shapes, dtypes, devices, offsets or labels are invalid; a response has no token; a row has NaN or
+            +inf.
         RuntimeError: the backend cannot run here.
 
     Source: method.md section 1; POPE (arXiv 2509.19333), the token-level action.
@@ -146,22 +147,22 @@ def linear_response_logprobs(
         logits = logit_softcap * torch.tanh(logits / logit_softcap)   # if logit_softcap is given
         response_logprobs(logits, labels, ...)
 
-    The upstream gradient of each response is unknown in the forward. With a frozen head that costs nothing (4NDV: the
-    gradient of every token is formed unscaled and scaled later); with a trainable head or bias backward computes the
-    logits a second time (8NDV). Where the loss is POPE's, :func:`linear_pope_loss` needs 6NDV.
+    The upstream gradient of each response is unknown in the forward. With a frozen head this costs nothing (4NDV: the
+    forward computes the unscaled gradient of every token, backward scales it); with a trainable head or bias, backward
+    computes the logits a second time (8NDV). For the POPE loss use :func:`linear_pope_loss`, which needs 6NDV.
 
     Args:
-        hidden: ``[N, D]`` or ``[R, L, D]``, as ``logits`` in :func:`response_logprobs`; the ignored positions of the
-            latter never reach the product.
+        hidden: ``[N, D]`` or ``[R, L, D]``, as ``logits`` in :func:`response_logprobs`; ignored positions of padded
+            states are left out of the product.
         lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on.
         labels: ``[N]`` or ``[R, L]``.
         lm_head_bias: ``[V]``.
-        response_offsets: ``[R + 1]``; only with packed ``hidden``. On the CPU they spare a GPU a wait.
+        response_offsets: ``[R + 1]``; only with packed ``hidden``. If they are on the CPU, the GPU is not synchronised.
         reduction: as in :func:`response_logprobs`.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 36 MiB on CPU, or for more where the
-            float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
+        chunk_bytes: size of the logits buffer; None for 36 MiB on CPU and 1/32 of the memory (at least 512 MiB) on GPU,
+            or more if the float32 sum of a trained bfloat16 head's gradient needs that memory anyway (docs/kernels.md).
         backend: as in :func:`response_logprobs`.
 
     Returns:
@@ -169,7 +170,7 @@ def linear_response_logprobs(
         ``lm_head_bias``.
 
     Raises:
-        ValueError: as :func:`response_logprobs`, and for a head that does not fit ``hidden``.
+        ValueError: as :func:`response_logprobs`, and if the head's shape or dtype does not match ``hidden``.
         RuntimeError: the backend cannot run here.
 
     Source: method.md section 1.

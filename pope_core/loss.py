@@ -36,25 +36,26 @@ def slate_objective(
         slate_sum = lambda x: torch.segment_reduce(x, "sum", offsets=slate_offsets)
         value = (slate_sum(weights * rewards) / slate_sum(weights)).mean()
 
-    The gradient goes through the weights and through the rewards. Arithmetic is in float64 and in log space.
+    The gradient flows through the weights and the rewards. Arithmetic is in float64 and in log space.
 
     Args:
-        response_logprobs: ``[R]`` nats, totals under the policy, as :func:`pope_core.response_logprobs` gives them.
-        logging_logprobs: ``[R]`` nats, totals under the policy that wrote the log.
+        response_logprobs: ``[R]`` nats, totals under the policy, as :func:`pope_core.response_logprobs` returns them.
+        logging_logprobs: ``[R]`` nats, totals under the logging policy.
         utility: ``[R]`` people's feedback, normally in [0, 1].
-        slate_offsets: ``[S + 1]``, slate ``q`` being responses ``[offsets[q], offsets[q + 1])``; any mix of sizes.
-        tokens: ``[R]`` response tokens of the policy; needed where the objective is length-normalised, as by default.
-        objective: what the value is; see :class:`pope_core.Objective`.
-        num_slates: denominator in place of the number of slates in the call, so that micro-batches of a larger batch
-            add up to it exactly; not with ``normalization="batch"``.
+        slate_offsets: ``[S + 1]``; slate ``q`` is responses ``[offsets[q], offsets[q + 1])``; any mix of sizes.
+        tokens: ``[R]`` number of tokens of each response under the policy's tokenizer; required if the objective is
+            length-normalised (the default).
+        objective: the options of the value; see :class:`pope_core.Objective`.
+        num_slates: denominator instead of the number of slates in the call, so that the losses of micro-batches add up
+            exactly to that of the full batch; not with ``normalization="batch"``.
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
-        :class:`PopeLossOutput`; float64 for float64 log-probabilities, else float32.
+        :class:`PopeLossOutput`; float64 for float64 log-probabilities, otherwise float32.
 
     Raises:
-        ValueError: a shape, offset or number that does not fit, with the response and slate it was found in; missing
-            ``tokens``; a log-weight above 80 without a maximum weight.
+        ValueError: an invalid shape, offset or number (the message names the response and slate); missing ``tokens``; a
+            log-weight above 80 nats without a maximum weight.
         RuntimeError: the backend cannot run here.
 
     Source: method.md sections 2-4; POPE (arXiv 2509.19333), Eqs. (3)-(13).
@@ -115,12 +116,12 @@ def pope_loss(
         totals = torch.segment_reduce(token, "sum", offsets=response_offsets)
         slate_objective(totals, logging_logprobs, utility, slate_offsets, tokens=response_offsets.diff())
 
-    The logits are read once in the forward and once in backward, which writes their gradient; nothing else of their
-    size exists. The response tokens are counted here.
+    The forward reads the logits once; backward reads them once and writes their gradient. No other tensor of their size
+    is allocated. Response tokens are counted here.
 
     Args:
         logits: ``[N, V]`` aligned with ``labels``, or ``[R, L, V]`` as a causal language model returns them.
-        labels: ``[N]``, or ``[R, L]`` with -100 where no response token stands.
+        labels: ``[N]``, or ``[R, L]`` with -100 outside the response.
         logging_logprobs, utility, slate_offsets, objective, num_slates, backend: as in :func:`slate_objective`.
         response_offsets: ``[R + 1]``, tokens per response; only with packed logits.
 
@@ -178,25 +179,26 @@ def linear_pope_loss(
         logits = logit_softcap * torch.tanh(logits / logit_softcap)   # if logit_softcap is given
         pope_loss(logits, labels, logging_logprobs, utility, slate_offsets, ...)
 
-    Every token of a response shares one gradient coefficient, known as soon as the response's (or its slate's)
-    log-probabilities are, so each chunk of logits becomes its gradient in place: three matrix products (6NDV) with a
-    trainable head, two (4NDV) with a frozen one, against four for a fused per-token log-probability. A slate (with
-    weighting="response" and normalization="none": a response; with normalization="batch": the call) that exceeds
-    ``chunk_bytes`` on its own computes its logits twice. Responses with a gradient of exactly zero (diversity_weight=0)
-    join no product but the first. Only wanted gradients are computed, in the forward; backward scales them.
+    All tokens of a response share one gradient coefficient, which is known as soon as the log-probabilities of the
+    response (or of its slate) are. So each chunk of logits is overwritten by its gradient: three matrix products (6NDV)
+    with a trainable head, two (4NDV) with a frozen one, against four for a fused per-token log-probability. The logits
+    of a slate that alone exceeds ``chunk_bytes`` are computed twice (with weighting="response" and normalization="none"
+    this applies to a response, with normalization="batch" to the call). Responses whose gradient is exactly zero
+    (diversity_weight=0) take part in the first product only. The forward computes the required gradients; backward
+    scales them.
 
     Args:
-        hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; its
-            ignored positions never reach the product.
-        lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. Over several chunks
-            the gradient of a 16-bit head is summed in float32; one chunk needs one product.
+        hidden: ``[N, D]`` aligned with ``labels``, or ``[R, L, D]`` as a causal transformer body returns them; ignored
+            positions are left out of the product.
+        lm_head_weight: ``[V, D]``, in the dtype of ``hidden`` unless autocast is on. The gradient of a 16-bit head is
+            summed over chunks in float32; with one chunk there is no sum.
         labels, logging_logprobs, utility, slate_offsets, response_offsets, objective, num_slates: as in
-            :func:`pope_loss`. Offsets on the CPU spare a GPU a wait (docs/kernels.md).
+            :func:`pope_loss`. With offsets on the CPU the GPU is not synchronised (docs/kernels.md).
         lm_head_bias: ``[V]``.
         logit_scale: factor of the logits, > 0.
         logit_softcap: bound of the logits, > 0 (Gemma).
-        chunk_bytes: budget of the logits buffer; None for 512 MiB on GPU and 36 MiB on CPU, or for more where the
-            float32 sum of a trained bfloat16 head's gradient takes that anyway (docs/kernels.md).
+        chunk_bytes: size of the logits buffer; None for 36 MiB on CPU and 1/32 of the memory (at least 512 MiB) on GPU,
+            or more if the float32 sum of a trained bfloat16 head's gradient needs that memory anyway (docs/kernels.md).
         backend: "cpu", "cuda", "triton", "reference" or None for the best one that runs here.
 
     Returns:
@@ -204,7 +206,7 @@ def linear_pope_loss(
         ``lm_head_bias``.
 
     Raises:
-        ValueError: as :func:`pope_loss`, and for a head that does not fit ``hidden``.
+        ValueError: as :func:`pope_loss`, and if the head's shape or dtype does not match ``hidden``.
         RuntimeError: the backend cannot run here.
 
     Source: method.md sections 1-4; POPE (arXiv 2509.19333).
@@ -281,7 +283,7 @@ def check_num_slates(objective: Objective, num_slates: int | None) -> None:
 def check_log_data(
     logging_logprobs: torch.Tensor, utility: torch.Tensor, slate_offsets: torch.Tensor, num_responses: int
 ) -> None:
-    """Shapes of what the log brings."""
+    """Check the shapes of the logged data."""
     for name, value in (("logging_logprobs", logging_logprobs), ("utility", utility)):
         _checks.per_response(name, value, num_responses)
         _checks.data_only(name, value)
@@ -310,7 +312,7 @@ def as_dtype(output: PopeLossOutput, dtype: torch.dtype) -> PopeLossOutput:
 
 
 def output_of(value: torch.Tensor, rest: list[torch.Tensor], response_logprobs: torch.Tensor) -> PopeLossOutput:
-    """Name an operator's outputs; everything but the loss leaves the graph."""
+    """Name an operator's outputs and detach all but the loss."""
     utility_value, diversity_value, log_weights, weights, effective_sample_size, clip_fraction = rest
     return PopeLossOutput(
         loss=-value,

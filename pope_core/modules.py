@@ -1,4 +1,4 @@
-"""The losses as modules: an objective that is chosen once. They have no parameters."""
+"""The losses as modules that fix the objective; they have no parameters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class PopeLoss(torch.nn.Module):
         response_offsets: torch.Tensor | None = None,  # [R + 1]
         num_slates: int | None = None,
     ) -> PopeLossOutput:
-        """As :func:`pope_loss`."""
+        """As :func:`pope_loss`: ``[N, V]`` or ``[R, L, V]`` logits to a :class:`PopeLossOutput`; raises the same
+        errors.
+        """
         return pope_loss(
             logits,
             labels,
@@ -53,7 +55,7 @@ class PopeLoss(torch.nn.Module):
 class LinearPopeLoss(torch.nn.Module):
     """:func:`linear_pope_loss` with its objective and the form of the logits fixed; the module has no parameters.
 
-    The language-model head stays with the model: its matrix is an argument of ``forward``.
+    The head's matrix belongs to the model and is an argument of ``forward``.
     """
 
     def __init__(
@@ -85,7 +87,8 @@ class LinearPopeLoss(torch.nn.Module):
         response_offsets: torch.Tensor | None = None,  # [R + 1]
         num_slates: int | None = None,
     ) -> PopeLossOutput:
-        """As :func:`linear_pope_loss`."""
+        """As :func:`linear_pope_loss`: ``[N, D]`` or ``[R, L, D]`` hidden states to a :class:`PopeLossOutput`; raises
+        the same errors."""
         return linear_pope_loss(
             hidden,
             lm_head_weight,

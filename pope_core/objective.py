@@ -1,4 +1,7 @@
-"""`Objective`: what a policy is worth, as one value that travels whole. Imports no torch: a command line reads it."""
+"""`Objective`: all options of the training and evaluation objective in one value.
+
+Imports no torch, so that a command line can read the options quickly.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ Normalization = Literal["none", "slate", "batch"]
 UtilityForm = Literal["feedback", "log_likelihood"]
 DiversityForm = Literal["neg_log_prob", "entropy"]
 
-#: The options that are one of a few names, and these names.
+#: The options that are chosen by name, and their allowed names.
 CHOICES: dict[str, tuple[str, ...]] = {
     "weighting": get_args(Weighting),
     "normalization": get_args(Normalization),
@@ -26,18 +29,19 @@ class Objective:
     """What is maximised in training or estimated in evaluation: ``V = V_CU + diversity_weight * V_Div``.
 
     ``Objective()`` is what training maximises, with the defaults that docs/defaults.md measured;
-    :meth:`Objective.evaluation` is what evaluation estimates. Everything that offers these options (losses, estimators,
-    `PopeConfig`, the command line) takes them from here.
+    :meth:`Objective.evaluation` is what evaluation estimates. Losses, estimators, `PopeConfig` and the command line all
+    take these options from here.
 
     Attributes:
         diversity_weight: alpha >= 0, the weight of diversity against utility.
         weighting: importance weights per "response" (decomposed), per "slate" (the product over its responses), or the
-            "geometric" mean of the slate's (its k-th root).
+            "geometric" mean over the slate's responses (the k-th root of the product).
         normalization: "none"; "slate" divides by the slate's sum of weights; "batch" by the sum over the call (SNIPS).
-        clip: the maximum importance weight, applied in log space; None for no maximum, and an error above ``exp(80)``.
+        clip: the maximum importance weight, applied in log space; with None there is none, and a weight above
+            ``exp(80)`` is an error.
         utility_form: reward "feedback", the utility itself, or "log_likelihood", utility times log-probability.
         diversity_form: "neg_log_prob", ``-l``, or "entropy", ``-exp(l) l``.
-        length_normalize: ``l`` is the mean log-probability per token (biased, less variance), not the total. Both
+        length_normalize: ``l`` is the mean log-probability per token instead of the total (biased, less variance). Both
             policies' totals are divided by the number of tokens of the evaluated policy.
 
     Raises:
@@ -73,7 +77,7 @@ class Objective:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        # Plain comparisons (NaN fails them too): a trace may hold these numbers as symbols.
+        # Plain comparisons (NaN fails them too), because in a torch.compile trace these numbers may be symbolic.
         if not 0 <= self.diversity_weight < math.inf:
             raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
         if self.clip is not None and not 0 < self.clip < math.inf:
@@ -85,12 +89,12 @@ class Objective:
     def evaluation(cls) -> Objective:
         """What evaluation estimates: the utility under the policy, by true weights, self-normalised over the whole log.
 
-        It differs from the training objective because it answers another question. Training compares the responses of
-        one slate, which tells it where to move; an evaluation reports a value. Weights that are normalised within each
-        slate forget how much of the policy's probability the slate holds, and length-normalised ones show a direction
-        and no value. A maximum weight trades bias for variance, which an optimiser wants and a reader of the value has
-        to be told. Diversity, the entropy of the policy, is shown beside V_CU and has no weight in V: with
-        self-normalised weights it grows as a policy leaves the log, and no policy may win by that.
+        It differs from the training objective because training needs a direction, found by comparing the responses of
+        one slate, and evaluation needs a value. Weights that are normalised within each slate ignore how much of the
+        policy's probability the slate has, and length-normalised weights show a direction but not a value. A maximum
+        weight trades bias for variance, which helps an optimiser but biases a reported value. Diversity, the entropy of
+        the policy, is shown next to V_CU and has no weight in V: with self-normalised weights it grows as a policy
+        moves away from the log, and a policy must not win by that.
         """
         return cls(
             diversity_weight=0.0,
@@ -102,12 +106,12 @@ class Objective:
 
     @property
     def self_normalized(self) -> bool:
-        """Whether weights are divided by a sum of weights, so that only their ratios count."""
+        """Whether weights are divided by a sum of weights, so that only their ratios matter."""
         return self.normalization != "none"
 
     @property
     def couples_slates(self) -> bool:
-        """Whether the value is no mean over slates: it needs all of them at once."""
+        """Whether the value needs all slates at once, i.e. is not a mean over slates."""
         return self.normalization == "batch"
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,10 +120,10 @@ class Objective:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Objective:
-        """The inverse of :meth:`to_dict`; options that are missing have their defaults.
+        """The inverse of :meth:`to_dict`; missing options get their defaults.
 
         Raises:
-            ValueError: an option that does not exist, or a value that does not fit.
+            ValueError: an unknown option, or an invalid value.
         """
         names = [each.name for each in fields(cls)]
         if unknown := sorted(set(options) - set(names)):

@@ -1,8 +1,8 @@
 """The specification in plain float64 PyTorch: slow, obvious, differentiable by autograd.
 
-Every public operation of ``pope_core`` has its twin here under the same name; the kernels are tested against these. The
-equation numbers are those of POPE (arXiv 2509.19333) as read in ``docs/method.md``; they appear nowhere else in the
-code.
+Every public operation of ``pope_core`` has a float64 version here under the same name and with the same arguments; the
+kernels are tested against these. Equation numbers are those of POPE (arXiv 2509.19333), as explained in
+``docs/method.md``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def response_logprobs(
     response_offsets: torch.Tensor | None = None,  # [R + 1]
     reduction: Reduction = "sum",
 ) -> torch.Tensor:
-    """Eq. (1): ``sum_t log pi(y_t | q, y_<t)`` ``[R]``; with "mean" divided by ``|y|``, with "none" its terms."""
+    """Eq. (1): ``sum_t log pi(y_t | q, y_<t)`` ``[R]``; "mean" divides it by ``|y|``, "none" returns its terms."""
     given = labels
     if logits.ndim == 3:
         logits, labels, response_offsets = flatten_padded(logits, labels)
@@ -82,7 +82,7 @@ def slate_objective(
     _checks.finite("response_logprobs", response_logprobs, slate_offsets)
     l_theta, l_0, u = response_logprobs.double(), logging_logprobs.double(), utility.double()
     totals = l_theta.detach()
-    if objective.length_normalize:  # Eq. (1): both by the evaluated policy's |y|
+    if objective.length_normalize:  # Eq. (1): divide both by the evaluated policy's |y|
         assert tokens is not None, "totals are divided by the numbers of tokens"
         _checks.positive_tokens(tokens)
         l_theta, l_0 = l_theta / tokens, l_0 / tokens
@@ -93,7 +93,7 @@ def slate_objective(
     def slate_sum(values: torch.Tensor) -> torch.Tensor:  # [R] -> [S]
         return values.new_zeros(num).index_add(0, slate, values)
 
-    # Eq. (2) and the weights: a ratio is always a difference of log-probabilities.
+    # Eq. (2) and the weights: ratios are computed as differences of log-probabilities.
     log_w = l_theta - l_0  # [R]
     log_slate = slate_sum(log_w)  # [S] log W_q
     log_omega = {"response": log_w, "slate": log_slate[slate], "geometric": (log_slate / k)[slate]}[weighting]
@@ -108,8 +108,8 @@ def slate_objective(
     cu = u if objective.utility_form == "feedback" else u * l_theta
     dv = -l_theta if objective.diversity_form == "neg_log_prob" else -l_theta.exp() * l_theta
 
-    # Eqs. (6)-(10): the same weighted sum for both parts. Normalised forms are quotients, so the weights may be shifted
-    # in log space first: the ratio is the same and nothing underflows to 0/0.
+    # Eqs. (6)-(10): the same weighted sum for both parts. Normalised forms are quotients, so the weights are first
+    # shifted in log space: the quotient is the same and never 0/0.
     def estimate(reward: torch.Tensor) -> torch.Tensor:
         if normalization == "none":
             return (slate_sum(omega * reward) / k).sum() / (num_slates or num)

@@ -1,4 +1,4 @@
-"""Ragged containers: responses in tokens and slates in responses, both as CSR offsets (as ``cu_seqlens``)."""
+"""Ragged layouts: tokens grouped into responses and responses into slates, by CSR offsets (like ``cu_seqlens``)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .types import IGNORE_INDEX
 
 
 class LogData(NamedTuple):
-    """What the log brings to a batch, in the order of the losses' arguments: data of responses, grouped by offsets.
+    """The logged data of a batch, one number per response, in the order of the losses' arguments.
 
-    Lengths of slates are ``slate_offsets.diff()`` wherever they are wanted; nothing else describes the grouping.
+    Only ``slate_offsets`` describes the grouping; the sizes of slates are ``slate_offsets.diff()``.
     """
 
     logging_logprobs: torch.Tensor  # [R] nats, totals under the logging policy
@@ -37,8 +37,8 @@ def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
         ``[n + 1]`` int64 on the device of ``lengths``.
 
     Raises:
-        ValueError: ``lengths`` is empty, not one-dimensional, or holds something else than positive integers (the
-            values of tensors on a GPU are not read: the operators check offsets).
+        ValueError: ``lengths`` is empty, not one-dimensional, or has elements that are not positive integers (values on
+            a GPU are not read here; the operators check offsets).
     """
     lengths = torch.as_tensor(lengths)
     if lengths.ndim != 1 or lengths.numel() == 0:
@@ -53,7 +53,7 @@ def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
 
 def flatten_padded(
     rows: torch.Tensor,  # [R, L, C] logits or hidden states
-    labels: torch.Tensor,  # [R, L], -100 where no response token stands
+    labels: torch.Tensor,  # [R, L], -100 outside the response
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """View a Hugging Face batch as the packed layout: rows ``[R*L, C]``, labels ``[R*L]``, response offsets ``[R+1]``.
 
@@ -67,7 +67,7 @@ def flatten_padded(
 
 
 def token_counts(labels: torch.Tensor, response_offsets: torch.Tensor) -> torch.Tensor:
-    """Response tokens of each response: of the packed ``labels`` ``[N]`` those that are not -100. ``[R]`` int64."""
+    """The number of tokens of each response: how many of its packed ``labels`` ``[N]`` are not -100. ``[R]`` int64."""
     before = F.pad((labels != IGNORE_INDEX).to(torch.int64).cumsum(0), (1, 0))  # [N + 1]
     return before[response_offsets.to(labels.device, torch.int64, non_blocking=True)].diff()
 

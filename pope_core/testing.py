@@ -1,4 +1,4 @@
-"""Random slates and error bounds for tests and benchmarks: of this library, and of code built on it."""
+"""Random slates and error bounds for tests and benchmarks of this library and of code built on it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def _targets() -> list[Target]:
     return [target for target in every if availability(target.backend, target.device).usable]
 
 
-#: Where every op is tested: each backend on each device that it can run on here. Triton serves the CPU only while its
-#: interpreter is on, and then no GPU.
+#: The backends and devices on which every op is tested: all that run here. Triton supports the CPU only in its
+#: interpreter mode, and then no GPU.
 TARGETS: list[Target]
 
 
-def __getattr__(name: str) -> list[Target]:  # to find out imports what each backend needs, and runs a kernel
+def __getattr__(name: str) -> list[Target]:  # lazy: it imports every backend and runs a kernel
     if name == "TARGETS":
         return _targets()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> list[Target]:  # to find out imports what each bac
 
 @dataclass(frozen=True)
 class SlateProblem:
-    """Everything the public functions take, in the packed layout; tensors share a seed, so a problem can be rebuilt."""
+    """All arguments of the public functions, in the packed layout."""
 
     hidden: torch.Tensor  # [N, D]
     lm_head_weight: torch.Tensor  # [V, D]
@@ -63,12 +63,12 @@ class SlateProblem:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """Response tokens, ``[R]``."""
+        """Number of tokens of each response, ``[R]``."""
         return self.response_offsets.diff()
 
     @property
     def log_data(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the log brings: ``logging_logprobs``, ``utility``, ``slate_offsets``, in the order of the arguments."""
+        """The logged data ``logging_logprobs``, ``utility``, ``slate_offsets``, in the order of the arguments."""
         return self.logging_logprobs, self.utility, self.slate_offsets
 
     def to(self, device: str) -> SlateProblem:
@@ -79,7 +79,7 @@ class SlateProblem:
         """Packed ``rows`` [N, C] and the labels in the Hugging Face layout: ``[R, L, C]`` and ``[R, L]``.
 
         ``prompt`` (>= 1) positions without a label come first; the last of them predicts the first response token.
-        What no response token needs is filled with ones.
+        Other rows are filled with ones.
         """
         lengths = self.response_offsets.diff().tolist()
         labels = self.labels.new_full((len(lengths), prompt + max(lengths) + 1), IGNORE_INDEX)
@@ -99,14 +99,14 @@ def make_slates(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> SlateProblem:
-    """Ragged random slates on the CPU, the same for the same arguments whatever the global random state.
+    """Ragged random slates on the CPU, determined by the arguments alone, not by the global random state.
 
     Logits are about standard normal and logging log-probabilities near those of the policy, so weights are of order 1.
     All log-probabilities are totals.
 
     Args:
         slate_sizes: responses per slate.
-        tokens: least and greatest number of tokens of a response.
+        tokens: minimum and maximum number of tokens of a response.
         vocab, width: V and D.
         dtype: of ``hidden``, the head and the bias; log data are float32, or float64 for float64.
         seed: of all numbers.

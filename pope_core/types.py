@@ -1,4 +1,4 @@
-"""Constants of the layouts, and what the losses give back."""
+"""Shared constants and type names, and the output of the losses."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from pope_kernels.values import MAX_LOG_WEIGHT as MAX_LOG_WEIGHT
 
 Reduction = Literal["sum", "mean", "none"]
-#: The names in ``pope_core.backends.BACKENDS``, and the reference.
+#: The keys of ``pope_core.backends.BACKENDS``, and "reference".
 Backend = Literal["cpu", "cuda", "triton", "reference"]
 
-#: The label of a position that holds no response token (the Hugging Face convention).
+#: The label of a position without a response token (the Hugging Face convention).
 IGNORE_INDEX = -100
 
 
 class PopeLossOutput(NamedTuple):
-    """The loss and everything worth logging about it; all but ``loss`` are detached from the graph.
+    """The loss and its diagnostics; all fields but ``loss`` are detached from the graph.
 
     ``response_logprobs`` are totals over the response's tokens. ``log_weights`` are raw (before the maximum is
-    applied), per token where the objective is length-normalised; ``weights`` are those actually used, one per response
-    (a slate's responses share theirs unless ``weighting="response"``). ``effective_sample_size`` is
-    ``(sum w)^2 / sum w^2`` of the raw weights, counted over responses for ``weighting="response"`` and over slates
-    otherwise; ``clip_fraction`` is the share of those same weights above ``clip``.
+    applied), and per token if the objective is length-normalised; ``weights`` are the weights used, one per response
+    (the responses of a slate share one unless ``weighting="response"``). ``effective_sample_size`` is ``(sum w)^2 / sum
+    w^2`` of the raw weights, counted over responses for ``weighting="response"`` and over slates otherwise;
+    ``clip_fraction`` is the share of these weights above ``clip``.
     """
 
     loss: torch.Tensor  # [] = -value, differentiable

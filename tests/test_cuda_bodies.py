@@ -140,7 +140,7 @@ def test_objective(bodies: ctypes.CDLL, option: tuple[str, str, float | None, st
     torch.testing.assert_close(got["coefficients"], expected.coefficients, **near)
     torch.testing.assert_close(got["token_coefficients"], expected_coefficients, **near)
     assert got["largest_slate"].item() == expected.largest_slate.item()
-    assert got["sound"].item()
+    assert got["valid"].item()
 
 
 def run_objective(
@@ -157,7 +157,7 @@ def run_objective(
     empty = torch.empty_like(utility)
     out = {name: empty.clone() for name in ("log_weights", "weights", "coefficients")}
     out |= {"scalars": empty.new_empty(6), "token_coefficients": torch.empty_like(token_logprobs)}
-    out |= {"largest_slate": torch.empty((), dtype=torch.int64), "sound": torch.empty((), dtype=torch.bool)}
+    out |= {"largest_slate": torch.empty((), dtype=torch.int64), "valid": torch.empty((), dtype=torch.bool)}
     out["response_logprobs"] = empty.clone()
     bodies.emulate_objective(
         pointer(token_logprobs),
@@ -180,7 +180,7 @@ def run_objective(
         ctypes.c_double(options.num_slates),
         *(pointer(out[name]) for name in ("scalars", "log_weights", "weights", "coefficients", "token_coefficients")),
         pointer(out["largest_slate"]),
-        pointer(out["sound"]),
+        pointer(out["valid"]),
         3,
         4,
     )
@@ -191,7 +191,7 @@ def run_objective(
     "fault",
     ["utility", "logging", "label", "empty response", "response offsets", "slate offsets", "slate order", "log-weight"],
 )
-def test_unsound_input_gives_nan_and_says_so(bodies: ctypes.CDLL, fault: str) -> None:
+def test_invalid_input_gives_nan_and_says_so(bodies: ctypes.CDLL, fault: str) -> None:
     p = make_slates((3, 1, 2), dtype=torch.float64)
     options = ObjectiveOptions(0.3, "response", "none", None, "feedback", "neg_log_prob", 3)
     token_logprobs = native.token_logprobs(p.logits, p.labels)[0]
@@ -212,5 +212,5 @@ def test_unsound_input_gives_nan_and_says_so(bodies: ctypes.CDLL, fault: str) ->
     else:
         p.logging_logprobs[4] = -200.0
     got = run_objective(bodies, options, token_logprobs, p.labels, p.response_offsets, *p.log_data)
-    assert not got["sound"].item()
+    assert not got["valid"].item()
     assert got["scalars"][0].isnan()

@@ -65,7 +65,7 @@ def test_the_page_and_the_picture(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "log.png")])
     assert result.exit_code == 0, result.output
     for line in (
-        "slates whose scores are all equal\t2 (66.7%)",
+        "slates with equal scores\t2 (66.7%)",
         "slates whose prompt is in the other log\t2 (66.7%)",
         "responses per slate\t1\t1.1\t2\t2.9\t3",
         "# propensities: behaviour_cloned",

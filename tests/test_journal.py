@@ -60,7 +60,7 @@ def test_a_changed_line_is_removed_and_counted(
         found = journal(path)
     assert dict(found) == {key: value for key, value in VALUES.items() if key != "b"}
     assert found.bad_lines == 1
-    assert "1 of 4 lines are unfinished or changed; what they held is done again" in caplog.text
+    assert "1 of 4 lines are unfinished or changed; their parts are done again" in caplog.text
     found.add("b", VALUES["b"])
     again = journal(path)
     assert (dict(again), again.bad_lines) == (VALUES, 0)

@@ -330,7 +330,7 @@ def test_a_changed_number_of_the_cache_is_computed_again(
     cache.write_text(cache.read_text().replace(number, wrong))
     after = score_slates(SLATES, model, tokenizer, **options)
     assert totals_of(after) == totals_of(before)
-    assert "unfinished or changed; what they held is done again" in caplog.text
+    assert "unfinished or changed; their parts are done again" in caplog.text
 
 
 def test_any_model_is_scored_without_touching_what_the_slates_carry(tokenizer: PreTrainedTokenizerFast) -> None:

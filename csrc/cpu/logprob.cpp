@@ -1,4 +1,4 @@
-// Token log-probabilities, their gradient and their per-response sums: rows shared out over threads.
+// Token log-probabilities, their gradient and their per-response sums: rows distributed over threads.
 #include <algorithm>
 #include <cstring>
 
@@ -27,7 +27,7 @@ int64_t kept_tokens(const int64_t* labels, int64_t begin, int64_t end) {
     return count;
 }
 
-// A thread per 32k elements at most: waking one costs as much as that.
+// At most one thread per 32k elements: waking one costs as much as that.
 int useful_threads(const Matrix& m, int threads) {
     constexpr int64_t kGrain = 32768;
     return static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, m.rows * m.cols / kGrain)));

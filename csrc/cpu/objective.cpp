@@ -18,7 +18,7 @@ struct OneThread {
 }  // namespace
 
 void slate_objective(const ObjectiveInputs& in, const ObjectiveOptions& options, ObjectiveOutputs& out) {
-    bool sound = true;
+    bool valid = true;
     const ObjectiveTarget<double> target{&out.value,
                                          &out.utility_value,
                                          &out.diversity_value,
@@ -29,7 +29,7 @@ void slate_objective(const ObjectiveInputs& in, const ObjectiveOptions& options,
                                          out.coefficients,
                                          &out.largest_log_weight,
                                          &out.largest_slate,
-                                         &sound};
+                                         &valid};
     OneThread thread;
     evaluate_objective(thread, in, options, target);
 }

@@ -1,6 +1,6 @@
 // The row kernels. This file is compiled once for every instruction set (CMakeLists.txt sets POPE_ISA and the compiler
-// flags); the loops are plain C++ that the compiler vectorises, so the same source serves x86 and Arm. Everything lives
-// in an unnamed namespace and uses no inline library templates: the linker must not merge code of different sets.
+// flags); the loops are plain C++ that the compiler vectorises, so the same source works for x86 and Arm. Everything
+// lives in an unnamed namespace and uses no inline library templates: the linker must not merge code of different sets.
 #include "rows.h"
 
 #include <cfloat>
@@ -66,7 +66,7 @@ inline void store(Float16* p, float value) {  // round to nearest even
     p->bits = static_cast<uint16_t>((magnitude >= 0x47800000u ? special : finite) | sign);
 }
 
-// exp for arguments <= 0 (a maximum or a log-sum-exp was subtracted; a rounding error above is fine), within 2 ulp.
+// exp for arguments <= 0 (after a maximum or log-sum-exp was subtracted; slightly above is fine), within 2 ulp.
 // Below the smallest normal float the result is about 1e-38 instead of 0; NaN stays NaN.
 inline float exp_nonpositive(float x) {
     x = x < -87.3f ? -87.3f : x;
@@ -109,8 +109,8 @@ inline Acc transformed(Acc x, Transform<Acc> t) {
     return kSoftcap ? t.softcap * tanh_of(scaled * t.inverse_softcap) : scaled;
 }
 
-// The sum over a block needs its maximum first. Memory is read once, and while the processor computes: the sum of one
-// block, which the L1 cache still holds, runs beside the maximum of the next.
+// The sum over a block needs its maximum first. One loop computes the sum of a block, which is still in the L1 cache,
+// and the maximum of the next, so memory is read once and while the processor computes.
 constexpr int64_t kBlock = 2048;
 
 template <class Acc>
@@ -158,7 +158,7 @@ void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Ac
         block = next;
         count = next_count;
     }
-    // A row of nothing but -inf: exp_nonpositive gives 1e-38 for it, not 0.
+    // A row of only -inf: exp_nonpositive gives 1e-38 for it, not 0.
     const double log_sum = top == kLowest<Acc> && !std::isnan(sum) ? -INFINITY : std::log(sum);
     *lse = static_cast<double>(top) + log_sum;
     *logprob = (transformed<kSoftcap>(static_cast<Acc>(load(row + label)), t) - top) - static_cast<Acc>(log_sum);
@@ -166,7 +166,7 @@ void forward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, Ac
 
 template <class T, class Acc, bool kSoftcap>
 void backward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, double lse, Acc coefficient, T* out) {
-    // In two parts, for logits of a thousand leave a float three digits: near the top, z - high is exact.
+    // In two parts, because at logits near 1000 a float has three decimals left; near the maximum, z - high is exact.
     const Acc high = static_cast<Acc>(lse);
     const Acc low = static_cast<Acc>(lse - static_cast<double>(high));
     const Acc target = transformed<kSoftcap>(static_cast<Acc>(load(row + label)), t);
@@ -182,7 +182,7 @@ void backward_row(const T* row, int64_t cols, int64_t label, Transform<Acc> t, d
         }
         store(out + i, grad);
     }
-    // The target's gradient is 1 - p, formed before rounding: as p -> 1 a read-modify-write in 16 bits would lose it.
+    // The target's gradient is 1 - p, computed before rounding: as p -> 1 a read-modify-write in 16 bits would lose it.
     Acc at_target = scaled_coefficient * static_cast<Acc>(-std::expm1(static_cast<double>(target) - lse));
     if (kSoftcap) {
         const Acc ratio = target * t.inverse_softcap;

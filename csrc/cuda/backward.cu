@@ -6,7 +6,7 @@
 namespace pope::cuda {
 namespace {
 
-// Three blocks with up to 80 registers a thread: a fourth would spill, and 48 KB in flight are enough.
+// Three blocks with up to 80 registers per thread: with four they would spill, and 48 KB in flight are enough.
 constexpr int kThreads = 256;
 constexpr int kBlocksPerProcessor = 3;
 

@@ -1,4 +1,4 @@
-// Log-probability of the label of every row: one block a row, one read.
+// Log-probability of the label of every row: one block per row, one read.
 #include "launch.cuh"
 #include "pope/cuda_ops.h"
 #include "rows.cuh"
@@ -6,7 +6,7 @@
 namespace pope::cuda {
 namespace {
 
-// With up to 64 registers a thread, at least four blocks share a processor: a row's last reduction hides behind the
+// With up to 64 registers per thread, at least four blocks share an SM: the last reduction of one row overlaps with the
 // reads of another.
 constexpr int kThreads = 256;
 constexpr int kBlocksPerProcessor = 4;

@@ -1,4 +1,4 @@
-// Sums over responses, and the objective: one block, for its numbers are few (one a response) and no atomics are
+// Sums over responses, and the objective in one block: there is only one number per response, and no atomics are
 // needed.
 #include "launch.cuh"
 #include "segments.cuh"
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kObjectiveWarps* kLanes, 1)
     seam_objective(block, in, options, out, seam);
 }
 
-constexpr int kSegmentWarps = 8;  // one a response
+constexpr int kSegmentWarps = 8;  // one per response
 
 template <class Real>
 __global__ void __launch_bounds__(kSegmentWarps* kLanes) sums_kernel(const Real* logprobs, Tokens tokens, Real* out) {

@@ -1,4 +1,5 @@
-// Elements of the storage types, sixteen bytes at a time. Host code too, so that the row loops can be tested on a CPU.
+// Elements of the storage types, sixteen bytes at a time. Also compiled for the host, so that the row loops can be
+// tested on a CPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -45,7 +46,7 @@ struct Storage<__half> {
     POPE_HOST_DEVICE static __half from(float x) { return __float2half_rn(x); }
 };
 
-// Logits are read once a pass and are larger than any cache: loads and stores do not stay in it.
+// Each pass reads the logits once, and they are larger than any cache: loads and stores bypass it.
 template <class T>
 POPE_HOST_DEVICE inline Pack<T> load_pack(const T* p) {
     Pack<T> pack;
@@ -69,8 +70,8 @@ POPE_HOST_DEVICE inline void store_pack(T* p, const Pack<T>& pack) {
 #endif
 }
 
-// How a run of elements splits into sixteen-byte packs: [0, head) before the first boundary, then `packs` packs, then a
-// tail. A pointer that shares no boundary with a second one is all head.
+// How a run of elements is split into sixteen-byte packs: [0, head) before the first boundary, then `packs` packs, then
+// a tail. If two pointers have no common boundary, everything is head.
 struct Split {
     int64_t head, packs;
 };

@@ -1,5 +1,5 @@
-// What one thread of a block does with a row of logits. The loops are shared out by (thread, threads) and hold nothing
-// in shared memory, so a test can run all threads in turn on a CPU.
+// What one thread of a block does with a row of logits. The loops are distributed by (thread, threads) and use no
+// shared memory, so a test can run all threads in turn on a CPU.
 #pragma once
 
 #include <cfloat>
@@ -10,11 +10,11 @@
 
 namespace pope::cuda {
 
-// Packs in flight per thread before the first is used: 64 bytes, which with 1024 threads a processor covers the latency
-// of the memory several times.
+// Packs in flight per thread before the first is used: 64 bytes, which with 1024 threads per SM covers the memory
+// latency several times.
 constexpr int kUnroll = 4;
 
-// Within a few units in the last place where the result matters; below the smallest normal float it is 0.
+// Within a few ulp; results below the smallest normal float are 0.
 POPE_HOST_DEVICE inline float exp_nonpositive(float x) {
 #ifdef __CUDA_ARCH__
     float power;
@@ -107,7 +107,7 @@ POPE_HOST_DEVICE Online<Acc> scan_row(const T* row, int64_t cols, Transform<Acc,
         Pack<T> packs[kUnroll];
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) packs[u] = load_pack(body + (p + u * threads) * kWidth);
-        // One rescaling of the sum for all of them: about one exponential an element.
+        // The sum is rescaled once for all of them: about one exponential per element.
         Acc z[kUnroll * kWidth];
 #pragma unroll
         for (int i = 0; i < kUnroll * kWidth; ++i) z[i] = transform(to_acc(packs[i / kWidth].x[i % kWidth]));
@@ -128,10 +128,10 @@ POPE_HOST_DEVICE Online<Acc> scan_row(const T* row, int64_t cols, Transform<Acc,
 template <class T, class Acc, bool kSoftcap>
 POPE_HOST_DEVICE void finish_row(const T* row, int64_t cols, int64_t label, Transform<Acc, kSoftcap> transform,
                                  Online<Acc> online, Acc* logprob, double* lse) {
-    // A row of nothing but -inf has a NaN log-probability.
+    // A row of only -inf has a NaN log-probability.
     const bool masked = online.top == Online<Acc>::kLowest && online.sum == online.sum;
     const double log_sum = masked ? -INFINITY : log(static_cast<double>(online.sum));
-    // From the same memory as the sum: a target taken from elsewhere could exceed it.
+    // Read from the same memory as the sum: a target computed separately could exceed it.
     const bool known = label >= 0 && label < cols;
     const Acc target = known ? transform(to_acc(row[label])) : static_cast<Acc>(NAN);
     *logprob = static_cast<Acc>(static_cast<double>(target - online.top) - log_sum);
@@ -148,13 +148,13 @@ struct RowGradient {
 
     POPE_HOST_DEVICE Acc log_p(Acc z) const {
         const Acc difference = (z - high) - low;
-        return difference > 0 ? Acc(0) : difference;  // rounding may leave a hair above 0 where p is 1; NaN stays
+        return difference > 0 ? Acc(0) : difference;  // rounding may give slightly more than 0 where p is 1; NaN stays
     }
     POPE_HOST_DEVICE T elsewhere(T x) const {
         const Acc z = transform(to_acc(x));
         return Storage<T>::from(-exp_nonpositive(log_p(z)) * coefficient * transform.slope(z));
     }
-    // 1 - p is formed before it is rounded: as p -> 1, 16 bits would lose it.
+    // 1 - p is computed before rounding: as p -> 1, 16 bits would lose it.
     POPE_HOST_DEVICE T at_target(T x) const {
         const Acc z = transform(to_acc(x));
         return Storage<T>::from(-expm1_of(log_p(z)) * coefficient * transform.slope(z));
@@ -162,7 +162,7 @@ struct RowGradient {
 
     POPE_HOST_DEVICE T one(T x, int64_t i) const { return i == label ? at_target(x) : elsewhere(x); }
 
-    // Elements are picked by comparison: an index known at run time would move the pack out of the registers.
+    // Elements are picked by comparison: a run-time index would move the pack out of registers.
     POPE_HOST_DEVICE void pack(Pack<T>& pack, int64_t begin) const {
         const int64_t hit = label - begin;
         const bool here = hit >= 0 && hit < Pack<T>::kWidth;
@@ -221,8 +221,8 @@ struct ZeroRow {
     }
 };
 
-// What a block does in backward: one piece of one row. Pieces fill the device when rows are few, and leave a short tail
-// when they are many.
+// What a block does in backward: one piece of one row. With few rows pieces fill the device; with many they leave a
+// short tail.
 constexpr int64_t kPieceBytes = 65536;
 
 template <class T, class Acc, bool kSoftcap>

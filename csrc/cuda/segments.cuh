@@ -9,12 +9,12 @@ struct Run {
     int64_t begin, end;
 };
 
-// The tokens of response r; none where its offsets do not fit.
+// The tokens of response r; none if its offsets are invalid.
 POPE_HOST_DEVICE inline Run run_of(const Tokens& tokens, int64_t r) {
     const Run run{tokens.response_offsets[r], tokens.response_offsets[r + 1]};
-    const bool sound = run.begin >= 0 && run.begin < run.end && run.end <= tokens.num_tokens &&
+    const bool valid = run.begin >= 0 && run.begin < run.end && run.end <= tokens.num_tokens &&
                        (r > 0 || run.begin == 0) && (r + 1 < tokens.num_responses || run.end == tokens.num_tokens);
-    return sound ? run : Run{0, 0};
+    return valid ? run : Run{0, 0};
 }
 
 template <class Team>
@@ -36,7 +36,7 @@ POPE_HOST_DEVICE double response_sum(Team& team, const Real* logprobs, const Tok
     return tokens.mean ? total / kept : total;
 }
 
-// Each kept token's share of the response's coefficient.
+// Spreads the response's coefficient over its tokens.
 template <class Real, class Team>
 POPE_HOST_DEVICE void spread(Team& team, double coefficient, const Tokens& tokens, int64_t r, Real* out) {
     const Run run = run_of(tokens, r);
@@ -45,7 +45,7 @@ POPE_HOST_DEVICE void spread(Team& team, double coefficient, const Tokens& token
         out[n] = tokens.labels[n] == kIgnoreIndex ? Real(0) : static_cast<Real>(each);
 }
 
-// Everything between the log-probabilities of tokens and the coefficients of their gradients.
+// From the log-probabilities of tokens to the coefficients of their gradients.
 template <class Real, class Team>
 POPE_HOST_DEVICE void seam_objective(Team& team, const ObjectiveInputs& in, const ObjectiveOptions& options,
                                      const ObjectiveTarget<Real>& out, const Seam<Real>& seam) {

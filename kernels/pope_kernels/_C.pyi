@@ -144,7 +144,7 @@ def cuda_slate_objective(
     coefficients: int,
     largest_log_weight: int,
     largest_slate: int,
-    sound: int,
+    valid: int,
     token_logprobs: int,
     share: int,
     token_coefficients: int,

@@ -1,7 +1,7 @@
-"""Tensors in, tensors out, over the native extension: with ``native_cuda.py`` the only importer of ``_C``.
+"""The CPU backend: functions on tensors that call the native extension ``_C``.
 
-Callers hand over contiguous CPU tensors of the right dtype (``pope_core`` sees to that); this module allocates the
-outputs and passes addresses, sizes and the number of threads.
+Callers pass contiguous CPU tensors of the right dtype (``pope_core`` ensures this); this module allocates the outputs
+and passes addresses, sizes and the number of threads. Only it and ``native_cuda.py`` import ``_C``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ cuda_devices = _C.cuda_devices
 
 
 def probe(device: torch.device) -> str:
-    """Which instructions the row kernels take; they run wherever the extension loads."""
+    """The instruction set of the row kernels, which run wherever the extension loads."""
     return f"native kernels, {isa()}"
 
 
 def empty_large(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """``torch.empty`` for a buffer that will be written whole: backed by huge pages where the system has them."""
+    """``torch.empty`` for a buffer that will be written completely, backed by huge pages if the system has them."""
     out = torch.empty(shape, dtype=dtype, device=device)
     _C.advise_huge_pages(out.data_ptr(), out.nbytes)
     return out
@@ -51,18 +51,17 @@ def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
     return logits.data_ptr(), DTYPE_CODES[logits.dtype], rows, cols, logits.stride(0)
 
 
-#: Bytes of the lm_head, and of logits or products with it, that a matrix product takes at a time. With few rows, a
-#: product with all of a large head spends much of its time packing the head; a block that stays in the second-level
-#: cache is faster.
+#: Size of the blocks of the lm_head, and of logits or products with it, in one matrix product. With few rows, a product
+#: with a large head spends much of its time packing the head; a block that stays in the L2 cache is faster.
 HEAD_BLOCK_BYTES = 3 << 20
 
-#: Whether float32 products go to oneDNN. torch.mm calls MKL, which keeps to 256-bit instructions on AMD processors and
+#: Whether float32 products go to oneDNN. torch.mm calls MKL, which uses only 256-bit instructions on AMD processors and
 #: takes nearly twice as long there (docs/kernels-cpu.md).
 PREFER_ONEDNN = _C.cpu_is_amd() and torch.backends.mkldnn.is_available()
 
 
 def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
-    """Cut the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
+    """Split the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
     vocab, width = weight.shape
     step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * tokens.element_size()))
     for begin in range(0, vocab, step):
@@ -110,13 +109,14 @@ def back_project(
 
 
 def add_outer(
-    total: torch.Tensor,  # [V, D] float32 or float64; of a single chunk, the dtype of gradient
+    total: torch.Tensor,  # [V, D] float32 or float64; with a single chunk, the dtype of gradient
     gradient: torch.Tensor,  # [n, V]
     hidden: torch.Tensor,  # [n, D]
     first: bool,
 ) -> None:
     """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``; the product of
-    16-bit operands has their dtype, for PyTorch has no wider one on a CPU."""
+    16-bit operands is 16-bit, because PyTorch has no wider one on a CPU.
+    """
     if total.dtype == gradient.dtype and not _with_onednn(gradient):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
@@ -185,7 +185,7 @@ def response_sums(
     response_offsets: torch.Tensor,  # [R + 1] int64
     mean: bool,
 ) -> torch.Tensor:
-    """Sum, or mean over its kept tokens, of each response: ``[R]``."""
+    """Sum (or mean) of ``logprobs`` over the tokens of each response: ``[R]``."""
     out = torch.empty(response_offsets.numel() - 1, dtype=logprobs.dtype)
     _C.response_sums(
         _address(logprobs),
@@ -205,7 +205,7 @@ def token_coefficients(
     response_offsets: torch.Tensor,  # [R + 1] int64
     mean: bool,
 ) -> torch.Tensor:
-    """Adjoint of :func:`response_sums`: each kept token's share of its response's coefficient, ``[N]``."""
+    """Adjoint of :func:`response_sums`: spreads each response's coefficient over its tokens, ``[N]``."""
     out = torch.empty(labels.shape, dtype=grad.dtype)
     _C.token_coefficients(
         _address(grad),
@@ -258,7 +258,7 @@ def slate_objective(
         coefficients=coefficients,
         largest_log_weight=torch.tensor(largest, dtype=torch.float64),
         largest_slate=torch.tensor(slate),
-        sound=None,
+        valid=None,
     )
 
 

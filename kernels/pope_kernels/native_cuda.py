@@ -1,7 +1,7 @@
 """The native kernels on CUDA tensors: the functions of ``native.py``, on the current stream of their device.
 
-Nothing here waits for the device or reads from it, so calls may be captured in a CUDA graph. Inputs are checked by the
-kernels: what does not fit becomes NaN, and ``SlateValues.sound`` false.
+Nothing here synchronises with the device or reads from it, so calls may be captured in a CUDA graph. Kernels check
+their inputs: where these are invalid, results are NaN and ``SlateValues.valid`` is false.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def probe(device: torch.device) -> str:
-    """What runs on ``device``; RuntimeError with the reason where the build does not fit it."""
+    """A description of what runs on ``device``; raises RuntimeError if this build cannot run there."""
     if torch.version.cuda is None:
         raise RuntimeError("this torch was built without CUDA")
     require_wide_product()
@@ -113,7 +113,7 @@ def logit_gradient(
 def response_sums(
     logprobs: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor, mean: bool
 ) -> torch.Tensor:
-    """As ``native.response_sums``; NaN where the offsets do not fit or no token is kept."""
+    """As ``native.response_sums``; NaN where the offsets are invalid or a response has no token."""
     out = logprobs.new_empty(response_offsets.numel() - 1)
     with torch.cuda.device(logprobs.device):
         _C.cuda_response_sums(
@@ -158,7 +158,7 @@ def slate_objective(
     options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
-    """As ``native.slate_objective``; invalid inputs give NaN and ``sound`` false."""
+    """As ``native.slate_objective``; invalid inputs give NaN and ``valid`` false."""
     values = new_slate_values(response_logprobs, dtype)
     _objective(response_logprobs, logging_logprobs, utility, slate_offsets, options, values, _NO_SEAM)
     return values
@@ -175,7 +175,7 @@ def group_coefficients(
     mean: bool,
     options: ObjectiveOptions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``seam.composed`` gives it, in one launch."""
+    """As ``seam.composed``, in one launch."""
     response_logprobs = torch.empty_like(logging_logprobs)
     coefficients = torch.empty_like(token_logprobs)
     seam = (
@@ -204,7 +204,7 @@ def _objective(
     values: SlateValues,
     seam: tuple[int, int, int, int, int, int, bool],
 ) -> None:
-    assert values.sound is not None
+    assert values.valid is not None
     with torch.cuda.device(response_logprobs.device):
         _C.cuda_slate_objective(
             _address(response_logprobs),
@@ -231,7 +231,7 @@ def _objective(
             _address(values.coefficients),
             _address(values.largest_log_weight),
             _address(values.largest_slate),
-            _address(values.sound),
+            _address(values.valid),
             *seam,
             _stream(response_logprobs),
         )

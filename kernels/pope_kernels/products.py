@@ -1,4 +1,4 @@
-"""The lm_head's matrix products on a GPU: the vendor's library, within 2% of hand-written kernels there."""
+"""The lm_head's matrix products on a GPU, by the vendor's library (within 2% of hand-written kernels)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def require_wide_product() -> None:
-    """RuntimeError where torch has no product of 16-bit matrices with a float32 result, which `add_outer` needs."""
+    """Raise RuntimeError if torch has no product of 16-bit matrices with a float32 result, which `add_outer` needs."""
     if "dtype_out" not in torch.ops.aten.addmm.overloads():
         raise RuntimeError(f"the head's gradient needs torch >= 2.8 (addmm with out_dtype), got {torch.__version__}")
 
@@ -38,12 +38,12 @@ def back_project(
 
 
 def add_outer(
-    total: torch.Tensor,  # [V, D] float32 or float64; of a single chunk, the dtype of gradient
+    total: torch.Tensor,  # [V, D] float32 or float64; with a single chunk, the dtype of gradient
     gradient: torch.Tensor,  # [n, V]
     hidden: torch.Tensor,  # [n, D]
     first: bool,
 ) -> None:
-    """``total += gradient.T @ hidden`` (``=`` for the first chunk), formed and summed in the dtype of ``total``."""
+    """``total += gradient.T @ hidden`` (``=`` for the first chunk), computed and summed in the dtype of ``total``."""
     if total.dtype == gradient.dtype:
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
     elif not total.is_cuda:  # the interpreter's tensors: the CPU has no product with a wider result

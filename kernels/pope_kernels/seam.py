@@ -1,4 +1,4 @@
-"""From token log-probabilities to the coefficients of their gradients, for backends that do it in three steps."""
+"""Gradient coefficients of tokens from their log-probabilities, for backends that compute them in three steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def composed(
     slate_objective: Callable[..., SlateValues],
     token_coefficients: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor],
 ) -> TokensToCoefficients:
-    """``group_coefficients`` of a backend, out of its other functions."""
+    """``group_coefficients`` of a backend, composed of its other functions."""
 
     def group_coefficients(
         token_logprobs: torch.Tensor,  # [n] float32 or float64

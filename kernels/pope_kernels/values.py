@@ -1,4 +1,4 @@
-"""What every backend shares: the codes of dtypes and options, and what one evaluation of the objective gives."""
+"""Shared by all backends: codes of dtypes and options, and the outputs of the slate objective."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NORMALIZATIONS = {"none": 0, "slate": 1, "batch": 2}
 UTILITY_FORMS = {"feedback": 0, "log_likelihood": 1}
 DIVERSITY_FORMS = {"neg_log_prob": 0, "entropy": 1}
 
-#: Without a clip, a log-weight above this bound is an error: exp(80) is 5.5e34, no longer a weight anyone meant.
+#: Without a clip, a log-weight above this bound is an error: exp(80) is 5.5e34, which is never an intended weight.
 MAX_LOG_WEIGHT = 80.0
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64 inputs, float32 for every other."""
+    """float64 for float64 inputs, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class ObjectiveOptions(NamedTuple):
-    """``pope_core.types.Objective`` as the kernels take it: validated, and with a number of slates."""
+    """``pope_core.objective.Objective`` as the kernels take it: validated, and with the number of slates."""
 
     diversity_weight: float
     weighting: str
@@ -39,7 +39,7 @@ class ObjectiveOptions(NamedTuple):
 
 
 class SlateValues(NamedTuple):
-    """What one evaluation of the objective gives, all on the device of its inputs: no backend reads a result back."""
+    """Outputs of the slate objective, on the device of its inputs: no backend copies a result to the host."""
 
     value: torch.Tensor  # []
     utility_value: torch.Tensor  # []
@@ -51,16 +51,16 @@ class SlateValues(NamedTuple):
     coefficients: torch.Tensor  # [R] float64, dV / d response_logprobs
     largest_log_weight: torch.Tensor  # [] float64, of the raw weights at the level they act on
     largest_slate: torch.Tensor  # [] int64
-    sound: torch.Tensor | None  # [] bool, whether the inputs were; None where the host checked them beforehand
+    valid: torch.Tensor | None  # [] bool, whether the inputs were valid; None if the host checked them before
 
     @property
     def reported(self) -> tuple[torch.Tensor, ...]:
-        """The seven fields that a caller sees, in order."""
+        """The seven fields that callers see, in order."""
         return self[:7]
 
 
 def new_slate_values(like: torch.Tensor, dtype: torch.dtype) -> SlateValues:
-    """Room for the results on the device of ``like`` [R]: a tensor each, for outputs of an operator may not overlap."""
+    """Empty outputs on the device of ``like`` [R]; separate tensors, because outputs of an operator may not overlap."""
     num_responses, new = like.numel(), like.new_empty
     return SlateValues(
         value=new((), dtype=dtype),
@@ -73,5 +73,5 @@ def new_slate_values(like: torch.Tensor, dtype: torch.dtype) -> SlateValues:
         coefficients=new(num_responses, dtype=torch.float64),
         largest_log_weight=new((), dtype=torch.float64),
         largest_slate=new((), dtype=torch.int64),
-        sound=new((), dtype=torch.bool),
+        valid=new((), dtype=torch.bool),
     )

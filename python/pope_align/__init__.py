@@ -1,6 +1,6 @@
 """Training and evaluation on top of ``pope_core``: slates, propensities, trainer, value estimates, command line.
 
-Names are imported when first used, so that ``pope_align.data`` needs no transformers.
+Names are imported when first used, so that ``pope_align.data`` works without transformers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optional libraries: imported where they are needed, and missed by the name of the pip extra that brings them."""
+"""Optional libraries: imported where they are used; if one is missing, the error names the pip extra to install."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import ``module``, or say which extra to install and what for.
+    """Import ``module``, or raise with the extra to install.
 
     Args:
         module: dotted name, e.g. ``"pyarrow.parquet"``.
@@ -15,8 +15,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         purpose: what needs it, in the words of the error, e.g. ``"to read Parquet files"``.
 
     Raises:
-        ImportError: the module's package is not installed. A package that is installed and fails on its own missing
-            dependency raises its own error.
+        ImportError: the module's package is not installed. If an installed package lacks a dependency of its own, its
+            error is raised unchanged.
     """
     try:
         return importlib.import_module(module)

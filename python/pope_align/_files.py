@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, and the checks of an output before any work is done for it.
+"""Atomic writes, and checks of an output path before any work is done for it.
 
-Every writer of the project goes through `replacing`; every command asks `claim_output` before its first expensive step.
+All writers of the project use `replacing`; all commands call `claim_output` before their first expensive step.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ logger = logging.getLogger(__name__)
 StrPath = str | os.PathLike[str]
 
 _guard = threading.Lock()
-_claimed: set[Path] = set()  # files that this process holds the lock of
+_claimed: set[Path] = set()  # files that this process has locked
 _writing: set[Path] = set()  # files that a thread of this process is writing
 
 
 def check_output(path: StrPath, *, overwrite: bool = False, endings: Sequence[str] = (), argument: str = "out") -> Path:
-    """Refuse an output that could not be written, before anything is computed for it.
+    """Refuse an output that cannot be written, before anything is computed for it.
 
     Args:
-        path: the file that will be written. A symbolic link stands for what it points to.
-        overwrite: whether a file may be there already.
-        endings: endings the file may have, such as ``(".jsonl", ".parquet")``; none for any.
-        argument: what errors call the path.
+        path: the file that will be written. Symbolic links are followed.
+        overwrite: whether the file may already exist.
+        endings: allowed endings, such as ``(".jsonl", ".parquet")``; empty for any.
+        argument: the name of the path in errors.
 
     Returns:
         ``path`` as a `pathlib.Path`.
 
     Raises:
-        ValueError: another ending; a folder that is missing or cannot be written; no regular file; a file that is there
-            already without ``overwrite``.
+        ValueError: another ending; a folder that is missing or not writable; not a regular file; an existing file
+            without ``overwrite``.
     """
     path = Path(path)
     if endings and path.suffix not in endings:
@@ -60,10 +60,10 @@ def check_output(path: StrPath, *, overwrite: bool = False, endings: Sequence[st
 
 
 def check_output_folder(path: StrPath, *, overwrite: bool = False, argument: str = "out") -> Path:
-    """Refuse a folder of results that could not be made or holds something already; it is not made yet.
+    """Refuse a folder of results that cannot be created or is not empty; does not create it.
 
     Raises:
-        ValueError: a file stands there, or no folder can be made there; it holds files, without ``overwrite``.
+        ValueError: the path is a file or cannot be created; the folder is not empty, without ``overwrite``.
     """
     path = Path(path)
     there = _target(path)
@@ -82,7 +82,7 @@ def check_output_folder(path: StrPath, *, overwrite: bool = False, argument: str
 def claim_output(
     path: StrPath, *, overwrite: bool = False, endings: Sequence[str] = (), argument: str = "out"
 ) -> Iterator[Path]:
-    """`check_output`, and until the block ends no other process may claim or write the file.
+    """`check_output`, and lock the file against other processes until the block ends.
 
     Raises:
         ValueError: as `check_output`; another process is writing the same output.
@@ -94,11 +94,11 @@ def claim_output(
 
 @contextmanager
 def replacing(path: StrPath) -> Iterator[Path]:
-    """Yield a new file to write, which takes the place of ``path`` when the block ends without an error.
+    """Yield a new file to write, which replaces ``path`` when the block ends without an error.
 
-    The new file stands in the same folder under a name of its own, ends like ``path``, and is on disk before it takes
-    its place, so readers see the old content or the new and never a part. After an error, nothing is left of it. A
-    symbolic link stays, and the file it points to is replaced.
+    The new file is in the same folder, has a unique name with the ending of ``path``, and is synced to disk before it
+    replaces ``path``, so readers see either the old or the new content. After an error it is removed. A symbolic link
+    is kept, and the file that it points to is replaced.
 
     Raises:
         ValueError: another process, or another thread, is writing the same file.
@@ -120,13 +120,13 @@ def replacing(path: StrPath) -> Iterator[Path]:
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Write text as UTF-8, whole or not at all; bytes of file names that are no UTF-8 come out escaped."""
+    """Write text as UTF-8, atomically; bytes of file names that are not UTF-8 are escaped."""
     with replacing(path) as partial:
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: StrPath, value: Any, *, indent: int = 1) -> None:
-    """Write an indented JSON file, whole or not at all.
+    """Write an indented JSON file, atomically.
 
     Raises:
         ValueError: a number that JSON does not have, such as NaN.
@@ -135,7 +135,7 @@ def write_json(path: StrPath, value: Any, *, indent: int = 1) -> None:
 
 
 def report_path(output: StrPath) -> Path:
-    """Where the report of a file stands: ``log.jsonl.report.json`` beside ``log.jsonl``, so that no two share one."""
+    """The path of a file's report: ``log.jsonl.report.json`` next to ``log.jsonl``, so that no two files share one."""
     output = Path(output)
     return output.with_name(output.name + ".report.json")
 
@@ -144,7 +144,7 @@ _reading: list[str] = []
 
 
 def note_reading(path: StrPath | None) -> None:
-    """Remember the file that is being read, for an error that nobody foresaw; None when it has been read."""
+    """Remember the file that is being read, for the message of unexpected errors; None when it has been read."""
     _reading[:] = [] if path is None else [os.fspath(path)]
 
 
@@ -189,7 +189,9 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    """Hold ``.NAME.lock`` beside the file. The system frees it when a process dies; what that one left is removed."""
+    """Lock ``.NAME.lock`` next to the file. The system unlocks it when a process dies; temporary files of dead
+    processes are removed.
+    """
     name = target.with_name(f".{target.name}.lock")
     descriptor = _locked(name, target)
     _claimed.add(target)

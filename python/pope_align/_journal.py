@@ -1,4 +1,4 @@
-"""Finished pieces of long work, one JSON line each: a run that was killed goes on from its journal."""
+"""A journal of finished parts of a long run, one JSON line each, from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 class Journal(Mapping[str, Any]):
-    """A mapping from keys to JSON values, every addition on disk before `add` returns.
+    """A mapping from keys to JSON values; every addition is on disk before `add` returns.
 
-    Threads may share one, and processes the file of one. The first line holds ``about``, what the pieces depend on; a
-    journal about something else is refused, so pieces of different runs never mix. Every line has a checksum. A line
-    that was torn, edited or holds no valid value is removed, so that its piece is done again, and counted.
+    Threads may share a journal, and processes may share its file. The first line is ``about``, the settings that the
+    entries depend on; a journal with another ``about`` is refused, so that entries of different runs never mix. Every
+    line has a checksum. A line that is incomplete, edited or invalid is removed and counted, and its part is done
+    again.
 
     Args:
-        path: the file, made if missing.
+        path: the file, created if missing.
         about: JSON object.
-        valid: whether a value can be one of this journal; None takes any.
+        valid: whether a value is valid in this journal; None accepts any.
 
     Attributes:
         bad_lines: how many lines were removed.
 
     Raises:
-        ValueError: the file is no journal, or one about something else.
+        ValueError: the file is not a journal, or a journal of another run.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class Journal(Mapping[str, Any]):
         self._open({"about": json.loads(json.dumps(about))})
 
     def add(self, key: str, value: Any) -> None:
-        """Store ``value``; a key that is known already is an error, since nothing should be done twice."""
+        """Store ``value``; a known key is an error, because no part should be done twice."""
         with self._lock:
             if key in self._known:
                 raise ValueError(f"{self.path}: expected a new key, got {key!r} again")
             self._store(key, value)
 
     def keep(self, key: str, value: Any) -> None:
-        """Store ``value`` unless another thread was first: then its value stays."""
+        """Store ``value`` unless the key is known already."""
         with self._lock:
             if key not in self._known:
                 self._store(key, value)
@@ -96,7 +97,7 @@ class Journal(Mapping[str, Any]):
             self.bad_lines = sum(map(bool, lines)) + 1 - len(good)
             if self.bad_lines:
                 logger.warning(
-                    "%s: %d of %d lines are unfinished or changed; what they held is done again",
+                    "%s: %d of %d lines are unfinished or changed; their parts are done again",
                     self.path,
                     self.bad_lines,
                     self.bad_lines + len(good),
@@ -129,7 +130,7 @@ class Journal(Mapping[str, Any]):
 
 
 def journal_about(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the journal at ``path`` is about; empty where there is none yet, or none that can be read."""
+    """The ``about`` of the journal at ``path``; empty if there is none or it cannot be read."""
     try:
         with open(path, "rb") as file:
             header = _read(file.readline())
@@ -140,7 +141,7 @@ def journal_about(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
-    """A line of ASCII: half of a surrogate pair can be in a reply, and no file in UTF-8 could hold it."""
+    """A line in ASCII, because a reply may contain half of a surrogate pair, which UTF-8 cannot encode."""
     return json.dumps({**content, "checksum": _checksum(content)}, allow_nan=False).encode() + b"\n"
 
 
@@ -149,7 +150,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def _read(line: bytes) -> dict[str, Any] | None:
-    """What a line holds, None where it is not what was written."""
+    """The content of a line; None if it is not as it was written."""
     try:
         content = json.loads(line)
         checksum = content.pop("checksum")

@@ -1,4 +1,4 @@
-"""What JSON cannot say: numbers that are not finite become null, and arrays and dataclasses plain values."""
+"""Conversion to JSON values: numbers that are not finite become null, arrays and dataclasses plain values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def jsonable(value: Any) -> Any:
-    """The same content in dicts, lists, strings and numbers that JSON has; NaN and infinities become None."""
+    """The same content as dicts, lists, strings and finite numbers; NaN and infinities become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

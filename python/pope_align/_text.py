@@ -1,13 +1,13 @@
-"""Text of others, shown and stored safely: no control characters on a terminal or page, no secrets in a file.
+"""Showing and storing untrusted text safely: no control characters on a terminal or page, no secrets in a file.
 
-Every command uses this module for text that comes from data, models, endpoints or file names:
+For text from data, models, endpoints or file names call:
 
 - `printable` before a text is shown: `cli.console` calls it for everything that it prints; pages and cards call it
   before they escape for their own syntax. `in_figure` does it for a title or label of matplotlib, `in_markdown` for a
   line of a Markdown page.
-- `redact` before a message or reply is stored that an endpoint may have filled with our own key.
+- `redact` before a message or reply is stored, because an endpoint may repeat our key.
 - `without_password` before an address is shown or stored.
-- `utf8` before a text from JSON is stored: JSON can spell half of a surrogate pair, which no file in UTF-8 can hold.
+- `utf8` before a text from JSON is stored: JSON can contain half of a surrogate pair, which UTF-8 cannot encode.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import re
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-#: What moves a cursor, starts an escape sequence, breaks a line unseen or turns the direction of writing; and halves of
-#: surrogate pairs, which no terminal can write.
+#: Characters that move the cursor, start an escape sequence, break a line or change the writing direction; and halves
+#: of surrogate pairs, which a terminal cannot write.
 _UNSEEN = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_LINES = re.compile(f"[{_UNSEEN}]")
 _IN_A_LINE = re.compile(f"[{_UNSEEN}\t\n]")
 
-#: What stands in place of a secret.
+#: The replacement of a secret.
 HIDDEN = "[hidden]"
 
 
@@ -45,12 +45,12 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 def in_figure(text: str) -> str:
-    """``text`` for matplotlib, which would read what stands between two dollar signs as a formula."""
+    """``text`` for matplotlib, which would read text between two dollar signs as a formula."""
     return printable(text).replace("$", r"\$")
 
 
 def in_markdown(text: str) -> str:
-    """One line of ``text`` as Markdown shows it: no table cell ends, no tag, link, picture or emphasis begins."""
+    """``text`` as one line, escaped so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", printable(text))
 
 
@@ -62,7 +62,8 @@ def utf8(text: str) -> str:
 def redact(text: str, secrets: Iterable[str]) -> str:
     """``text`` with every occurrence of a secret replaced.
 
-    A secret of fewer than six characters is none: keys such as ``x`` or ``EMPTY`` please servers that ask for any.
+    Secrets of fewer than six characters are kept: keys such as ``x`` or ``EMPTY`` are placeholders for servers that
+    accept any key.
     """
     for secret in sorted(secrets, key=len, reverse=True):  # a longer one may contain a shorter one
         if len(secret) >= 6:
@@ -71,7 +72,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 
 def without_password(url: str) -> str:
-    """An address to show and store: user name and password, and keys in the query, replaced."""
+    """A URL to show or store, with user name, password and keys in the query replaced."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     query = parts.query
@@ -82,7 +83,7 @@ def without_password(url: str) -> str:
 
 
 def passwords(url: str) -> list[str]:
-    """The secrets of an address, as `redact` takes them."""
+    """The secrets in a URL, for `redact`."""
     parts = urlsplit(url)
     user, _, _ = parts.netloc.rpartition("@")
     password = user.partition(":")[2] or user
@@ -97,5 +98,5 @@ def _secret_items(query: str) -> list[str]:
 
 
 def plain_text(text: str) -> str:
-    r"""``text`` for matplotlib, which would take what stands between two ``$`` for mathematics."""
+    r"""``text`` of several lines for matplotlib, which would read text between two ``$`` as a formula."""
     return printable(text, lines=True).replace("$", r"\$")

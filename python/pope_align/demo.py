@@ -1,7 +1,7 @@
-"""The whole road on real data: propensities, training, and the value before and after, in a few minutes on a laptop.
+"""The whole pipeline on real data, in minutes: propensities, training, and the value before and after.
 
-The log is that of 14 public Polis conversations: what participants wrote, and how many agreed. Nobody recorded
-propensities, so the logging policy is behaviour-cloned. docs/defaults.md measures the choices made here.
+The log is 14 public Polis conversations: what participants wrote, and how many agreed. No propensities were recorded,
+so the logging policy is behaviour-cloned. docs/defaults.md has the measurements behind the settings.
 """
 
 from __future__ import annotations
@@ -29,30 +29,32 @@ from .propensity.scores import score_model
 from .training.config import PopeConfig
 from .training.run import run_training
 
-#: Where the log is, and the name a user of another one gives it.
+#: The packaged log.
 POLIS = Path(__file__).parent / "demo_data" / "polis_slates.jsonl"
 
-#: The model that was given, the logging policy that was fitted from it and that training starts at, and the result.
+#: The given model, the logging policy that was fitted from it (training starts there), and the trained model.
 POLICIES = ("base", "cloned", "aligned")
 
-#: The two ways a value is shown: raw, and with the weights' sum divided out.
+#: The two ways a value is shown: raw, and divided by the sum of weights.
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "batch")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demo does.
+    """The settings of the demo.
 
     Attributes:
-        output_dir: gets the model, ``metrics.json``, the pictures and ``generations.md``.
+        output_dir: folder for ``model/``, ``train.jsonl``, ``heldout.jsonl``, ``evaluation.json`` and
+            ``evaluation.png``.
         model: hub name, folder or GGUF file; None for SmolLM2-135M-Instruct from its PyPI package.
-        responses_per_slate: drawn without replacement from the 12 of every slate, to fit the time.
-        holdout_fraction: share of the conversations that neither the fits nor the training see.
+        responses_per_slate: how many of the 12 of every slate are drawn, without replacement, to save time.
+        holdout_fraction: share of the conversations that are used neither for fitting nor for training.
         cloning_learning_rate, cloning_epochs: of the behaviour-cloned logging policy.
         learning_rate, epochs, slates_per_step: of the training.
         objective: of the training; the value is shown under two normalisations of it.
         bf16: train under bfloat16 autocast, faster where the hardware has it.
-        prompts: how many held-out questions are answered before and after.
+        prompts: how many held-out questions every policy answers.
+        max_length: maximum number of tokens of prompt and response.
         seed: of everything that is drawn.
     """
 
@@ -74,7 +76,7 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Answers:
-    """What every policy says to a held-out question, from the same seed."""
+    """Every policy's answer to a held-out question, with the same seed."""
 
     question: str
     by_policy: dict[str, str]
@@ -82,13 +84,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came out; estimates are of held-out conversations."""
+    """The results; estimates are on held-out conversations."""
 
     train: list[Slate]
     heldout: list[Slate]
     fit: FitReport
     evaluations: dict[str, Evaluation]  # by normalisation
-    by_conversation: dict[str, Evaluation]  # the same with whole conversations resampled
+    by_conversation: dict[str, Evaluation]  # the same, resampling conversations
     generations: list[Answers]
 
     def estimate(self, policy: str, normalization: str) -> Estimate:
@@ -109,8 +111,8 @@ def run_demo(
     """Run the demo and write everything to ``config.output_dir``.
 
     Args:
-        say: shows a line about what happens.
-        progress: a context manager that takes what is done and in which unit, and gives a `OnProgress`.
+        say: prints a line about the current step.
+        progress: a context manager that takes a description and a unit, and yields an `OnProgress`.
         callbacks: of the trainer, to show its progress.
     """
     config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -160,7 +162,7 @@ def run_demo(
 
 
 def demo_slates(config: DemoConfig) -> tuple[list[Slate], list[Slate]]:
-    """The Polis log, each slate cut down to ``responses_per_slate``, split by conversation."""
+    """The Polis log, ``responses_per_slate`` responses of each slate, split by conversation."""
     draw = random.Random(config.seed)
     slates = []
     for slate in read_slates(POLIS):
@@ -205,8 +207,9 @@ def clone(
     config: DemoConfig,
     progress: Callable[[str, str], Any],
 ) -> tuple[PreTrainedModel, FitReport]:
-    """The logging policy. It is fitted to the training conversations alone, so that it has not seen what the held-out
-    value is estimated on; a few conversations of the training side decide whether the fit helped."""
+    """The logging policy. It is fitted to training conversations only, so that the held-out value is estimated on
+    conversations that it was not fitted to; a few of the training conversations decide when to stop.
+    """
     fitted, stop = group_split(train, slate_group, 0.15, config.seed)
     cloning = BehaviourConfig(
         max_length=config.max_length,
@@ -254,7 +257,7 @@ def score_log(
 
 
 def _questions(slates: list[Slate], count: int) -> list[str]:
-    """The first slates' prompts, every conversation once."""
+    """The prompts of the first conversations."""
     distinct = dict.fromkeys(slate.prompt for slate in slates if isinstance(slate.prompt, str))
     return list(distinct)[:count]
 

@@ -1,4 +1,4 @@
-"""What training with several processes needs: the hooks of wrappers, sharded parameters, vectors of all processes."""
+"""Helpers for training with several processes: hooks of wrappers, sharded parameters, gathering vectors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 def call_as_forward(
     wrapper: torch.nn.Module, module: torch.nn.Module, function: Callable[..., Any], *inputs: Any
 ) -> Any:
-    """``function(*inputs)`` where ``wrapper(*inputs)`` would have run ``module.forward``.
+    """Run ``function(*inputs)`` in place of ``module.forward`` inside a call of ``wrapper``.
 
-    DDP, FSDP and DeepSpeed prepare parameters before a module's ``forward`` and their gradients after it. A loss that
-    needs no logits does not call ``forward``; through here it still runs between those hooks. (Lightning calls this
-    forward redirection.)
+    DDP, FSDP and DeepSpeed have hooks before and after a module's ``forward`` that prepare parameters and gradients. A
+    loss that needs no logits does not call ``forward``; this function runs it between those hooks all the same.
+    (Lightning calls this forward redirection.)
 
     Args:
-        wrapper: ``module``, or what wraps it.
+        wrapper: ``module``, or the wrapper around it.
     """
     own = vars(module).get("forward")
 
@@ -45,10 +45,10 @@ def call_as_forward(
 
 
 def gather_ragged(values: torch.Tensor) -> list[torch.Tensor]:
-    """One vector of each process, in the order of the processes; lengths may differ.
+    """The vectors of all processes, in the order of the processes; lengths may differ.
 
     Args:
-        values: ``[N]``, of this process; what is returned in its place is the same, with its gradient.
+        values: ``[N]``, of this process; returned unchanged, with its gradient, at this process's index.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -62,10 +62,10 @@ def gather_ragged(values: torch.Tensor) -> list[torch.Tensor]:
 
 
 def from_main_process(compute: Callable[[], Any]) -> Any:
-    """The value of ``compute()`` on the main process, on every process; so are the errors it raises.
+    """Run ``compute()`` on the main process and return its value, or raise its error, on every process.
 
-    With FSDP's loading that spares memory, only the main process has a model to look at. With DeepSpeed's, every
-    process has a part of it, and all of them compute.
+    With FSDP's memory-efficient loading only the main process has a model. With DeepSpeed every process has a part of
+    it, and all of them compute.
 
     Raises:
         ValueError: as ``compute`` does.
@@ -85,7 +85,7 @@ def from_main_process(compute: Callable[[], Any]) -> Any:
 
 @contextmanager
 def whole_while_called(model: torch.nn.Module) -> Iterator[None]:
-    """A module's own parameters are whole while it is called, and the model runs before DeepSpeed has wrapped it.
+    """Gather each module's own parameters while it is called, so that the model runs before DeepSpeed has wrapped it.
 
     ZeRO-3 shards parameters as they are loaded; the hooks that gather them come with the wrapper. All processes must
     call the same modules.
@@ -112,7 +112,7 @@ def whole_while_called(model: torch.nn.Module) -> Iterator[None]:
 
 
 def own_part(parameter: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a parameter: all of it, or its shard under FSDP2 or ZeRO-3."""
+    """This process's part of a parameter: all of it, or its shard under FSDP2 or ZeRO-3."""
     if isinstance(parameter, DTensor):
         return parameter.to_local()
     return getattr(parameter, "ds_tensor", parameter)

@@ -1,4 +1,6 @@
-"""What a log of slates is like, before anyone trusts it: sizes, lengths, feedback, repeats, overlap, propensities."""
+"""Statistics of a log of slates to look at before using it: sizes, lengths, feedback, repeats, overlap,
+propensities.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,12 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Propensities:
-    """How well a logging policy knows the responses it is said to have written."""
+    """The propensities of one logging policy and its perplexity on the responses that it is said to have written."""
 
     how: str
     model: str
     responses: int
-    nats_per_token: float | None  # None where the log does not say how many tokens there were
+    nats_per_token: float | None  # None if the log has no token counts
     per_token: Numbers  # [responses] mean log-probability of each; empty without token counts
     totals: Numbers  # [responses] nats
     in_sample: int  # responses that the policy was fitted to
@@ -43,23 +45,23 @@ class Propensities:
         return None if self.nats_per_token is None else float(np.exp(self.nats_per_token))
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON has them."""
+        """The numbers for JSON."""
         names = ("how", "model", "responses", "nats_per_token", "perplexity", "in_sample", "cross_fitted")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A log in numbers.
+    """The statistics of a log.
 
     Attributes:
         k, prompt_chars, response_chars, scores, utilities: one number per slate or response.
-        constant: slates whose scores are all equal, so that their utility is the same throughout.
-        repeated_prompts: slates whose prompt came before, in a slate of the same log.
-        repeated_responses: responses whose text came before, anywhere in the log; `in_slate`, in the same slate.
-        groups: distinct groups, by `slate_group` or what ``group`` says.
+        constant: slates whose scores, and therefore utilities, are all equal.
+        repeated_prompts: slates whose prompt occurs in an earlier slate of the log.
+        repeated_responses: responses whose text occurs earlier in the log; ``repeated_in_slate``: in the same slate.
+        groups: distinct groups, by `slate_group` or ``group``.
         shared_prompts, shared_groups: slates of this log whose prompt or group is also in the log it is compared to.
-        near_prompts: slates whose prompt is nearly one of that log, and not one of them (`near_duplicates`).
+        near_prompts: slates whose prompt is nearly equal to one of that log, and not equal (`near_duplicates`).
         propensities: of each logging policy that scored the log.
         origins: slates by format and kind of feedback.
     """
@@ -86,7 +88,7 @@ class Inspection:
 
     @property
     def warnings(self) -> list[str]:
-        """What should not be as it is."""
+        """Problems of the log."""
         found = [
             (self.shared_prompts, "share their prompt with the other log"),
             (self.shared_groups, "share their group with the other log"),
@@ -97,13 +99,13 @@ class Inspection:
 
     @property
     def hints(self) -> list[str]:
-        """What the distributions suggest."""
+        """Suggestions from the distributions."""
         if self.transform != "minmax":
             return []
         return heavy_tail_hint(int((self.utilities < SMALL_UTILITY).sum()), self.responses)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON has them, distributions by their quantiles."""
+        """The numbers for JSON, distributions as quantiles."""
         spreads = {name: quantiles(getattr(self, name)) for name in _SPREADS}
         names = ("least", "5%", "median", "95%", "greatest")
         return {
@@ -140,13 +142,13 @@ def inspect_slates(
     against: Sequence[Slate] | None = None,
     group: str | None = None,
 ) -> Inspection:
-    """Measure a log.
+    """Compute the statistics of a log.
 
     Args:
         slates: at least one.
         transform: of scores to utilities, as training would apply it.
         against: another log that should share no prompts or groups with this one, such as the training split.
-        group: what makes a group, as `grouping` takes it; None for `slate_group`.
+        group: the definition of a group, for `grouping`; None for `slate_group`.
 
     Raises:
         ValueError: no slates; scores that ``transform`` refuses.
@@ -191,7 +193,7 @@ def inspect_slates(
 
 
 def plot_inspection(inspection: Inspection, path: str | os.PathLike[str], *, name: str = "") -> None:
-    """Draw the distributions of an `Inspection` into a picture (.png, .pdf, .svg), under the name of the log."""
+    """Draw the distributions of an `Inspection` to a picture (.png, .pdf, .svg), titled with the name of the log."""
     pyplot = require("matplotlib.pyplot", extra="train", purpose="to draw pictures")
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     sizes, responses, prompts, scores, utilities, policies = axes.ravel()
@@ -219,7 +221,7 @@ def quantiles(values: Numbers) -> tuple[float, float, float, float, float]:
 
 
 def _whole_counts(axes: Axes) -> None:
-    """Bars count things: no half of one, and the scale begins at none of them."""
+    """Bars are counts: whole numbers on the axis, which starts at 0."""
     ticker = require("matplotlib.ticker", extra="train", purpose="to draw pictures")
     if axes.axison:
         axes.yaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
@@ -228,7 +230,7 @@ def _whole_counts(axes: Axes) -> None:
 
 
 def _scores(axes: Axes, values: Numbers) -> None:
-    """On a scale that is linear around 0 and logarithmic beyond, where a few scores are far larger than the rest."""
+    """On a symlog axis if a few scores are far larger than the rest."""
     if np.ptp(values) > 50:
         shown = np.sign(values) * np.log10(1 + np.abs(values))
         edges = np.linspace(shown.min(), shown.max(), _bins(values) + 1)
@@ -257,10 +259,10 @@ def _sizes(axes: Axes, k: Numbers) -> None:
 def _lengths(axes: Axes, characters: Numbers, title: str, unit: str) -> None:
     ticker = require("matplotlib.ticker", extra="train", purpose="to draw pictures")
     low, high = max(characters.min(), 1), max(characters.max(), 2)
-    if high < 3 * low:  # no power of ten may lie between them
+    if high < 3 * low:  # there may be no power of ten between them
         step = int(np.ceil((high - low + 1) / _bins(characters)))
         axes.hist(characters, bins=np.arange(low - 0.5, high + step, step).tolist())
-        middle, half = (low + high) / 2, max((high - low) / 2 + 1, 3)  # no two marks may read alike
+        middle, half = (low + high) / 2, max((high - low) / 2 + 1, 3)  # so that no two tick labels are equal
         axes.set_xlim(middle - half, middle + half)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
     else:

@@ -31,7 +31,7 @@ def signature(names: list[str], constants: dict[str, object], storage: str, acc:
             return "*i64"
         if name in ARRAYS_OF_DOUBLE:
             return "*fp64"
-        if name == "sound_out":
+        if name == "valid_out":
             return "*i1"
         if name in INTEGERS:
             return "i32"

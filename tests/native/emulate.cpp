@@ -106,14 +106,14 @@ void emulate_objective(const double* token_logprobs, const int64_t* labels, cons
                        double diversity_weight, int weighting, int normalization, double log_clip, int utility_form,
                        int diversity_form, double slate_denominator, double* scalars, double* log_weights,
                        double* weights, double* coefficients, double* token_coefficients, int64_t* largest_slate,
-                       bool* sound, int warps, int lanes) {
+                       bool* valid, int warps, int lanes) {
     const ObjectiveInputs in{response_logprobs, logging_logprobs, utility, slate_offsets, num_slates, num_responses};
     const ObjectiveOptions options{
         diversity_weight, static_cast<Weighting>(weighting),      static_cast<Normalization>(normalization),
         log_clip,         static_cast<UtilityForm>(utility_form), static_cast<DiversityForm>(diversity_form),
         slate_denominator};
     const ObjectiveTarget<double> out{scalars,     scalars + 1,  scalars + 2, log_weights,   weights, scalars + 3,
-                                      scalars + 4, coefficients, scalars + 5, largest_slate, sound};
+                                      scalars + 4, coefficients, scalars + 5, largest_slate, valid};
     const Tokens tokens{labels, response_offsets, num_tokens, num_responses, mean};
     const Seam<double> seam{token_logprobs, response_logprobs, nullptr, token_coefficients, tokens};
     Shared shared(warps, lanes);

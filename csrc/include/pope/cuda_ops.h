@@ -1,7 +1,7 @@
-// The operations on the current GPU, in order on `stream` (a cudaStream_t), without waiting for it.
+// The operations on the current GPU, enqueued on `stream` (a cudaStream_t) without synchronisation.
 //
-// Nothing is checked on the host: a label out of range, NaN in a row, offsets that do not fit and empty responses give
-// NaN, never an access out of bounds. A launch that fails throws std::runtime_error. Contracts are those of ops.h.
+// Nothing is checked on the host: a label out of range, NaN in a row, invalid offsets and empty responses give NaN,
+// never an out-of-bounds access. A failed launch throws std::runtime_error. Otherwise as in ops.h.
 #pragma once
 
 #include <string>
@@ -16,10 +16,10 @@ struct Device {
     int capability;  // 10 * major + minor
 };
 
-// The GPUs that this build sees; none where there is no driver.
+// The visible GPUs; none without a driver.
 std::vector<Device> devices();
 
-// Why the kernels of this build cannot run on the current device; empty where they can.
+// Why the kernels of this build cannot run on the current device; empty if they can.
 std::string unfit();
 
 void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform transform, void* logprobs_acc,
@@ -41,8 +41,8 @@ void response_sums(const void* logprobs_acc, bool is_double, const Tokens& token
 
 void token_coefficients(const void* grad_acc, bool is_double, const Tokens& tokens, void* out_acc, void* stream);
 
-// What the objective's launch may do before and after, so that a chunk of logits needs no other on its way from
-// token log-probabilities to the coefficients of its gradient. All null where the objective stands alone.
+// Additional steps before and after the objective in the same launch, so that a chunk needs one launch between its
+// token log-probabilities and the coefficients of its gradient. All null if only the objective is computed.
 template <class Real>
 struct Seam {
     const Real* token_logprobs;  // [N] summed to ObjectiveInputs::response_logprobs first

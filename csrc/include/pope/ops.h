@@ -1,8 +1,8 @@
 // The contract of the native operations: plain pointers and sizes, no torch, no Python.
 //
 // N rows (one per response token), V columns (the vocabulary), R responses, S slates. "acc" is double for float64
-// logits and float otherwise; a log-sum-exp is always double, because exp(z - lse) takes over its absolute error, which
-// in float grows with the logits. Every output is written in full; nothing is allocated that grows with N * V.
+// logits and float otherwise; a log-sum-exp is always double, because exp(z - lse) inherits its absolute error, which
+// in float grows with the logits. Outputs are written completely; no allocation grows with N * V.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ void token_logprobs(const Matrix& logits, const int64_t* labels, LogitTransform 
                     double* lse, int threads);
 
 // out[n, :] = coefficients[n] * d logprobs[n] / d logits[n, :]. `coefficients` may be null (all ones); `out` may be
-// `logits` itself. Ignored rows and rows with a zero coefficient become exact zeros.
+// `logits`. Ignored rows and rows with a zero coefficient become exact zeros.
 void logit_gradient(const Matrix& logits, const int64_t* labels, LogitTransform transform, const double* lse,
                     const void* coefficients_acc, const Matrix& out, int threads);
 
@@ -68,7 +68,7 @@ void token_coefficients(const void* grad_acc, bool is_double, const int64_t* lab
 
 void slate_objective(const ObjectiveInputs& in, const ObjectiveOptions& options, ObjectiveOutputs& out);
 
-// Hint that a freshly allocated buffer will be written whole.
+// Hint that a freshly allocated buffer will be written completely.
 void advise_huge_pages(void* data, int64_t bytes);
 
 // Whether this is an AMD processor, where Intel's MKL does not use its widest instructions.

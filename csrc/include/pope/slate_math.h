@@ -13,7 +13,7 @@ namespace pope {
 
 // With no clip, a log-weight above this is a mistake in the inputs (pope_kernels.values.MAX_LOG_WEIGHT).
 constexpr double kMaxLogWeight = 80.0;
-// The largest double: beyond it lies only infinity. An option that is infinite switches something off.
+// The largest double; an infinite option means that it is off.
 constexpr double kLargest = 1.79769313486231570815e308;
 
 enum class Weighting : int { response = 0, slate = 1, geometric = 2 };
@@ -54,7 +54,7 @@ POPE_HOST_DEVICE inline Reward reward(double logprob, double feedback, const Obj
     return {utility, diversity, utility + alpha * diversity, utility_slope + alpha * diversity_slope};
 }
 
-// The raw log-weight that a response carries, given its own log-ratio and its slate's sum of log-ratios.
+// The raw log-weight of a response, from its own log-ratio and its slate's sum of log-ratios.
 POPE_HOST_DEVICE inline double raw_log_weight(double log_ratio, double slate_log_ratio, double k, Weighting weighting) {
     if (weighting == Weighting::response) return log_ratio;
     return weighting == Weighting::slate ? slate_log_ratio : slate_log_ratio / k;

@@ -8,18 +8,18 @@
 //                   1{not clipped} e_q sum_j (R_j - V*)                slate weights (times 1/k for geometric)
 //     D = S k_q  |  S sum_j e_j  |  k_q sum_q (1/k_q) sum_j e_j        none | slate | batch
 //
-// Shifting e by the largest log-weight in its quotient changes no quotient and keeps tiny weights from becoming 0/0.
+// Log-weights are shifted by the largest in their quotient, which does not change the quotient and avoids 0/0.
 //
-// A Team is how threads share the work: its warps take slates in turn, the lanes of a warp the responses of a slate.
-// Sums are combined in a fixed order, so results are the same in every run. Unsound input (a number that is not finite,
-// offsets that do not fit, a log-weight out of bounds) gives NaN, and `sound` false.
+// A Team distributes the work over threads: each warp processes slates, its lanes the responses of a slate. Sums are
+// combined in a fixed order, so results are the same in every run. Invalid input (a number that is not finite, invalid
+// offsets, a log-weight out of bounds) gives NaN and sets `valid` to false.
 #pragma once
 
 #include "pope/ops.h"
 
 namespace pope {
 
-// Where results go; Real is the type of what a caller sees.
+// Pointers to the results; Real is their type for the caller.
 template <class Real>
 struct ObjectiveTarget {
     Real* value;
@@ -32,7 +32,7 @@ struct ObjectiveTarget {
     double* coefficients;        // [R] dV / d response_logprobs
     double* largest_log_weight;  // of the raw weights, at the level they act on
     int64_t* largest_slate;
-    bool* sound;
+    bool* valid;
 };
 
 POPE_HOST_DEVICE inline bool is_finite(double x) { return x - x == 0; }
@@ -48,7 +48,7 @@ struct SlateObjective {
     struct Slate {
         int64_t begin, end;
         double k, log_ratio;  // sum over its responses
-        bool sound;
+        bool valid;
     };
     struct Sums {
         double utility, diversity, weight;
@@ -60,13 +60,13 @@ struct SlateObjective {
         return reward(in.response_logprobs[i], in.utility[i], options);
     }
 
-    // An unsound slate is empty: no address beyond the arrays is formed.
+    // An invalid slate is empty, so that no out-of-bounds address is computed.
     POPE_HOST_DEVICE Slate slate_at(int64_t q) const {
         Slate s{in.slate_offsets[q], in.slate_offsets[q + 1], 0, 0, true};
-        s.sound = s.begin >= 0 && s.begin < s.end && s.end <= in.num_responses && (q > 0 || s.begin == 0) &&
+        s.valid = s.begin >= 0 && s.begin < s.end && s.end <= in.num_responses && (q > 0 || s.begin == 0) &&
                   (q + 1 < in.num_slates || s.end == in.num_responses);
-        if (!s.sound) s.begin = s.end = 0;
-        s.k = s.sound ? static_cast<double>(s.end - s.begin) : 1.0;
+        if (!s.valid) s.begin = s.end = 0;
+        s.k = s.valid ? static_cast<double>(s.end - s.begin) : 1.0;
         double total = 0;
         for (int64_t i = s.begin + team.lane(); i < s.end; i += team.lanes()) total += log_ratio(i);
         s.log_ratio = team.sum(total);
@@ -77,7 +77,7 @@ struct SlateObjective {
         return raw_log_weight(log_ratio(i), s.log_ratio, s.k, options.weighting);
     }
 
-    // How many responses of a slate have a weight of their own.
+    // The end of the responses that have their own weight; the first one stands for a slate that shares one.
     POPE_HOST_DEVICE int64_t weights_end(const Slate& s) const {
         return options.weighting == Weighting::response || s.begin == s.end ? s.end : s.begin + 1;
     }
@@ -106,16 +106,16 @@ struct SlateObjective {
     POPE_HOST_DEVICE void run(const ObjectiveTarget<Real>& out) const {
         const bool by_slate = options.normalization == Normalization::slate;
 
-        // Raw weights, the largest of them, and whether every input is sound.
+        // Raw weights, their maximum, and whether every input is valid.
         double top = -kLargest;
         int64_t top_slate = 0;
-        bool sound = true;
+        bool valid = true;
         for (int64_t q = team.warp(); q < in.num_slates; q += team.warps()) {
             const Slate s = slate_at(q);
-            sound = sound && s.sound;
+            valid = valid && s.valid;
             for (int64_t i = s.begin + team.lane(); i < s.end; i += team.lanes()) {
                 out.log_weights[i] = static_cast<Real>(log_ratio(i));
-                sound = sound && is_finite(log_ratio(i)) && is_finite(in.utility[i]);
+                valid = valid && is_finite(log_ratio(i)) && is_finite(in.utility[i]);
                 const double weight = raw(s, i);
                 if (weight > top) {
                     top = weight;
@@ -125,8 +125,8 @@ struct SlateObjective {
         }
         const double all_top = team.block_max(top);
         const double first = -team.block_max(top == all_top ? -static_cast<double>(top_slate) : -kLargest);
-        sound = team.block_max(sound ? 0.0 : 1.0) == 0.0 && (options.log_clip < kLargest || all_top <= kMaxLogWeight);
-        const double poison = sound ? 0.0 : static_cast<double>(NAN);
+        valid = team.block_max(valid ? 0.0 : 1.0) == 0.0 && (options.log_clip < kLargest || all_top <= kMaxLogWeight);
+        const double poison = valid ? 0.0 : static_cast<double>(NAN);
         const double batch_top = smaller(all_top, options.log_clip);
 
         // The value.
@@ -136,7 +136,7 @@ struct SlateObjective {
             const Slate s = slate_at(q);
             const Sums sums = slate_sums(s, shift(s, batch_top));
             const double divisor = by_slate ? sums.weight : s.k;
-            if (team.lane() == 0 && s.sound) {
+            if (team.lane() == 0 && s.valid) {
                 total.utility += sums.utility / divisor;
                 total.diversity += sums.diversity / divisor;
                 total.weight += sums.weight / divisor;
@@ -167,7 +167,7 @@ struct SlateObjective {
             *out.clip_fraction = static_cast<Real>(clip_fraction);
             *out.largest_log_weight = all_top;
             *out.largest_slate = static_cast<int64_t>(first);
-            *out.sound = sound;
+            *out.valid = valid;
         }
 
         // dV/dl.

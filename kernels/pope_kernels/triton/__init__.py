@@ -1,7 +1,6 @@
 """The portable GPU backend: every function of ``pope_core.backends.Kernels``, in Triton.
 
-``TRITON_INTERPRET=1``, set before Python starts, runs the same kernels on CPU tensors, slowly: that is how machines
-without a GPU test them.
+With ``TRITON_INTERPRET=1``, set before Python starts, the kernels run on CPU tensors, slowly, for tests without a GPU.
 """
 
 from ..products import add_outer, back_project, empty_large, project

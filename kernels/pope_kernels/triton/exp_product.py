@@ -1,15 +1,15 @@
-"""The logits product with an exponential in its epilogue: after it, nothing of size [N, V] is left but two products.
+"""The logits product with an exponential in its epilogue, after which only two products read data of size [N, V].
 
-Per row take a reference known beforehand, ``m = z_label + 32``, where ``z`` are logits after scale and softcap and
-``z_label`` is a dot product of one row of the head. Then with ``E = exp(z - m)`` and its sum ``S``::
+Each row has a reference that is known before the product, ``m = z_label + 32``, where ``z`` are logits after scale and
+softcap and ``z_label`` needs one row of the head only. Then with ``E = exp(z - m)`` and its sum ``S``::
 
     lse = m + log S        log p = log(e^-32 / S)        onehot - softmax = -E' / S, where E'[label] = e^-32 - S
 
-bfloat16 has the exponents of float32, so E loses no relative precision while the row's log-probability is above -92.
-Sums are taken in float32 before E is rounded, one number a row and tile, in a fixed order. They leave out the label's
-own element, which is e^-32 whatever rounding did: ``e^-32 - S`` is minus the sum of the others, exact as p goes to 1,
-and no log-probability exceeds 0. Rows out of range, and those with NaN or infinities, are computed again against their
-own log-sum-exp (`exp_rescue`).
+bfloat16 has the exponent range of float32, so E keeps its relative precision while the row's log-probability is above
+-92. Sums are in float32, before E is rounded: one per row and tile, added in a fixed order. They leave out the label's
+own element, which is e^-32 by definition: ``e^-32 - S`` is minus the sum of the others, precise as p goes to 1, and no
+log-probability exceeds 0. Rows out of range, and rows with NaN or infinities, are computed again relative to their own
+log-sum-exp (`exp_rescue`).
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from .exp_rescue import Rescue, rescue, select_kernel
 from .rows import IGNORE_INDEX
 
 LOG2E = math.log2(math.e)
-#: Nats above the label's logit.
+#: Nats from the label's logit to the reference.
 OFFSET = 32.0
-#: Largest sum of a row, e^60: E, and its products with the head, are far from the end of bfloat16.
+#: Largest allowed sum of a row, e^60: E, and its products with the head, are far from the largest bfloat16.
 LARGEST_SUM = math.exp(60.0)
 
 
 class Configuration(NamedTuple):
-    """Tile of the product and how it is run."""
+    """Tile sizes of the product and how it is launched."""
 
     rows: int
     cols: int
     depth: int
-    #: Tiles of rows that share a tile of the head before the next one is read: their hidden states stay in L2.
+    #: How many tiles of rows use a tile of the head before the next one is read; their hidden states stay in L2.
     group: int
     warps: int
     stages: int
-    #: Whether the tensor memory accelerator moves tiles; it wants rows of 16-byte multiples at 16-byte addresses.
+    #: Whether tiles are loaded by the tensor memory accelerator, which needs 16-byte aligned rows and strides.
     tma: bool
-    #: Whether a program takes several tiles, as many programs as processors.
+    #: Whether there is one program per SM, which processes several tiles.
     persistent: bool
 
 
 class ExpRows(NamedTuple):
-    """What a row leaves beside its E, so that ``onehot - softmax`` times the slope of scale is ``factor * E``."""
+    """Per-row results besides E; ``factor * E`` is ``onehot - softmax`` chained through scale and softcap."""
 
     logprobs: torch.Tensor  # [n] float32
     lse: torch.Tensor  # [n] float64
@@ -58,10 +58,10 @@ class ExpRows(NamedTuple):
 
 
 def configuration(rows: int, softcap: bool, aligned: bool, hopper: bool) -> Configuration:
-    """By shape. Two warp groups hold an accumulator of 128 x 256 with registers to spare, but not with a softcap's."""
+    """Tile sizes by shape. Two warp groups have registers for an accumulator of 128 x 256, but not with a softcap."""
     if not (aligned and hopper):
         return Configuration(128, 128, 64, 16, 8, 3, tma=False, persistent=False)
-    if rows <= 64:  # the head is read once whatever the tile, and that takes longest
+    if rows <= 64:  # the head is read once with any tile, and that takes longest
         return Configuration(64, 128, 64, 1, 4, 4, tma=True, persistent=False)
     return Configuration(128, 128 if softcap else 256, 64, 16, 8, 3, tma=True, persistent=True)
 
@@ -124,9 +124,9 @@ def finish_tile(
     HAS_BIAS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """E of a tile, 0 at the labels, as it is stored; and its sums.
+    """E of a tile as it is stored, 0 at the labels; stores the sums of its rows.
 
-    Columns are compared only in tiles that hold a label or the end of the vocabulary: registers are short elsewhere.
+    Columns are compared only in tiles with a label or the end of the vocabulary, to save registers.
     """
     first = tile * COLS
     inside = row < rows
@@ -153,7 +153,7 @@ def finish_tile(
 
 @triton.jit
 def tile_of(index, row_tiles, tiles, GROUP: tl.constexpr):
-    """Row and column of a tile: rows fastest within groups of ``GROUP`` rows of tiles."""
+    """Row and column of a tile; within groups of ``GROUP`` rows of tiles, the row changes fastest."""
     in_group = GROUP * tiles
     first = index // in_group * GROUP
     size = tl.minimum(row_tiles - first, GROUP)
@@ -186,7 +186,7 @@ def product_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One tile with plain loads and stores: any strides, any address."""
+    """One tile with plain loads and stores, for any strides and addresses."""
     at_row, at_col = tile_of(tl.program_id(0), tl.cdiv(rows, ROWS), tiles, GROUP)
     row = at_row * ROWS + tl.arange(0, ROWS)
     column = at_col * COLS + tl.arange(0, COLS)
@@ -230,7 +230,7 @@ def product_tma_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Tiles through the tensor memory accelerator, a run of them to a program; what lies outside is read as 0."""
+    """Tiles loaded by the tensor memory accelerator, several per program; out of bounds reads give 0."""
     row_tiles = tl.cdiv(rows, ROWS)
     for index in tl.range(tl.program_id(0), row_tiles * tiles, tl.num_programs(0)):
         at_row, at_col = tile_of(index, row_tiles, tiles, GROUP)
@@ -271,7 +271,7 @@ def finish_rows_kernel(
     STORE: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """A row's sum, log-probability and factor, and E's element at its label; ``flags`` marks what is out of range."""
+    """A row's sum, log-probability and factor, and the element of E at its label; ``flags`` marks rows out of range."""
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
     if label == IGNORE_INDEX:
@@ -285,7 +285,7 @@ def finish_rows_kernel(
         m = tl.load(reference + row)
         own = tl.full((), OWN, tl.float32)
         total = rest + own
-        in_range = total <= LARGEST_SUM  # NaN is not
+        in_range = total <= LARGEST_SUM  # False for NaN
         tl.store(flags + row, (~in_range).to(tl.int32))
         if in_range:
             tl.store(logprobs + row, -tl.log(1 + rest.to(tl.float64) / own))
@@ -300,12 +300,12 @@ def finish_rows_kernel(
 
 
 def padded_columns(vocab: int) -> int:
-    """Columns of a buffer for E whose rows begin at multiples of 16 bytes."""
+    """The number of columns of a buffer for E whose rows are 16-byte aligned."""
     return -(-vocab // 8) * 8
 
 
 def is_aligned(*tensors: torch.Tensor | None) -> bool:
-    """Whether the tensor memory accelerator takes these."""
+    """Whether the tensor memory accelerator can load these."""
     return all(t is None or (t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(1) == 1) for t in tensors)
 
 
@@ -319,16 +319,19 @@ def scaled_exp(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> ExpRows:
-    """Log-probabilities of ``labels``; with ``out``, E in it, so that ``d log p / d logits = factor * out``.
+    """Log-probabilities of ``labels``; if ``out`` is given, writes E to it, so that ``d log p / d logits = factor *
+    out``.
 
     Logits are ``hidden @ weight.T + bias`` in float32, never rounded. A label out of range or NaN in a row gives NaN.
     """
     (rows, width), vocab = hidden.shape, weight.shape[0]
     device, capped, has_bias = hidden.device, softcap is not None, bias is not None
-    hopper = device.type == "cpu" or torch.cuda.get_device_capability(device)[0] >= 9  # the interpreter has all
+    hopper = (
+        device.type == "cpu" or torch.cuda.get_device_capability(device)[0] >= 9
+    )  # the interpreter supports everything
     chosen = configuration(rows, capped, is_aligned(hidden, weight, out), hopper)
     tiles = triton.cdiv(vocab, chosen.cols)
-    # Both in units of log2(e): z = x * inner, or outer * tanh of half of x * inner.
+    # Both in units of log2(e): z = x * inner, or outer * tanh(x * inner / 2).
     inner = (scale if softcap is None else 2 * scale / softcap) * LOG2E
     outer = (softcap or 0.0) * LOG2E
     numbers = {"inner": inner, "outer": outer, "SOFTCAP": capped}
@@ -421,5 +424,5 @@ def scaled_exp(
 
 
 def processors(device: torch.device) -> int:
-    """Programs that run side by side; few under the interpreter, which has one."""
+    """The number of SMs, i.e. of programs to launch; 3 under the interpreter."""
     return 3 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

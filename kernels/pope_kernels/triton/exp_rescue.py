@@ -1,8 +1,8 @@
-"""Rows that `scaled_exp` leaves out: labels below e^-92, infinities, NaN. Their logits are formed again, twice.
+"""Rows that are out of range for `scaled_exp`: labels of probability below e^-92, infinities, NaN.
 
-Once for the largest logit and the sum relative to it, once for the softmax itself, which takes E's place with a sum of
-one. How many rows these are only the device knows, so a fixed number of programs walks over a list of them, which is
-empty as a rule: nothing waits, and nothing is read.
+Their logits are computed twice more: once for the largest logit and the sum relative to it, once for the softmax, which
+replaces E (with a sum of one). Only the device knows how many such rows there are, so a fixed number of programs
+processes a list of them, which is usually empty. The host neither waits nor reads.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import triton.language as tl
 
 from .rows import exp_minus_1, transformed
 
-#: Rows and words of a tile, and hidden states at a time.
+#: Rows and vocabulary entries of a tile, and hidden dimensions per step.
 ROWS, COLS, DEPTH = 16, 128, 64
-#: Parts of the vocabulary that a row's sum is made of.
+#: Number of parts of the vocabulary that are summed separately.
 SPLITS = 32
 WARPS = 4
 
 
 class Rescue(NamedTuple):
-    """A call of `scaled_exp`, and the rows of it that are to be computed again."""
+    """A call of `scaled_exp`, and those of its rows that must be computed again."""
 
     hidden: torch.Tensor  # [n, D]
     weight: torch.Tensor  # [V, D]
@@ -39,7 +39,7 @@ class Rescue(NamedTuple):
 
 @triton.jit
 def select_kernel(flags, selected, count, rows, BLOCK: tl.constexpr):
-    """The numbers of the flagged rows, in order, and how many they are; one program."""
+    """The indices of the flagged rows, in order, and their count; one program."""
     total = tl.zeros((), tl.int32)
     for start in range(0, rows, BLOCK):
         row = start + tl.arange(0, BLOCK)
@@ -109,14 +109,14 @@ def rescue_sums_kernel(
 def rescue_rows_kernel(
     selected, count, labels, tops, sums, own, logprobs, lse, factor, vocab, scale, SPLITS: tl.constexpr
 ):
-    """Log-probability and log-sum-exp of a row from its parts; the factor of a sum of one."""
+    """Log-probability and log-sum-exp of a row from its parts, and its factor (the sum is one)."""
     for at in range(tl.program_id(0), tl.load(count), tl.num_programs(0)):
         row = tl.load(selected + at)
         lane = tl.arange(0, SPLITS)
         top = tl.load(tops + at * SPLITS + lane)
         largest = tl.max(top, 0)
         shift = tl.where(largest == float("-inf"), 0.0, largest)
-        # exp(-inf - shift) is 0 for a part without a word; NaN in any part makes the sum NaN.
+        # exp(-inf - shift) is 0 for an empty part of the vocabulary; NaN in any part makes the sum NaN.
         total = tl.sum(tl.load(sums + at * SPLITS + lane) * tl.exp(top - shift), 0)
         log_sum = shift.to(tl.float64) + tl.log(total.to(tl.float64))
         label = tl.load(labels + row)
@@ -133,7 +133,7 @@ def rescue_write_kernel(
     width, vocab, scale, softcap,
     SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``softmax - onehot`` in E's place, formed in float32."""
+    """Write ``softmax - onehot``, computed in float32, in place of E."""
     total = tl.load(count)
     tiles = tl.cdiv(vocab, COLS)
     for item in range(tl.program_id(0), tl.cdiv(total, ROWS) * tiles, tl.num_programs(0)):
@@ -156,7 +156,7 @@ def rescue_write_kernel(
 
 
 def rescue(r: Rescue, *, scale: float, softcap: float | None, programs: int) -> None:
-    """Log-probability, log-sum-exp, factor and E of the selected rows."""
+    """Compute log-probability, log-sum-exp, factor and E of the selected rows."""
     (rows, width), vocab, device = r.hidden.shape, r.weight.shape[0], r.hidden.device
     tops, sums = (torch.empty(rows, SPLITS, device=device) for _ in range(2))
     own = torch.empty(rows, device=device)

@@ -1,4 +1,4 @@
-"""Numbers of the host as kernels get them: Triton passes a Python float as float32, so a float64 comes in two parts."""
+"""Passing float64 scalars to kernels: Triton passes a Python float as float32, so a float64 is passed as two."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def split(x: float) -> tuple[float, float]:
 
 @triton.jit
 def joined(high, low):
-    """The float64 that `split` took apart."""
+    """The float64 that `split` split."""
     return tl.full((), high, tl.float64) + tl.full((), low, tl.float64)
 
 
 @triton.jit
 def number(high, low, DTYPE: tl.constexpr):
-    """The number in the dtype of a kernel's arithmetic; the second part is nothing that float32 could hold."""
+    """The number in the dtype of a kernel's arithmetic; float32 ignores the second part."""
     if tl.float64 == DTYPE:
         return joined(high, low)
     return tl.full((), high, DTYPE)

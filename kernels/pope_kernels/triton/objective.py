@@ -1,9 +1,9 @@
-"""The slate objective in one launch of one program: a lane takes a slate, and walks over its responses.
+"""The slate objective in one launch of one program: each lane processes one slate, response by response.
 
-So nothing is reduced within a slate, sums over slates are reduced in a fixed order, and no atomics are needed. The
-numbers are few (one a response); arithmetic is in float64, formulas and names are those of
-``csrc/include/pope/slate_objective.h``. 1024 lanes hold the slates of any training batch at once; longer logs take
-several rounds.
+So sums within a slate need no reduction, sums over slates are reduced in a fixed order, and there are no atomics. There
+is only one number per response, so arithmetic is in float64; formulas and names are those of
+``csrc/include/pope/slate_objective.h``. 1024 lanes cover the slates of any training batch; longer logs take several
+rounds.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def finite(x):
 
 @triton.jit
 def slates_of(offsets, first, num_slates, num_responses, LANES: tl.constexpr):
-    """Begin and size of the slates that the lanes take, and whether their offsets are valid; invalid ones are empty."""
+    """Begin and size of each lane's slate, and whether its offsets are valid; an invalid slate is empty."""
     q = first + tl.arange(0, LANES)
     mine = q < num_slates
     begin = tl.load(offsets + q, mask=mine, other=0)
     end = tl.load(offsets + q + 1, mask=mine, other=1)
-    sound = (begin >= 0) & (begin < end) & (end <= num_responses)
-    sound = sound & ((q > 0) | (begin == 0)) & ((q != num_slates - 1) | (end == num_responses))
-    return begin, tl.where(mine & sound, end - begin, 0), (~mine) | sound
+    valid = (begin >= 0) & (begin < end) & (end <= num_responses)
+    valid = valid & ((q > 0) | (begin == 0)) & ((q != num_slates - 1) | (end == num_responses))
+    return begin, tl.where(mine & valid, end - begin, 0), (~mine) | valid
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def log_ratio(logprobs, logging, at, mine):
 
 @triton.jit
 def slate_log_ratio(logprobs, logging, begin, size, LANES: tl.constexpr):
-    """Sum of the log-ratios of each lane's slate, over its size."""
+    """Sum of the log-ratios of each lane's slate."""
     total = tl.zeros((LANES,), tl.float64)
     for j in range(tl.max(size, 0)):
         total += log_ratio(logprobs, logging, begin + j, j < size)
@@ -111,7 +111,7 @@ def objective_kernel(
     coefficients_out,
     largest_out,
     largest_slate_out,
-    sound_out,
+    valid_out,
     WEIGHTING: tl.constexpr,
     NORMALIZATION: tl.constexpr,
     UTILITY_FORM: tl.constexpr,
@@ -123,13 +123,13 @@ def objective_kernel(
     log_clip = joined(log_clip_high, log_clip_low)
     denominator = joined(denominator_high, denominator_low)
 
-    # Raw weights, the largest of them, and whether every input is sound.
+    # Raw weights, their maximum, and whether every input is valid.
     largest = tl.full((LANES,), float("-inf"), tl.float64)
     largest_slate = tl.zeros((LANES,), tl.int64)
-    unsound = tl.zeros((LANES,), tl.int32)
+    invalid = tl.zeros((LANES,), tl.int32)
     for first in range(0, num_slates, LANES):
-        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
-        unsound |= (~sound).to(tl.int32)
+        begin, size, valid = slates_of(offsets, first, num_slates, num_responses, LANES)
+        invalid |= (~valid).to(tl.int32)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         for j in range(tl.max(size, 0)):
@@ -137,7 +137,7 @@ def objective_kernel(
             ratio = log_ratio(logprobs, logging, at, mine)
             tl.store(log_weights_out + at, ratio, mask=mine)
             feedback = tl.load(utility + at, mask=mine, other=0.0)
-            unsound |= (mine & ~(finite(ratio) & finite(feedback))).to(tl.int32)
+            invalid |= (mine & ~(finite(ratio) & finite(feedback))).to(tl.int32)
             raw = raw_log_weight(ratio, slate_ratio, k, WEIGHTING)
             larger = mine & (raw > largest)
             largest = tl.where(larger, raw, largest)
@@ -147,7 +147,7 @@ def objective_kernel(
     if CLIPPED:
         limit = tl.minimum(top, log_clip)
 
-    # The value. Shifting weights by the largest of their quotient changes none and keeps tiny ones from 0 / 0.
+    # The value. Shifting log-weights by the largest in their quotient does not change the quotient and avoids 0 / 0.
     utility_sum = tl.zeros((LANES,), tl.float64)
     diversity_sum = tl.zeros((LANES,), tl.float64)
     weight_sum = tl.zeros((LANES,), tl.float64)
@@ -156,7 +156,7 @@ def objective_kernel(
     size_sum = tl.zeros((LANES,), tl.float64)
     size_squares = tl.zeros((LANES,), tl.float64)
     for first in range(0, num_slates, LANES):
-        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
+        begin, size, valid = slates_of(offsets, first, num_slates, num_responses, LANES)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         shift = slate_shift(
@@ -193,10 +193,10 @@ def objective_kernel(
         diversity_sum += in_diversity / divisor
         weight_sum += in_weight / divisor
 
-    is_sound = tl.max(unsound, 0) == 0
+    is_valid = tl.max(invalid, 0) == 0
     if not CLIPPED:
-        is_sound = is_sound & (top <= max_log_weight)
-    poison = tl.where(is_sound, 0.0, float("nan")).to(tl.float64)
+        is_valid = is_valid & (top <= max_log_weight)
+    poison = tl.where(is_valid, 0.0, float("nan")).to(tl.float64)
     if NORMALIZATION == BATCH:
         denominator = tl.sum(weight_sum, 0)
     utility_value = tl.sum(utility_sum, 0) / denominator + poison
@@ -210,11 +210,11 @@ def objective_kernel(
     tl.store(clip_fraction_out, tl.sum(clipped, 0).to(tl.float64) / tl.sum(counted, 0).to(tl.float64))
     tl.store(largest_out, top)
     tl.store(largest_slate_out, tl.min(tl.where(largest == top, largest_slate, num_slates), 0))
-    tl.store(sound_out, is_sound)
+    tl.store(valid_out, is_valid)
 
     # dV/dl.
     for first in range(0, num_slates, LANES):
-        begin, size, sound = slates_of(offsets, first, num_slates, num_responses, LANES)
+        begin, size, valid = slates_of(offsets, first, num_slates, num_responses, LANES)
         k = tl.maximum(size, 1).to(tl.float64)
         slate_ratio = slate_log_ratio(logprobs, logging, begin, size, LANES)
         shift = slate_shift(
@@ -277,7 +277,7 @@ def slate_shift(
     CLIPPED: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """The largest log-weight of the quotient that a slate is part of; 0 without normalisation."""
+    """The largest log-weight in the quotient that a slate belongs to; 0 without normalisation."""
     shift = tl.zeros((LANES,), tl.float64)
     if NORMALIZATION == BATCH:
         shift += limit
@@ -302,7 +302,7 @@ def slate_objective(
     options: ObjectiveOptions,
     dtype: torch.dtype,
 ) -> SlateValues:
-    """As ``native.slate_objective``; invalid inputs give NaN and ``sound`` false."""
+    """As ``native.slate_objective``; invalid inputs give NaN and ``valid`` false."""
     num_responses = response_logprobs.numel()
     values = new_slate_values(response_logprobs, dtype)
     objective_kernel[(1,)](

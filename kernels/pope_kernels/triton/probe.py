@@ -1,4 +1,4 @@
-"""Whether Triton kernels run here, found out by compiling and running one."""
+"""Checks whether Triton kernels run here, by compiling and running one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def increment(x):
 
 
 def probe(device: torch.device) -> str:
-    """What runs the kernels on ``device``; RuntimeError with the reason where nothing does."""
+    """A description of what runs the kernels on ``device``; raises RuntimeError with the reason if they cannot run."""
     if device.type == "cpu":
         if not knobs.runtime.interpret:
             raise RuntimeError("Triton serves GPU tensors; set TRITON_INTERPRET=1 to interpret its kernels on the CPU")
@@ -26,6 +26,6 @@ def probe(device: torch.device) -> str:
         x = torch.zeros(1, dtype=torch.int32, device=device)
         with torch.cuda.device(device):
             increment[(1,)](x)
-    except Exception as error:  # a compiler may fail in any way; whatever it says is the reason
+    except Exception as error:  # a compiler may fail with any exception
         raise RuntimeError(f"a small kernel did not run ({type(error).__name__}: {error})") from error
     return f"triton {triton.__version__}, compiled for {torch.cuda.get_device_name(device)}"

@@ -1,8 +1,9 @@
-"""One row of logits: log-probability of its label, and the gradient of that. Memory-bound: each pass reads a row once.
+"""Log-probability of a row's label and its gradient. Memory-bound: each pass reads a row once.
 
-A program takes a row in blocks of 8 KiB, 32 bytes a thread: two 16-byte loads in flight each, and few enough
-registers that several programs share a processor and hide each other's reductions. The vocabulary is a run-time number,
-so no size of it compiles anew; row offsets are 64 bits wide; the grid is one-dimensional, for others end at 65535.
+A program processes a row in blocks of 8 KiB, 32 bytes per thread: each thread has two 16-byte loads in flight, and few
+enough registers that several programs share an SM and hide each other's reductions. The vocabulary size is a run-time
+value, so a new size needs no compilation; row offsets have 64 bits; the grid is one-dimensional, because other
+dimensions end at 65535.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ IGNORE_INDEX = tl.constexpr(-100)
 
 @triton.jit
 def exp_minus_1(x):
-    """``exp(x) - 1`` for x <= 0: a series where the difference would cancel, to the accuracy of the type."""
+    """``exp(x) - 1`` for x <= 0: a series where the difference would cancel, accurate for the dtype."""
     series = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6)))))
     if x.dtype == tl.float64:
         return tl.where(x > -0.0078125, series, tl.exp(x) - 1)
@@ -76,11 +77,11 @@ def forward_kernel(
             inside = start + lanes < cols
             x = tl.load(data + start + lanes, mask=inside, other=0.0, eviction_policy="evict_first").to(ACC)
             z = tl.where(inside, transformed(x, scale, softcap, SOFTCAP), float("-inf"))
-            new_top = tl.maximum(top, tl.max(z, 0))  # one reduction a block; the sum is reduced once, at the end
+            new_top = tl.maximum(top, tl.max(z, 0))  # one reduction per block; the sum is reduced once, at the end
             sums = sums * tl.exp(top - new_top) + tl.exp(z - new_top)
             top = new_top
         log_sum = tl.log(tl.sum(sums, 0).to(tl.float64))
-        # From the same memory as the sum: a target taken from elsewhere could exceed it. Out of range reads as NaN.
+        # Read from the same memory as the sum: a target computed separately could exceed it. Out of range gives NaN.
         known = (label >= 0) & (label < cols)
         x = tl.load(data + label, mask=known, other=float("nan")).to(ACC)
         target = transformed(x, scale, softcap, SOFTCAP)
@@ -121,14 +122,14 @@ def backward_kernel(
     if (label == IGNORE_INDEX) | (coefficient == 0):
         tl.store(target, tl.zeros((BLOCK,), out.dtype.element_ty), mask=inside)
     else:
-        # The log-sum-exp in two parts: its rounding would be a relative error of every probability.
+        # The log-sum-exp in two parts: its rounding error would be a relative error of every probability.
         log_sum = tl.load(lse + row)
         high = log_sum.to(ACC)
         low = (log_sum - high.to(tl.float64)).to(ACC)
         x = tl.load(logits + row * row_stride + at, mask=inside, other=0.0, eviction_policy="evict_first").to(ACC)
         z = transformed(x, scale, softcap, SOFTCAP)
         log_p = tl.minimum((z - high) - low, 0.0)
-        # 1 - p at the target is formed before it is rounded: as p -> 1, 16 bits would lose it.
+        # 1 - p at the target is computed before rounding: as p -> 1, 16 bits would lose it.
         gradient = tl.where(at == label, -exp_minus_1(log_p), -tl.exp(log_p)) * (coefficient * scale)
         if SOFTCAP:
             ratio = z / softcap
@@ -173,7 +174,9 @@ def logit_gradient(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """As ``native.logit_gradient``. A program takes one block of one row, so short batches fill the device too."""
+    """As ``native.logit_gradient``. Each program processes one block of one row, so that small batches fill the device
+    too.
+    """
     rows, cols = logits.shape
     options = _options(logits, scale, softcap)
     blocks = triton.cdiv(cols, options["BLOCK"])

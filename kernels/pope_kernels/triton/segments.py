@@ -1,6 +1,6 @@
-"""Sums over the tokens of each response, and their adjoint: one program a response, 1024 tokens at a time.
+"""Sums over the tokens of each response, and their adjoint: one program per response, 1024 tokens at a time.
 
-A block covers nearly every response in one step, and float64 costs nothing at one number a token.
+Most responses fit in one block, and float64 costs nothing for one number per token.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def bounds(offsets, num_tokens):
     """This program's run, checked: an invalid one is empty."""
     run, runs = tl.program_id(0), tl.num_programs(0)
     begin, end = tl.load(offsets + run), tl.load(offsets + run + 1)
-    sound = (begin >= 0) & (begin < end) & (end <= num_tokens)
-    sound = sound & ((run > 0) | (begin == 0)) & ((run < runs - 1) | (end == num_tokens))
-    return tl.where(sound, begin, 0), tl.where(sound, end, 0)
+    valid = (begin >= 0) & (begin < end) & (end <= num_tokens)
+    valid = valid & ((run > 0) | (begin == 0)) & ((run < runs - 1) | (end == num_tokens))
+    return tl.where(valid, begin, 0), tl.where(valid, end, 0)
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def sums_kernel(logprobs, labels, offsets, out, num_tokens, MEAN: tl.constexpr, 
     result = tl.sum(total, 0)
     if MEAN:
         result = result / kept
-    # No token: unsound offsets, or a response of ignored positions only.
+    # No token: invalid offsets, or a response with ignored positions only.
     tl.store(out + tl.program_id(0), tl.where(kept > 0, result, float("nan")))
 
 
@@ -64,7 +64,7 @@ def spread_kernel(grad, labels, offsets, out, num_tokens, MEAN: tl.constexpr, BL
 def response_sums(
     logprobs: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor, mean: bool
 ) -> torch.Tensor:
-    """As ``native.response_sums``; NaN where the offsets are invalid or no token is kept."""
+    """As ``native.response_sums``; NaN where the offsets are invalid or a response has no token."""
     num_responses = response_offsets.numel() - 1
     out = logprobs.new_empty(num_responses)
     sums_kernel[(num_responses,)](

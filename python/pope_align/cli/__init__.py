@@ -1,6 +1,7 @@
 """The command ``pope``: one module per subcommand, which imports what it needs when it runs.
 
-A subcommand parses, calls a public function of ``pope_align``, and shows the result; it computes nothing itself.
+A subcommand parses arguments, calls a public function of ``pope_align``, and shows the result; it computes nothing
+itself.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich cuts the names of options at 80 columns
+    rich_markup_mode=None,  # plain help: rich truncates option names at 80 columns
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -48,7 +49,7 @@ app.command(cls=Command)(convert)
 app.command(cls=command({"--plot": "--out"}))(inspect)
 app.command(cls=command(_OUTPUT))(score)
 app.command("fit-logger", cls=command(_OUTPUT))(fit_logger)
-# The arguments of a run are those of a dataclass; its own parser reads and explains them.
+# The arguments of a training run are dataclass fields, parsed and explained by a parser of our own.
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command(cls=command({"--log": "", "--cluster-prefix": CLUSTER_PREFIX, **_OUTPUT}))(evaluate)
 app.command(cls=command({"--data": ""}))(generate)
@@ -63,15 +64,15 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show where in the program an error came from.")] = False,
 ) -> None:
     """Off-policy evaluation and alignment of language models from logged slates of rated responses."""
-    if debug:  # as a rule `Group` has taken it out of the arguments by now, wherever it stood
+    if debug:  # usually `Group` has already removed it from the arguments
         debugging["on"] = True
 
 
 def main() -> None:
-    """Run ``pope``; an error is one line on standard error and exit code 2; its traceback comes with ``--debug`` alone.
+    """Run ``pope``; an error is one line on standard error and exit code 2, with a traceback only under ``--debug``.
 
-    The line of an error that nobody foresaw says what kind it is and which file was being read. Exit code 1 is left to
-    answers: ``pope evaluate --require``.
+    For an unexpected error the line has its type and the file that was being read. Exit code 1 is a result: ``pope
+    evaluate --require`` was not met.
     """
     quiet()
     if logging.lastResort is not None:
@@ -94,7 +95,7 @@ def _fail(message: str, error: Exception) -> NoReturn:
 
 
 def quiet() -> None:
-    """Keep other libraries' remarks, and their progress bars where nobody watches a terminal, out of what we print."""
+    """Silence the warnings of other libraries, and their progress bars if standard error is not a terminal."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -103,7 +104,7 @@ def quiet() -> None:
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Warnings quote data and file names as well."""
+    """Makes warnings printable: they may quote data and file names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), lines=True)

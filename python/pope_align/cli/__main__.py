@@ -1,4 +1,4 @@
-"""``python -m pope_align.cli``, for where the ``pope`` script is not on the path."""
+"""``python -m pope_align.cli``, for use when the ``pope`` script is not on the path."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""What ``pope evaluate`` prints: values, differences and indices, each in a table of its own, and the reasons."""
+"""The output of ``pope evaluate``: a table each of values, differences and indices, and the reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tables(evaluation: Evaluation, *, struck: bool) -> Iterator[Table]:
     """The tables in their order.
 
     Args:
-        struck: strike refused numbers out, for a terminal; programs get plain numbers and the verdict.
+        struck: strike refused numbers through, for a terminal; programs get plain numbers and the verdict.
     """
     log, alpha = evaluation.log, evaluation.objective.diversity_weight
     size = f"{log.num_responses} responses, {log.num_slates} slates, {log.num_clusters} queries"
@@ -33,15 +33,15 @@ def tables(evaluation: Evaluation, *, struck: bool) -> Iterator[Table]:
     weighted = [each for each in evaluation.estimates if each.is_index]
     if weighted:
         columns = ["policy", "estimator", "weighted V_CU", "low", "high", "sequence ESS", "verdict"]
-        yield "Weighted means that are no values", columns, [_weighted(each, struck) for each in weighted]
+        yield "Weighted means that are not values", columns, [_weighted(each, struck) for each in weighted]
     if evaluation.indices:
         columns = ["policy", "weights", "gain", "low", "high", "seq. ESS", "placebo p", "rank corr.", "verdict"]
-        title = f"Direction within the log, from {evaluation.baseline} (an index, no value)"
+        title = f"Direction within the log, from {evaluation.baseline} (an index, not a value)"
         yield title, columns, [_index(each, struck) for each in evaluation.indices]
 
 
 def lines(evaluation: Evaluation) -> Iterator[str]:
-    """What stands under the tables: the unit, diversities, what the data chose, and every reason of a verdict."""
+    """The lines under the tables: the unit, diversities, what was chosen from the data, and the reasons of verdicts."""
     yield f"one unit of V_CU is {evaluation.log.scale.unit}"
     for policy, fresh in evaluation.log.fresh.items():
         entropy = -float((fresh.target / fresh.tokens if fresh.tokens is not None else fresh.target).mean())

@@ -1,4 +1,4 @@
-"""A flag for every option of `pope_core.Objective`, from the dataclass itself; imports no torch."""
+"""A flag for every option of `pope_core.Objective`, made from the dataclass; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 
 from pope_core.objective import CHOICES, Objective
 
-#: Where ``--help`` shows them.
-PANEL = "Objective: what is asked of every policy"
+#: The group of these flags in ``--help``.
+PANEL = "Objective, the same for every policy"
 
 
 def with_objective(default: Objective) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag for each option of the objective; it receives them together as ``objective``.
+    """Give a command one flag for each option of the objective; it receives them as one ``objective``.
 
     Args:
         default: the values of flags that are not given.
@@ -36,7 +36,7 @@ def with_objective(default: Objective) -> Callable[[Callable[..., None]], Callab
         parameters = [*own, *flags]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
-        del run.__wrapped__  # typer would read the flags from there
+        del run.__wrapped__  # otherwise typer would read the flags from there
         return run
 
     return decorate

@@ -1,4 +1,4 @@
-"""What commands check before they import torch or begin anything expensive."""
+"""Checks that commands make before they import torch or begin anything expensive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def check_log(path: str | os.PathLike[str], argument: str) -> None:
-    """Refuse a log that is no file, or that no reader of slates takes.
+    """Refuse a log that is not a file or has an unknown ending.
 
     Raises:
-        ValueError: by the argument's name.
+        ValueError: names the argument.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,7 +27,7 @@ def check_log(path: str | os.PathLike[str], argument: str) -> None:
 
 
 def required(value: T | None, option: str) -> T:
-    """An option without which the command cannot start.
+    """The value of a required option.
 
     Raises:
         ValueError: it is missing.
@@ -38,7 +38,7 @@ def required(value: T | None, option: str) -> T:
 
 
 def check_file(path: Path, what: str) -> Path:
-    """Refuse a file that is not there.
+    """Refuse a file that does not exist.
 
     Raises:
         ValueError: no such file, or a folder.
@@ -51,7 +51,7 @@ def check_file(path: Path, what: str) -> Path:
 
 
 def check_folder(path: Path | None, holds: str, what: str) -> None:
-    """Refuse a folder that is not there or lacks a file that it must hold.
+    """Refuse a folder that does not exist or lacks a required file.
 
     Raises:
         ValueError: no such folder, or no such file in it.
@@ -61,7 +61,7 @@ def check_folder(path: Path | None, holds: str, what: str) -> None:
 
 
 def check_model(name: str, argument: str = "--model") -> None:
-    """Refuse a model that is nowhere: no folder, no file, and no name on the hub, which is asked once.
+    """Refuse a model that does not exist: not a folder, not a file, and not a name on the hub, which is asked once.
 
     Raises:
         ValueError: no such model.
@@ -90,17 +90,17 @@ def check_key(variable: str, base_url: str | None) -> None:
     """Refuse to start without a key for an endpoint that needs one.
 
     Raises:
-        ValueError: no key in the environment, and no address of one's own.
+        ValueError: no key in the environment, and no ``base_url``.
     """
     if base_url is None and not os.environ.get(variable, "").strip():
         raise ValueError(f"{variable}: expected an API key in the environment, got none; or give --base-url")
 
 
 def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resume: bool, flag: str) -> None:
-    """Refuse a folder that holds a run's results already, unless the run is to go on or to be replaced.
+    """Refuse a folder with the results of a run, unless that run is to be continued or replaced.
 
     Args:
-        flag: what goes on with the run that is there, such as ``--resume``.
+        flag: the flag that continues the existing run, such as ``--resume``.
 
     Raises:
         ValueError: as `check_output_folder`.
@@ -111,19 +111,19 @@ def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resum
         if "holds files already" not in str(error):
             raise
         raise ValueError(
-            f"out: {path}: holds files already; pass {flag} to go on with that run, or --overwrite to "
+            f"out: {path}: holds files already; pass {flag} to continue that run, or --overwrite to "
             "replace it, or name another folder"
         ) from None
 
 
 def is_main_process() -> bool:
-    """Whether this process is the only one, or the first of those that a launcher started: the one that writes."""
+    """Whether this process writes: it is the only one, or rank 0 of those that a launcher started."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def claimed_by_main_process(path: Path, *, overwrite: bool, endings: Sequence[str] = ()) -> Iterator[None]:
-    """`claim_output`, by the one process that writes."""
+    """`claim_output` in the process that writes, nothing in the others."""
     if not is_main_process():
         yield
         return

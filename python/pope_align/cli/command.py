@@ -1,4 +1,4 @@
-"""What subcommands have in common: help that fits 80 columns whole, in groups; old spellings that still work."""
+"""Shared by all subcommands: help that fits 80 columns, with options in groups; deprecated spellings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Command(TyperCommand):
     """A subcommand of ``pope``.
 
     Attributes:
-        renamed: options by their old spelling, each with the new one, or "" where the value is the first argument now.
-            The old ones work for one release, with a warning; underscores for hyphens are known without being named.
+        renamed: from the old spelling of an option to the new one, or to "" if its value is now the first argument. Old
+            spellings work for one release, with a warning; underscores for hyphens need no entry.
     """
 
     renamed: Mapping[str, str | Respelled] = {}
@@ -31,7 +31,9 @@ class Command(TyperCommand):
         return super().parse_args(ctx, modern(args, self.renamed, known, command=ctx.command_path))
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        """The docstring; lines that begin with ``pope`` are examples to copy, broken as a shell lets them be."""
+        """The docstring; paragraphs that begin with ``pope`` are examples, wrapped with backslashes so that they can be
+        copied.
+        """
         with formatter.indentation():
             for paragraph in textwrap.dedent(self.help or "").strip().split("\n\n"):
                 formatter.write_paragraph()
@@ -42,7 +44,7 @@ class Command(TyperCommand):
                     formatter.write_text(text)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Groups as options name them (``rich_help_panel``), every name and help whole."""
+        """Options by group (``rich_help_panel``), without truncation."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -56,7 +58,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """``pope`` itself: every command with the whole first sentence of its help; ``--debug`` may stand anywhere."""
+    """``pope`` itself: lists every command with the first sentence of its help; accepts ``--debug`` anywhere."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's, without ``--debug``."""
@@ -64,7 +66,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Names and sentences."""
+        """Commands with the first sentence of their help."""
         rows = []
         for name in self.list_commands(ctx):
             help_text = " ".join((self.commands[name].help or "").split("\n\n")[0].split())
@@ -74,9 +76,9 @@ class Group(TyperGroup):
 
 
 def example(text: str, width: int) -> str:
-    """An example as lines of at most ``width``, indented, with a backslash where one goes on.
+    """An example wrapped to ``width``, indented, with backslashes at line ends.
 
-    An option stays beside its value.
+    An option and its value stay on one line.
     """
     indent, glue = "    ", "\u00a0"
     text = re.sub(r"(?<= )(--?[a-z][a-z-]*) (?=[^- ])", rf"\1{glue}", text)
@@ -85,16 +87,16 @@ def example(text: str, width: int) -> str:
 
 
 def group_option(default: str, panel: str | None = None) -> Any:
-    """``--group``, the same in every command that has it; `pope_align.data.split.grouping` reads it.
+    """``--group``, the same in every command that has it; parsed by `pope_align.data.split.grouping`.
 
     Args:
-        default: what a group is without it.
-        panel: of the help.
+        default: a group if the option is not given.
+        panel: its group in ``--help``.
     """
     return typer.Option(
         metavar="HOW",
         help="Slates that belong together: column:NAME (origin.user is a part of one), prefix:SEP (the slate_id up to "
-        f"its last SEP) or regex:PATTERN (what it, or its first bracket, finds in the slate_id); default: {default}.",
+        f"its last SEP) or regex:PATTERN (its match, or first group, in the slate_id); default: {default}.",
         rich_help_panel=panel,
     )
 
@@ -103,13 +105,13 @@ def date_option(default: str, panel: str | None = None) -> Any:
     """``--template-date``, the same in every command that writes prompts; `pope_align.data.encode_slate` takes it."""
     return typer.Option(
         metavar="DAY",
-        help=f"As 2026-11-28, for chat templates that write a date; default: {default}.",
+        help=f"Date such as 2026-11-28, for chat templates that write one; default: {default}.",
         rich_help_panel=panel,
     )
 
 
 class Respelled(NamedTuple):
-    """An option that has another name now, and takes its value in other words."""
+    """A renamed option whose value has another form."""
 
     option: str
     value: Callable[[str], str]
@@ -120,14 +122,14 @@ CLUSTER_PREFIX = Respelled("--group", lambda text: rf"regex:(?s)^(.*?)(?:{re.esc
 
 
 def command(renamed: Mapping[str, str | Respelled]) -> type[Command]:
-    """`Command` with old spellings."""
+    """`Command` with deprecated spellings."""
     return type("Command", (Command,), {"renamed": renamed})
 
 
 def modern(
     args: Sequence[str], renamed: Mapping[str, str | Respelled], known: set[str], *, command: str = "pope"
 ) -> list[str]:
-    """``args`` with today's spelling of every option, and a warning on standard error for each that had another."""
+    """``args`` with the current spelling of every option, and a warning on standard error for each deprecated one."""
     first: list[str] = []
     rest: list[str] = []
     pending = iter(args)

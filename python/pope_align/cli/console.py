@@ -1,7 +1,7 @@
-"""What the subcommands print: rich tables and progress on a terminal, plain lines otherwise.
+"""Output of the subcommands: rich tables and progress on a terminal, plain lines otherwise.
 
-Everything printed here is text, never rich's markup, and its control characters are written out (`pope_align._text`):
-whatever data, models and files are called, nothing that they hold moves the cursor of a terminal.
+Everything is printed as text, not as rich markup, with control characters escaped (`pope_align._text`), so that names
+and texts from data, models and files cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from .._text import printable
 
 
 class _Plain(Console):
-    """A console that takes text for text."""
+    """A console without markup."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's, with texts `printable` and without markup."""
+        """As rich's, with strings made `printable` and without markup."""
         shown = [Text(printable(each, lines=True)) if isinstance(each, str) else each for each in objects]
         super().print(*shown, **{**options, "markup": False})
 
 
 #: Standard output, for results.
 out = _Plain(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-#: Standard error, for progress and remarks: results can be piped.
+#: Standard error, for progress and remarks, so that results can be piped.
 err = _Plain(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
-#: Columns of a terminal between two columns of a table.
+#: Characters between two columns of a table.
 _GAP = 3
 
-#: Without a terminal, progress is a line every so many seconds.
+#: Seconds between lines of progress without a terminal.
 _PLAIN_SECONDS = 15.0
 
 
 class ShowProgress(Protocol):
-    """Takes how much of how many is done, and perhaps a remark on how it goes."""
+    """Reports that ``done`` of ``of`` units are done, with an optional remark."""
 
     def __call__(self, done: int, of: int, remark: str = "") -> None: ...
 
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[ShowProgress]:
-    """Yield ``report(done, of)``: a bar with rate and time left on a terminal, a line now and then in a file."""
+    """Yield ``report(done, of)``: a bar with rate and time left on a terminal, otherwise a line every 15 seconds."""
     what = printable(what)
     if err.is_terminal:
         columns = [
@@ -98,7 +98,7 @@ def progress(what: str, unit: str) -> Iterator[ShowProgress]:
 
 @contextmanager
 def _no_other_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars into ours."""
+    """Disable the progress bars of transformers meanwhile."""
     library = sys.modules.get("transformers.utils.logging")
     if library is None or not library.is_progress_bar_enabled():
         yield
@@ -112,7 +112,7 @@ def _no_other_bars() -> Iterator[None]:
 
 @contextmanager
 def progress_by_name(what: str, unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield ``report(name, done, of)``: a `progress` of its own for every name, so that no total changes."""
+    """Yield ``report(name, done, of)``: a separate `progress` for every name, because their totals differ."""
     with ExitStack() as bars:
         shown: dict[str, ShowProgress] = {}
 
@@ -127,7 +127,7 @@ def progress_by_name(what: str, unit: str) -> Iterator[Callable[[str, int, int],
 
 @contextmanager
 def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield ``report(done)`` for work whose end is not known: a running count with its rate."""
+    """Yield ``report(done)`` for work of unknown length: a running count with its rate."""
     what = printable(what)
     if err.is_terminal:
         columns = [
@@ -153,7 +153,7 @@ def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 class _Rate(ProgressColumn):
-    """Units a second, lately."""
+    """Units per second, recently."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class _Rate(ProgressColumn):
 
 
 def show_json(value: Any, path: str | None) -> None:
-    """Write a result as JSON to a file, to standard output for ``-``, nowhere for None: what ``--json`` does."""
+    """The option ``--json``: write a result as JSON to a file, to standard output for ``-``, nowhere for None."""
     from .._files import write_json
 
     if path == "-":
@@ -176,11 +176,11 @@ def show_json(value: Any, path: str | None) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, together: int = 1) -> None:
     """Print a table: drawn on a terminal, tab-separated otherwise. The first column is text, the others numbers.
 
-    A table wider than the terminal is drawn in parts, each with the first column: no name and no number is cut.
+    A table wider than the terminal is drawn in parts, each with the first column; nothing is truncated.
 
     Args:
-        together: so many columns after the first belong together, such as an estimate and its interval; a part holds
-            all of them or none.
+        together: how many columns after the first form a unit, such as an estimate and its interval, which is never
+            split.
     """
     lines = [[printable(cell) for cell in row] for row in [columns, *rows]]
     if not out.is_terminal:
@@ -204,10 +204,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
 
 def parts(lines: Sequence[Sequence[str]], width: int, together: int) -> list[list[int]]:
-    """The columns of every part of a table, so that each part fits ``width``; the first column is in all of them.
+    """The columns of each part of a table, so that every part fits ``width``; all parts have the first column.
 
-    The first column takes at most a third of the width (its texts are folded); the others are folded only where columns
-    that belong together do not fit beside it.
+    The first column takes at most a third of the width (its texts are folded); other columns are folded only if a unit
+    does not fit next to it.
     """
     widths = [max(cell_len(line) for row in lines for line in row[index].split("\n")) for index in range(len(lines[0]))]
     first = min(widths[0], width // 3)

@@ -28,10 +28,13 @@ def convert(
         typer.Option(metavar="FORM", help="slates, or preference: TRL's prompt, chosen, rejected."),
     ] = "slates",
     feedback: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Which feedback becomes the score; the first in `--list` unless.")
+        str | None,
+        typer.Option(metavar="KIND", help="Which feedback becomes the score; default: the first in `--list`."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")] = False,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="The counts as JSON; - for standard output.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write counts as JSON; - for standard output.")
+    ] = None,
     list_formats: Annotated[bool, typer.Option("--list", help="List the formats and their feedback.")] = False,
     min_k: Annotated[
         int, typer.Option(metavar="K", help="Drop slates with fewer responses.", rich_help_panel=_KEEP)
@@ -40,10 +43,12 @@ def convert(
         int | None, typer.Option(metavar="K", help="Drop slates with more responses.", rich_help_panel=_KEEP)
     ] = None,
     sample_k: Annotated[
-        int | None, typer.Option(metavar="K", help="Sample so many responses of larger slates.", rich_help_panel=_KEEP)
+        int | None,
+        typer.Option(metavar="K", help="Sample this many responses of larger slates.", rich_help_panel=_KEEP),
     ] = None,
     fraction: Annotated[
-        float, typer.Option(metavar="SHARE", help="Of the slates, chosen by hash.", rich_help_panel=_KEEP)
+        float,
+        typer.Option(metavar="SHARE", help="Keep this share of the slates, chosen by hash.", rich_help_panel=_KEEP),
     ] = 1.0,
     min_chars: Annotated[int, typer.Option(metavar="N", help="Drop shorter responses.", rich_help_panel=_KEEP)] = 1,
     max_chars: Annotated[
@@ -62,31 +67,32 @@ def convert(
         ),
     ] = None,
     splits: Annotated[
-        str, typer.Option(metavar="A,B,C", help="Shares of the three; one of 0 gets no file.", rich_help_panel=_SPLIT)
+        str,
+        typer.Option(
+            metavar="A,B,C", help="Shares of the three files; a share of 0 gets no file.", rich_help_panel=_SPLIT
+        ),
     ] = "0.8,0.1,0.1",
     group: Annotated[
         str | None,
-        group_option(
-            "none. Written into the slates, so that later steps find it; the column is one of the input", _SPLIT
-        ),
+        group_option("none. Stored in the slates for later steps; the column is one of the input", _SPLIT),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of sampling and splits.", rich_help_panel=_SPLIT)] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of sampling and splits.", rich_help_panel=_SPLIT)] = 0,
     missing_prompt: Annotated[
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Stands for a prompt that is missing, e.g. 'Item {key}'; default: drop.",
+            help="Replaces a missing prompt, e.g. 'Item {key}'; default: drop the slate.",
             rich_help_panel=_TEXT,
         ),
     ] = None,
     prompt_template: Annotated[
-        str, typer.Option(metavar="TEXT", help="Text around the prompt.", rich_help_panel=_TEXT)
+        str, typer.Option(metavar="TEXT", help="Template applied to every prompt.", rich_help_panel=_TEXT)
     ] = "{prompt}",
     age_scale_days: Annotated[
         float | None,
         typer.Option(
             metavar="DAYS",
-            help="Correct votes for age: e-folding time of the rate at which they come.",
+            help="Correct votes for age; their rate falls by a factor e in this time.",
             rich_help_panel=_TEXT,
         ),
     ] = None,
@@ -106,16 +112,16 @@ def convert(
     ] = "",
     sql: Annotated[
         str | None,
-        typer.Option(metavar="QUERY", help="Of the table format: DuckDB instead of files.", rich_help_panel=_INPUT),
+        typer.Option(
+            metavar="QUERY", help="For the table format: a DuckDB query instead of files.", rich_help_panel=_INPUT
+        ),
     ] = None,
     skip_bad_rows: Annotated[
         bool,
-        typer.Option(
-            "--skip-bad-rows", help="Leave bad rows out and count them; default: stop.", rich_help_panel=_INPUT
-        ),
+        typer.Option("--skip-bad-rows", help="Skip and count bad rows; default: stop.", rich_help_panel=_INPUT),
     ] = False,
 ) -> None:
-    """Turn a log of any known format into slates, and say what was read, kept and dropped.
+    """Convert a log of any known format to slates, and report what was read, kept and dropped.
 
     pope convert --from amazon-2023 Movies.jsonl.gz meta_Movies.jsonl.gz -o movies.parquet
     """
@@ -175,8 +181,8 @@ def show(report: ConvertReport) -> None:
     rows += [["slates kept", f"{report.slates_kept:,}"]]
     rows += [[f"  dropped: {reason}", f"{n:,}"] for reason, n in report.slates_dropped.most_common()]
     rows += [[f"  in {name}", f"{n:,}"] for name, n in sorted(report.splits.items()) if name != "all"]
-    rows += [["  whose responses are a sample", f"{report.slates_sampled:,}"]]
-    rows += [["  whose scores are all equal", f"{report.constant:,}"]]
+    rows += [["  with a sample of the responses", f"{report.slates_sampled:,}"]]
+    rows += [["  with equal scores", f"{report.constant:,}"]]
     table(f"{report.format} to slates, score: {report.feedback}", ["", "count"], rows)
 
 

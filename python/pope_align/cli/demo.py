@@ -22,12 +22,12 @@ def demo(
         str | None, typer.Option(help="Hub name, folder or GGUF file; default: the packaged SmolLM2-135M-Instruct.")
     ] = None,
     responses_per_slate: Annotated[int, typer.Option(help="Statements drawn from the 12 of every slate.")] = 6,
-    epochs: Annotated[int, typer.Option(help="Passes of the training over the log.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
 ) -> None:
-    """Align a language model with the Polis log and estimate what it gained, in a few minutes on two cores.
+    """Align a language model with the Polis log and estimate the gain, in a few minutes on two cores.
 
-    14 public conversations, what their participants wrote and how many agreed. Five conversations are held out. A
+    The log has 14 public conversations: what participants wrote, and how many agreed. Five of them are held out. A
     language model is fitted to the others as the logging policy, then trained with POPE; the value of both is estimated
     on the held-out ones.
     """
@@ -74,9 +74,9 @@ def _show(result: DemoResult) -> None:
     aligned = result.estimate("aligned", "batch")
     out.print(f"verdict: {aligned.verdict} ({'; '.join(aligned.reasons)})", markup=False)
     out.print(
-        "Raw weights also rise when a policy finds everything people wrote likelier, so judge utility by the "
-        "self-normalised rows. V_Div is -p log p of a mean token: it rises with p until p = 1/e. docs/training.md says "
-        "more.",
+        "Raw values also rise when a policy makes everything that people wrote likelier, so judge utility by the "
+        "self-normalised rows. V_Div is -p log p of a mean token: it rises with p until p = 1/e. See "
+        "docs/training.md.",
         markup=False,
     )
     for answers in result.generations:

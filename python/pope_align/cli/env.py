@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def env() -> None:
-    """Versions, devices, the backend that every operation takes on this machine and why, and models that are here."""
+    """Show versions, devices, the backend that every operation uses on this machine and why, and installed models."""
     from pope_core.env import report
 
     from ..models.places import PACKAGED_MODEL, packaged_model

@@ -32,15 +32,18 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="NAME=FILE of `pope generate` on the same log, at temperature 1; repeat. Shows whether the log covers "
-            "the policy, and adds reward-model estimates."
+            "the policy, and adds estimates with a reward model."
         ),
     ] = None,
     estimator: Annotated[
-        list[str] | None, typer.Option(help="pope, ips, snips, ...; repeat. The first one decides.")
+        list[str] | None,
+        typer.Option(help="pope, ips, snips, ...; repeat. The verdict of the first decides for --require."),
     ] = None,
     require: Annotated[
         Literal["reliable", "caution", "none"],
-        typer.Option(help="Exit with code 1 unless the first estimator's verdict on every policy is so good."),
+        typer.Option(
+            help="Exit with code 1 unless the first estimator's verdict on every policy is at least this good."
+        ),
     ] = "none",
     *,
     objective: Objective,
@@ -50,56 +53,63 @@ def evaluate(
     score_range: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            help="Least and greatest score that there can be; default: 0 and 1, or the log's.",
+            help="Smallest and largest possible score; default: 0 and 1, or the log's.",
             rich_help_panel=_LOG,
             show_default=False,
         ),
     ] = None,
-    group: Annotated[str | None, group_option("what convert wrote, or the prompt", _INTERVALS)] = None,
+    group: Annotated[str | None, group_option("as written by convert, or the prompt", _INTERVALS)] = None,
     logging_policy: Annotated[
         str | None,
         typer.Option(
-            help="The model that wrote the log, to score --samples under; default: the policy with its weights.",
+            help="The model that wrote the log, to score --samples with; default: the policy with its weights.",
             rich_help_panel=_LOG,
         ),
     ] = None,
     lam: Annotated[
-        float | None, typer.Option(help="Shrinkage of clipped_ips and its kin; default: chosen by the data.")
+        float | None,
+        typer.Option(help="Shrinkage of clipped_ips and similar estimators; default: chosen from the data."),
     ] = None,
     interval: Annotated[
-        Literal["t", "bootstrap", "bayesian"], typer.Option(help="How intervals are made.", rich_help_panel=_INTERVALS)
+        Literal["t", "bootstrap", "bayesian"], typer.Option(help="Method of the intervals.", rich_help_panel=_INTERVALS)
     ] = "t",
     level: Annotated[float, typer.Option(help="Coverage of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
-    draws: Annotated[int, typer.Option(help="Of the bootstraps.", rich_help_panel=_INTERVALS)] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstraps.", rich_help_panel=_INTERVALS)] = 0,
+    draws: Annotated[int, typer.Option(help="Number of bootstrap draws.", rich_help_panel=_INTERVALS)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens kept; default: as the log was scored.", rich_help_panel=_SCORING)
+        int | None,
+        typer.Option(
+            help="Maximum number of tokens of prompt and response; default: as the log was scored.",
+            rich_help_panel=_SCORING,
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"] | None,
-        typer.Option(help="Of the models' weights; default: as the log was scored.", rich_help_panel=_SCORING),
+        typer.Option(help="Dtype of the models' weights; default: as the log was scored.", rich_help_panel=_SCORING),
     ] = None,
     template_date: Annotated[str | None, date_option("as the log was scored", _SCORING)] = None,
     batch_tokens: Annotated[
-        int, typer.Option(help="Rows times length of a forward pass, at most.", rich_help_panel=_SCORING)
+        int, typer.Option(help="Maximum tokens of a forward pass (rows times length).", rich_help_panel=_SCORING)
     ] = 8192,
     cache: Annotated[
         Path,
-        typer.Option(help="Folder of finished batches: a killed run goes on from there.", rich_help_panel=_SCORING),
+        typer.Option(help="Folder for finished batches, from which a killed run continues.", rich_help_panel=_SCORING),
     ] = Path(".pope_cache"),
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSON of everything.", rich_help_panel=_RESULTS)
+        Path | None, typer.Option("--out", "-o", help="JSON file for all results.", rich_help_panel=_RESULTS)
     ] = None,
     json: Annotated[
         str | None,
-        typer.Option(help="The same; - for standard output, which then has nothing else.", rich_help_panel=_RESULTS),
+        typer.Option(
+            help="The same; - for standard output, which then contains nothing else.", rich_help_panel=_RESULTS
+        ),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Picture: .png, .svg or .pdf.", rich_help_panel=_RESULTS)] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace results that are there.", rich_help_panel=_RESULTS)] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing results.", rich_help_panel=_RESULTS)] = False,
 ) -> None:
-    """Estimate what policies are worth from a log, and whether to believe it.
+    """Estimate the value of policies from a log, and whether the estimate can be trusted.
 
-    Exit code 0: done, and --require is met; 1: it is not; 2: the input is at fault. Example:
+    Exit code 0: done, and --require is met; 1: it is not met; 2: the input is invalid. Example:
 
         pope evaluate scored.parquet --policy base=./base --policy new=./new --require caution
     """
@@ -151,7 +161,7 @@ def evaluate(
             scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date),
             report=report,
         )
-    if out is not None:  # before anything is shown or drawn: what was computed is kept
+    if out is not None:  # before anything is printed or plotted, so that results are not lost
         evaluation.write_json(out)
         err.print(f"wrote {out}")
     show_json(evaluation.to_dict(), json)
@@ -177,12 +187,12 @@ def _pairs(option: str, given: list[str], what: str) -> dict[str, str]:
     return pairs
 
 
-#: Sampling settings under which a policy's responses are its own.
+#: Sampling settings that do not change a policy's distribution.
 _PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def _samples(given: dict[str, str], slates: Sequence[Slate]) -> dict[str, list[list[str]]]:
-    """Fresh responses by policy, slate by slate."""
+    """Fresh responses of each policy, for every slate."""
     from ..generation.generations import read_generations, slate_keys
 
     samples = {}

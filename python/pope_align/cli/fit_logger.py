@@ -20,50 +20,49 @@ if TYPE_CHECKING:
 
 def fit_logger(
     log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="The start of the fit: hub name, folder, or GGUF file.")],
+    model: Annotated[str, typer.Option(help="Model to start from: hub name, folder, or GGUF file.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder of the fitted policy; with --folds, a file of scored slates.")
     ],
     folds: Annotated[
         int | None,
-        typer.Option(
-            min=2, help="Cross-fit: so many policies, each fitted to the other folds and scoring groups it never saw."
-        ),
+        typer.Option(min=2, help="Cross-fit this many policies; each scores one fold and is fitted to the others."),
     ] = None,
     holdout: Annotated[
-        float, typer.Option(help="Share of the groups that decides when to stop (without --folds).")
+        float, typer.Option(help="Share of the groups held out to decide when to stop (without --folds).")
     ] = 0.2,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response that are kept.")] = 1024,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training responses, at most.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-5,
-    batch_slates: Annotated[int, typer.Option(min=1, help="Slates of an optimizer step.")] = 4,
-    micro_batch_slates: Annotated[int, typer.Option(min=1, help="Slates of a forward pass.")] = 1,
-    patience: Annotated[int, typer.Option(min=1, help="Stop after so many evaluations without a new best.")] = 2,
+    max_length: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of prompt and response.")] = 1024,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of passes over the training responses.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+    batch_slates: Annotated[int, typer.Option(min=1, help="Slates per optimizer step.")] = 4,
+    micro_batch_slates: Annotated[int, typer.Option(min=1, help="Slates per forward pass.")] = 1,
+    patience: Annotated[int, typer.Option(min=1, help="Stop after this many evaluations without a new best.")] = 2,
     lora_rank: Annotated[
         int | None, typer.Option(min=1, help="Fit an adapter of this rank; default: all weights.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Train under bfloat16 autocast.")] = False,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Compute activations again in backward, for memory.")
+        bool, typer.Option("--gradient-checkpointing", help="Recompute activations in backward to save memory.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order, dropout and the adapter.")] = 0,
-    template_date: Annotated[str | None, date_option("that of the fit's first day")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the order, dropout and the adapter.")] = 0,
+    template_date: Annotated[str | None, date_option("the day the fit began")] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
+        Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Dtype of the model's weights.")
     ] = "float32",
-    cache: Annotated[Path, typer.Option(help="With --folds: folder of finished batches of the scoring.")] = Path(
+    cache: Annotated[Path, typer.Option(help="With --folds: folder for finished batches of scoring.")] = Path(
         ".pope_cache"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a fit that was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted fit.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results, and log-probabilities that the log already has.")
+        bool,
+        typer.Option("--overwrite", help="Replace existing results, and log-probabilities that the log already has."),
     ] = False,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip and count bad rows; default: stop.")] = False,
 ) -> None:
-    """Fit a language model to all logged responses: the logging policy of a log that nobody recorded it for.
+    """Fit a language model to all logged responses, as the logging policy of a log without recorded propensities.
 
     A group is what comes before '#' in a slate's slate_id, or else its prompt; groups are never split. A checkpoint is
-    written at every evaluation, and --resume goes on from it. On several devices: accelerate launch -m pope_align.cli
+    written at every evaluation, and --resume continues from it. On several devices: accelerate launch -m pope_align.cli
     fit-logger ... Examples:
 
         pope fit-logger votes.jsonl --model openai-community/gpt2 -o logger
@@ -98,7 +97,7 @@ def fit_logger(
 
 
 class _Source(NamedTuple):
-    """What is fitted to what."""
+    """The log and the model."""
 
     log: Path
     model: str
@@ -185,7 +184,7 @@ def _cross_fit(source: _Source, target: Path, folds: int, cache: Path, *, resume
 
 
 def _begin(work: Path, resume: bool) -> None:
-    """Leave nothing of an earlier fit, unless this one goes on with it."""
+    """Remove what an earlier fit left, unless this one continues it."""
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
 

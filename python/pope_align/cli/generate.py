@@ -32,9 +32,10 @@ def generate(
     n: Annotated[int, typer.Option("--n", "-n", metavar="N", help="Answers per prompt.", min=1)] = 10,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first prompts.", min=1)] = None,
     logprobs: Annotated[
-        bool, typer.Option("--logprobs", help="Record how probable each token was, so that answers can be a log.")
+        bool,
+        typer.Option("--logprobs", help="Record log-probabilities of tokens, so that answers can be used as a log."),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     json_out: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write counts as JSON; - for standard output.")
     ] = None,
@@ -47,50 +48,58 @@ def generate(
     ] = "transformers",
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="In tables and figures; default: from --model.", rich_help_panel=_MODEL),
+        typer.Option(metavar="NAME", help="Name in tables and figures; default: from --model.", rich_help_panel=_MODEL),
     ] = None,
     batch_size: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Answers decoded together; changes no text.", rich_help_panel=_MODEL),
+        typer.Option(
+            metavar="N", min=1, help="Answers decoded together; does not change them.", rich_help_panel=_MODEL
+        ),
     ] = 16,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
         typer.Option(
             metavar="NAME",
-            help="Of the weights: float32, bfloat16, float16 or auto. Only float32 makes answers independent of the "
-            "batch to the last tie.",
+            help="Dtype of the weights: float32, bfloat16, float16 or auto. Only with float32 answers are exactly "
+            "independent of the batch.",
             rich_help_panel=_MODEL,
         ),
     ] = "float32",
-    template_date: Annotated[str | None, date_option("that of the run", _MODEL)] = None,
+    template_date: Annotated[str | None, date_option("the day the run began", _MODEL)] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens of an answer, at most.", rich_help_panel=_SAMPLING)
+        int, typer.Option(metavar="N", help="Maximum tokens of an answer.", rich_help_panel=_SAMPLING)
     ] = 256,
     temperature: Annotated[
-        float, typer.Option(metavar="T", help="0: the likeliest token each time.", rich_help_panel=_SAMPLING)
+        float, typer.Option(metavar="T", help="Sampling temperature; 0: greedy.", rich_help_panel=_SAMPLING)
     ] = 1.0,
     top_p: Annotated[
         float,
         typer.Option(
-            metavar="P", help="Only the likeliest tokens of this total probability.", rich_help_panel=_SAMPLING
+            metavar="P",
+            help="Sample from the most likely tokens with this total probability.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = 1.0,
     top_k: Annotated[
-        int, typer.Option(metavar="K", help="Only so many likeliest tokens; 0: all.", rich_help_panel=_SAMPLING)
+        int,
+        typer.Option(metavar="K", help="Sample from this many most likely tokens; 0: all.", rich_help_panel=_SAMPLING),
     ] = 0,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Decides the answers, with slate and number.", rich_help_panel=_SAMPLING)
+        int,
+        typer.Option(
+            metavar="N", help="Seed; an answer depends on it, the slate and its number.", rich_help_panel=_SAMPLING
+        ),
     ] = 0,
     base_url: Annotated[
         str | None, typer.Option(metavar="URL", help="E.g. http://localhost:8000/v1.", rich_help_panel=_ENDPOINT)
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Requests on their way together.", rich_help_panel=_ENDPOINT)
+        int, typer.Option(metavar="N", min=1, help="Concurrent requests.", rich_help_panel=_ENDPOINT)
     ] = 8,
 ) -> None:
     """Sample answers of a model to the prompts of a log.
 
-    A killed run goes on where it stopped, and ends with the same file. Example:
+    A killed run continues where it stopped and ends with the same file. Example:
 
         pope generate slates.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct -n 10 -o gens.parquet
     """
@@ -104,13 +113,13 @@ def generate(
     if logprobs:
         sampling.check_logprobs()
         if engine != "transformers":
-            raise ValueError(f"logprobs: expected --engine transformers, which sees all probabilities, got {engine}")
+            raise ValueError(f"logprobs: expected --engine transformers, which has all probabilities, got {engine}")
     if engine == "openai":
         check_key("OPENAI_API_KEY", base_url)
         if top_k:
             raise ValueError(f"top_k: expected 0 (off) with an OpenAI-compatible endpoint, got {top_k}")
         if adapter is not None:
-            raise ValueError("adapter: expected none with --engine openai, which serves what it serves")
+            raise ValueError("adapter: expected none with --engine openai, whose models are fixed")
     check_folder(adapter, "adapter_config.json", "--adapter")
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         if engine != "openai":

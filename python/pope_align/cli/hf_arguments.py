@@ -1,4 +1,4 @@
-"""The arguments of transformers and TRL, read from their source: importing either takes seconds of work."""
+"""The arguments of transformers and TRL, parsed from their source, because importing either takes seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Optional, Union
 
 from .typed import Option, option_of
 
-#: The classes that configure the methods, and where they are.
+#: The configuration class of each method, and its file.
 _CLASSES = {
     "pope": ("transformers", "training_args.py", "TrainingArguments"),
     "sft": ("trl", "trainer/sft_config.py", "SFTConfig"),
@@ -20,7 +20,7 @@ _BASES = {
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "TrainingArguments": ("transformers", "training_args.py"),
 }
-#: Where the enumerations are that transformers' arguments name.
+#: The files of the enumerations that transformers' arguments use.
 _ENUMS = (
     ("transformers", "training_args.py"),
     ("transformers", "trainer_utils.py"),
@@ -41,7 +41,7 @@ _NAMES: dict[str, Any] = {
 
 
 def training_arguments(method: str) -> dict[str, Option]:
-    """What ``TrainingArguments``, or TRL's configuration of a baseline, takes, by name.
+    """The fields of ``TrainingArguments``, or of TRL's configuration of a baseline, by name.
 
     Raises:
         ImportError: the library is not installed.
@@ -51,7 +51,7 @@ def training_arguments(method: str) -> dict[str, Option]:
 
 
 def _options(library: str, path: str, name: str) -> list[Option]:
-    """Those of the class, after those of its bases."""
+    """The options of a class, after those of its bases."""
     tree = _source(library, path)
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     inherited: list[Option] = []
@@ -78,7 +78,7 @@ def _option(name: str, annotation: ast.expr, value: ast.expr) -> Option:
 
 
 def _hint(annotation: ast.expr) -> Any:
-    """The type that an annotation names; Any where it names one of the library's own."""
+    """The type of an annotation; Any for the library's own types."""
     try:
         return eval(ast.unparse(annotation), {"__builtins__": {}}, _NAMES)
     except (NameError, TypeError):
@@ -86,7 +86,7 @@ def _hint(annotation: ast.expr) -> Any:
 
 
 def _enum(annotation: ast.expr) -> tuple[str, ...]:
-    """The values of an enumeration that an annotation names."""
+    """The values of the enumeration in an annotation, if any."""
     names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
     return next((values for name, values in _enums().items() if name in names), ())
 

@@ -19,21 +19,25 @@ def inspect(
         Path | None,
         typer.Option(metavar="LOG", help="Another split, which should share no prompt or group.", exists=True),
     ] = None,
-    group: Annotated[str | None, group_option("what convert wrote, or the id up to its first #, or the prompt")] = None,
+    group: Annotated[
+        str | None, group_option("as written by convert, or the id up to its first #, or the prompt")
+    ] = None,
     transform: Annotated[
         Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"],
-        typer.Option(metavar="NAME", help="Of scores to utilities, as in training."),
+        typer.Option(metavar="NAME", help="Transform of scores to utilities, as in training."),
     ] = "minmax",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw the distributions: .png, .pdf or .svg.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that is there already.")] = False,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="The numbers as JSON; - to print them.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the numbers as JSON; - for standard output.")
+    ] = None,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Count bad rows and go on; default: stop.")
+        bool, typer.Option("--skip-bad-rows", help="Skip and count bad rows; default: stop.")
     ] = False,
 ) -> None:
-    """What to look at before trusting a log: sizes, feedback, utilities, repeats, overlap, propensities.
+    """Show what to check before using a log: sizes, feedback, utilities, repeats, overlap, propensities.
 
     pope inspect movies.test.parquet --against movies.train.parquet -o movies.png
     """
@@ -76,9 +80,9 @@ def show(name: str, inspection: Inspection) -> None:
     rows = [["slates", f"{slates:,}"], ["responses", f"{responses:,}"], ["groups", f"{inspection.groups:,}"]]
     rows += [[f"from {origin}", part(count, slates)] for origin, count in inspection.origins.items()]
     rows += [
-        ["slates whose scores are all equal", part(inspection.constant, slates)],
-        ["slates whose prompt came before", part(inspection.repeated_prompts, slates)],
-        ["responses whose text came before", part(inspection.repeated_responses, responses)],
+        ["slates with equal scores", part(inspection.constant, slates)],
+        ["slates with a repeated prompt", part(inspection.repeated_prompts, slates)],
+        ["repeated responses", part(inspection.repeated_responses, responses)],
         ["  in the same slate", part(inspection.repeated_in_slate, responses)],
     ]
     compared = [

@@ -24,59 +24,70 @@ def judge(
         typer.Option(metavar="NAME=FILE", help="Generations, at least two: the first is compared with the others."),
     ],
     refs: Annotated[Path, typer.Option(metavar="LOG", help="Slates with people's responses.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="The judge's, at the endpoint.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the judge at the endpoint.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for verdicts, figure, and every call.")
     ] = Path("judge"),
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first prompts.", min=1)] = None,
-    level: Annotated[float, typer.Option(metavar="P", help="Of the intervals.")] = 0.95,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would ask for, and ask nothing.")] = False,
+    level: Annotated[float, typer.Option(metavar="P", help="Confidence level of the intervals.")] = 0.95,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print how many requests it would send, and send none.")
+    ] = False,
     json_out: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Results as JSON, too; -: instead of the table.")
+        str | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Also write results as JSON; - for standard output, instead of the table."
+        ),
     ] = None,
-    set_size: Annotated[int, typer.Option(metavar="N", help="Answers of a set, at most.", rich_help_panel=_SETS)] = 50,
+    set_size: Annotated[int, typer.Option(metavar="N", help="Maximum answers of a set.", rich_help_panel=_SETS)] = 50,
     references: Annotated[int, typer.Option(metavar="N", help="Human responses shown.", rich_help_panel=_SETS)] = 3,
     max_characters: Annotated[
-        int | None, typer.Option(metavar="N", help="Of one answer or response; default: all.", rich_help_panel=_SETS)
+        int | None,
+        typer.Option(
+            metavar="N", help="Maximum length of an answer or response; default: unlimited.", rich_help_panel=_SETS
+        ),
     ] = None,
     repairs: Annotated[
-        int, typer.Option(metavar="N", help="Questions after a reply that is no verdict.", rich_help_panel=_REPLIES)
+        int, typer.Option(metavar="N", help="Retries after a reply without a verdict.", rich_help_panel=_REPLIES)
     ] = 2,
     max_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Of a reply; thoughts count.", rich_help_panel=_REPLIES)
+        int, typer.Option(metavar="N", help="Maximum tokens of a reply, reasoning included.", rich_help_panel=_REPLIES)
     ] = 512,
     json_mode: Annotated[
-        bool, typer.Option("--json-mode", help="Have the endpoint enforce JSON, if it can.", rich_help_panel=_REPLIES)
+        bool, typer.Option("--json-mode", help="Ask the endpoint to enforce JSON, if it can.", rich_help_panel=_REPLIES)
     ] = False,
     base_url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Any OpenAI-compatible one; default: OpenAI's.", rich_help_panel=_ENDPOINT),
+        typer.Option(
+            metavar="URL", help="Any OpenAI-compatible endpoint; default: OpenAI's.", rich_help_panel=_ENDPOINT
+        ),
     ] = None,
     key_variable: Annotated[
-        str, typer.Option(metavar="NAME", help="Holds the API key.", rich_help_panel=_ENDPOINT)
+        str, typer.Option(metavar="NAME", help="Environment variable with the API key.", rich_help_panel=_ENDPOINT)
     ] = "OPENAI_API_KEY",
     concurrency: Annotated[
-        int, typer.Option(metavar="N", help="Requests on their way together.", min=1, rich_help_panel=_ENDPOINT)
+        int, typer.Option(metavar="N", help="Concurrent requests.", min=1, rich_help_panel=_ENDPOINT)
     ] = 4,
     requests_per_minute: Annotated[
-        float | None, typer.Option(metavar="N", help="At most; default: as many as go.", rich_help_panel=_ENDPOINT)
+        float | None, typer.Option(metavar="N", help="Rate limit; default: none.", rich_help_panel=_ENDPOINT)
     ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="S", help="Seconds to wait for a reply.", rich_help_panel=_ENDPOINT)
     ] = 120.0,
     max_attempts: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Sendings of one request.", rich_help_panel=_ENDPOINT)
+        int, typer.Option(metavar="N", min=1, help="Maximum attempts per request.", rich_help_panel=_ENDPOINT)
     ] = 6,
     budget_requests: Annotated[
-        int | None, typer.Option(metavar="N", help="Of this run, at most.", rich_help_panel=_ENDPOINT)
+        int | None, typer.Option(metavar="N", help="Maximum requests of this run.", rich_help_panel=_ENDPOINT)
     ] = None,
     budget_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Of this run, both ways, at most.", rich_help_panel=_ENDPOINT)
+        int | None,
+        typer.Option(metavar="N", help="Maximum tokens of this run, prompts and replies.", rich_help_panel=_ENDPOINT),
     ] = None,
 ) -> None:
-    """Win rates of sets of answers by an LLM judge, in both orders, with the paper's protocol.
+    """Compute win rates of sets of answers by an LLM judge, in both orders, with the paper's protocol.
 
-    Every reply is kept in the output folder: a run that stopped for whatever reason goes on where it was. Example:
+    Every reply is kept in the output folder, and the same command continues a run that stopped. Example:
 
         pope judge --gens pope=pope.parquet --gens sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
     """
@@ -93,7 +104,7 @@ def judge(
         raise ValueError(f"level: expected a number in (0, 1), got {level}")
     if not dry_run:
         check_key(key_variable, base_url)
-    # A folder with calls is one to go on in: what it asked before is never asked again, and results follow from them.
+    # In a folder with calls, that run is continued: known replies are reused.
     check_output_folder(out, overwrite=(out / "calls.jsonl").is_file())
 
     from ..data import read_slates
@@ -120,7 +131,7 @@ def judge(
     slates = read_slates(refs)
     for other in sets[1:]:
         requests, tokens = plan(sets[0], other, slates, options)
-        err.print(f"{sets[0].model} against {other.model}: {requests} requests, {tokens} prompt tokens or so")
+        err.print(f"{sets[0].model} against {other.model}: {requests} requests, about {tokens} prompt tokens")
     if dry_run:
         return
     budget = Budget(budget_requests, budget_tokens)
@@ -181,7 +192,7 @@ def _write_verdicts(matches: list[Match], path: Path) -> None:
 
 
 def _draw(summaries: list[dict[str, Any]], model: str, path: Path) -> None:
-    """The figure comes last: all results are written when it fails."""
+    """Draw the figure last, so that all results are written even if it fails."""
     from .._files import replacing
     from ..judging.figure import win_rates
 
@@ -209,6 +220,6 @@ def _show(summaries: list[dict[str, Any]], level: float) -> None:
         if each["invalid_count"] or each["failed_count"] or each["unjudged_count"]:
             out.print(
                 f"{each['a']} against {each['b']}: {each['invalid_count']} without valid JSON, {each['failed_count']} "
-                f"where the endpoint failed, {each['unjudged_count']} beyond the budget; the last two are asked again "
-                "by the same command",
+                f"where the endpoint failed, {each['unjudged_count']} beyond the budget; repeat the command for "
+                "the last two",
             )

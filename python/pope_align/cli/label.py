@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _REFS, _JUDGE = "By embeddings (similarity, energy, set-utility)", "By a judge"
 _BY_REFERENCES = ("similarity", "energy", "set-utility")
-#: What each kind of feedback must be given, and what only it takes.
+#: The option that each kind of feedback requires, and that no other kind accepts.
 _NEEDS = {**dict.fromkeys(_BY_REFERENCES, "refs"), "command": "command", "python": "function", "judge": "model"}
 
 
@@ -36,41 +36,46 @@ def label(
         typer.Option(metavar="NAME", help="log1p, votes, softmax or uniform.", rich_help_panel=_REFS),
     ] = "log1p",
     cache: Annotated[
-        Path, typer.Option(metavar="DIR", help="Embeddings that are known already.", rich_help_panel=_REFS)
+        Path, typer.Option(metavar="DIR", help="Folder for cached embeddings.", rich_help_panel=_REFS)
     ] = Path(".pope_cache"),
     command: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Reads JSON lines, writes a number for each.")
+        str | None,
+        typer.Option(metavar="COMMAND", help="A program that reads JSON lines and writes a number for each."),
     ] = None,
     function: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="name(prompt, completions) gives their scores.")
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="A function name(prompt, completions) that returns their scores."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The judge's, at the endpoint.", rich_help_panel=_JUDGE)
+        str | None, typer.Option(metavar="NAME", help="Name of the judge at the endpoint.", rich_help_panel=_JUDGE)
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Default: OpenAI's.", rich_help_panel=_JUDGE)
     ] = None,
     key_variable: Annotated[
-        str, typer.Option(metavar="NAME", help="Holds the API key.", rich_help_panel=_JUDGE)
+        str, typer.Option(metavar="NAME", help="Environment variable with the API key.", rich_help_panel=_JUDGE)
     ] = "OPENAI_API_KEY",
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Of a reply.", rich_help_panel=_JUDGE)] = 512,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Maximum tokens of a reply.", rich_help_panel=_JUDGE)
+    ] = 512,
     concurrency: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Requests on their way together.", rich_help_panel=_JUDGE)
+        int, typer.Option(metavar="N", min=1, help="Concurrent requests.", rich_help_panel=_JUDGE)
     ] = 4,
     budget_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Of this run, both ways.", rich_help_panel=_JUDGE)
+        int | None,
+        typer.Option(metavar="N", help="Maximum tokens of this run, prompts and replies.", rich_help_panel=_JUDGE),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     json_out: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write counts as JSON; - for standard output.")
     ] = None,
 ) -> None:
-    """Give a model's answers feedback, so that they are a log: slates to train on and to evaluate with.
+    """Score a model's answers, so that they become a log: slates for training and evaluation.
 
-    Generations made with --logprobs give slates with recorded propensities: logging_logprobs of the distribution that
-    was sampled. Feedback by embeddings: similarity (nearness to what people wrote), energy (far from the other answers,
-    near to people: the reward whose gradient lowers the energy distance) and set-utility (what each answer adds for
-    people who each take the nearest one); the last two are brought to [0, 1] over the log. Example:
+    Generations made with --logprobs give slates with recorded propensities: logging_logprobs under the sampling
+    distribution. Feedback by embeddings: similarity (nearness to what people wrote), energy (far from the other
+    answers, near to people: the reward whose gradient lowers the energy distance) and set-utility (how much each answer
+    adds for people who each take the nearest one); the last two are rescaled to [0, 1] over the log. Example:
 
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
@@ -83,7 +88,7 @@ def label(
         if name != _NEEDS[by] and value is not None:
             wanted = ", ".join(how for how, need in _NEEDS.items() if need == name)
             raise ValueError(f"--{name}: expected with --with {wanted} only, got --with {by}")
-        if name == _NEEDS[by] and by != "set-utility":  # which slates with group_scores need no references for
+        if name == _NEEDS[by] and by != "set-utility":  # slates with group_scores need no references
             required(value, f"--{name} (for --with {by})")
     if refs is not None:
         check_file(refs, "--refs")

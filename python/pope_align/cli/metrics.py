@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..metrics.summary import MetricsReport
 
 
-_MODELS, _READINGS, _INTERVALS = "Models", "Readings of the metrics", "Intervals"
+_MODELS, _READINGS, _INTERVALS = "Models", "Definitions of metrics", "Intervals"
 
 
 def metrics(
@@ -32,14 +32,14 @@ def metrics(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for page, figures, JSON, per-slate table.")] = Path(
         "metrics"
     ),
-    overwrite: Annotated[bool, typer.Option(help="Replace results that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing results.")] = False,
     json: Annotated[
-        str | None, typer.Option(help="JSON of everything; - for standard output, which then has nothing else.")
+        str | None, typer.Option(help="JSON of all results; - for standard output, which then contains nothing else.")
     ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="The model of the n-th generations, for scores of its probabilities; once for each.",
+            help="The model of the n-th generations, for metrics that need its probabilities; once for each.",
             rich_help_panel=_MODELS,
         ),
     ] = None,
@@ -53,16 +53,16 @@ def metrics(
     ] = None,
     alignscore: Annotated[Path | None, typer.Option(help="AlignScore checkpoint.", rich_help_panel=_MODELS)] = None,
     alignscore_backbone: Annotated[
-        str, typer.Option(help="The RoBERTa that the checkpoint was made from.", rich_help_panel=_MODELS)
+        str, typer.Option(help="The RoBERTa model that the checkpoint is based on.", rich_help_panel=_MODELS)
     ] = "roberta-base",
     max_length: Annotated[
-        int, typer.Option(help="Tokens of prompt and reference that --policy reads.", rich_help_panel=_MODELS)
+        int, typer.Option(help="Maximum tokens of prompt and reference under --policy.", rich_help_panel=_MODELS)
     ] = 1024,
-    cache: Annotated[
-        Path, typer.Option(help="Folder of embeddings that are known already.", rich_help_panel=_MODELS)
-    ] = Path(".pope_cache"),
+    cache: Annotated[Path, typer.Option(help="Folder for cached embeddings.", rich_help_panel=_MODELS)] = Path(
+        ".pope_cache"
+    ),
     threshold: Annotated[
-        float, typer.Option(help="Cosine at which an answer covers a reference.", rich_help_panel=_READINGS)
+        float, typer.Option(help="Least cosine at which an answer covers a reference.", rich_help_panel=_READINGS)
     ] = 0.8,
     coverage_k: Annotated[
         int | None, typer.Option(help="Answers that count for coverage; default: all.", rich_help_panel=_READINGS)
@@ -70,18 +70,18 @@ def metrics(
     vote_weights: Annotated[
         Literal["log1p", "votes", "softmax", "uniform"],
         typer.Option(
-            help="How votes weigh references in the energy distance and the PL-Score.", rich_help_panel=_READINGS
+            help="How votes weight references in the energy distance and the PL-Score.", rich_help_panel=_READINGS
         ),
     ] = "log1p",
     temperature: Annotated[
-        float, typer.Option(help="Of the distributional alignment.", rich_help_panel=_READINGS)
+        float, typer.Option(help="Temperature of the distributional alignment.", rich_help_panel=_READINGS)
     ] = 0.5,
-    group: Annotated[str | None, group_option("what convert wrote, or the prompt", _INTERVALS)] = None,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws.", rich_help_panel=_INTERVALS)] = 2000,
-    level: Annotated[float, typer.Option(help="Of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
+    group: Annotated[str | None, group_option("as written by convert, or the prompt", _INTERVALS)] = None,
+    draws: Annotated[int, typer.Option(help="Number of bootstrap draws.", rich_help_panel=_INTERVALS)] = 2000,
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
 ) -> None:
-    """Are the answers plural, helpful, relevant, faithful? Metrics with intervals, and models compared.
+    """Measure whether answers are plural, helpful, relevant and faithful, with intervals, and compare models.
 
     Example:
 
@@ -149,7 +149,7 @@ def metrics(
     written = {**asdict(options), "embedding_model": embedder.report.model, "references": str(refs), "group": group}
     result = summarize(tables, draws=draws, level=level, seed=seed, options=written)
     notes = [f"References: {refs.name}. Embeddings: {embedder.report}."]
-    out.mkdir(parents=True, exist_ok=True)  # before anything is shown or drawn: what was computed is kept
+    out.mkdir(parents=True, exist_ok=True)  # before anything is printed or plotted, so that results are not lost
     write_json(result, out / "metrics.json")
     write_prompt_metrics(tables, out / "per_slate.parquet")
     show_json(result.to_json(), json)

@@ -15,26 +15,28 @@ def score(
     model: Annotated[str, typer.Option(help="The logging policy: hub name, folder, or GGUF file.")],
     how: Annotated[
         Literal["recorded", "behaviour_cloned", "proxy"],
-        typer.Option(help="What this model is to the log: it wrote it, was fitted to it, or stands in for the writer."),
+        typer.Option(help="Relation of the model to the log: it wrote it, was fitted to it, or is a stand-in."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Scored slates: .jsonl or .parquet.")],
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response that are kept.")] = 1024,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Rows times length of a forward pass, at most.")] = 8192,
-    cache: Annotated[Path, typer.Option(help="Folder of finished batches: a killed run goes on from there.")] = Path(
+    max_length: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of prompt and response.")] = 1024,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum tokens of a forward pass (rows times length).")
+    ] = 8192,
+    cache: Annotated[Path, typer.Option(help="Folder for finished batches, from which a killed run continues.")] = Path(
         ".pope_cache"
     ),
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Of the model's weights.")
+        Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Dtype of the model's weights.")
     ] = "float32",
     template_date: Annotated[str | None, date_option("the log's own, or today")] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Replace a file that is there, and log-probabilities that the log already has.")
+        bool, typer.Option(help="Replace an existing file, and log-probabilities that the log already has.")
     ] = False,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Leave bad rows out and count them; default: stop.")] = False,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip and count bad rows; default: stop.")] = False,
 ) -> None:
-    """Fill in the log-probability of every response under a logging policy, and say where it came from.
+    """Compute the log-probability of every response under a logging policy, and record where it came from.
 
-    Training and evaluation divide by these. Example:
+    Training and evaluation use them as propensities. Example:
 
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy -o scored.jsonl
     """

@@ -1,4 +1,4 @@
-"""``pope train``: a YAML file, flags on top of it, and every argument of transformers' Trainer."""
+"""``pope train``: arguments from a YAML file and from flags, including every argument of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def train(context: typer.Context) -> None:
 
 
 def check_places(arguments: TrainArguments) -> None:
-    """Refuse files that are not there and a folder of results that is; clear a folder for a run that replaces another.
+    """Refuse missing files and an existing folder of results; remove the checkpoints of a run that is replaced.
 
     Raises:
-        ValueError: by the argument's name.
+        ValueError: names the argument.
     """
     from .checks import check_log, check_model, check_results_folder, is_main_process
 
@@ -65,14 +65,14 @@ def check_places(arguments: TrainArguments) -> None:
     check_log(run.train_data, "LOG")
     if run.eval_data is not None:
         check_log(run.eval_data, "--eval-data")
-    if run.dry_run or not is_main_process():  # one process looks, before any of them writes
+    if run.dry_run or not is_main_process():  # only the main process checks and clears the folder
         check_model(run.model)
         return
     folder, resume = training["output_dir"], training.get("resume_from_checkpoint") is not None
     check_results_folder(folder, overwrite=run.overwrite, resume=resume, flag="--resume-from-checkpoint last")
     check_model(run.model)
     if run.overwrite and not resume:
-        for checkpoint in Path(folder).glob("checkpoint-*"):  # of the run that was there
+        for checkpoint in Path(folder).glob("checkpoint-*"):  # of the run that is replaced
             shutil.rmtree(checkpoint)
 
 
@@ -92,7 +92,7 @@ def configured(arguments: TrainArguments) -> tuple[RunOptions, Any]:
 
 
 def parse(flags: list[str]) -> tuple[RunOptions, Any]:
-    """`configured`, from flags."""
+    """`configured` from flags."""
     from .train_arguments import read_arguments
 
     return configured(read_arguments(flags))

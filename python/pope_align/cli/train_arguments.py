@@ -1,4 +1,4 @@
-"""The arguments of ``pope train``: a file, flags over it, all of it checked before torch is imported."""
+"""The arguments of ``pope train``: a file, overridden by flags, all checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .typed import Option, options_of
 
 logger = logging.getLogger(__name__)
 
-#: Arguments of transformers that ``--help`` shows beside those of POPE.
+#: Arguments of transformers that ``--help`` shows in addition to those of POPE.
 _SHOWN = (
     *("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "eval_strategy", "eval_steps"),
     *("save_strategy", "save_steps", "seed", "bf16", "use_cpu", "gradient_checkpointing", "report_to"),
     "resume_from_checkpoint",
 )
 
-#: What a baseline shares with POPE, so that methods differ in their loss alone.
+#: Arguments whose POPE defaults also apply to baselines, so that methods differ only in their loss.
 SHARED = (
     "learning_rate",
     "per_device_train_batch_size",
@@ -39,7 +39,7 @@ SHARED = (
     "gradient_checkpointing",
 )
 
-#: Ranges of transformers' numbers: the lowest value.
+#: Lower bounds of transformers' numbers.
 _AT_LEAST = {
     "max_steps": -1,
     "warmup_steps": 0,
@@ -50,16 +50,16 @@ _AT_LEAST = {
 }
 _ABOVE = {"num_train_epochs": 0, "eval_steps": 0, "save_steps": 0}
 
-#: Spellings of the last release and the ones in their place.
+#: Deprecated spellings and their replacements.
 _RENAMED = {"--train-data": "LOG", "--output-dir": "--out"}
 
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """What was asked for.
+    """The parsed arguments.
 
     Attributes:
-        run: what is read and trained.
+        run: the model, the data and the method.
         training: values for the method's configuration (`PopeConfig`, or TRL's ``SFTConfig`` or ``DPOConfig``).
     """
 
@@ -68,10 +68,10 @@ class TrainArguments:
 
 
 def read_arguments(flags: Sequence[str]) -> TrainArguments:
-    """Flags over the values of the file that ``--config`` names; ``--help`` is answered here.
+    """Parse flags and the file given by ``--config``, which flags override; ``--help`` prints help and exits.
 
     Raises:
-        ValueError: an argument that does not exist or does not fit; a file that is missing or none of YAML.
+        ValueError: an unknown argument or invalid value; a file that is missing or not YAML.
         ImportError: a library of the method is not installed.
     """
     flags = _hyphens(list(flags))
@@ -98,13 +98,13 @@ def read_arguments(flags: Sequence[str]) -> TrainArguments:
         ours = {each.name for each in fields(PopeOptions)}
         PopeOptions(**{name: value for name, value in rest.items() if name in ours}).check()
     else:
-        pope = _training_options("pope")  # TRL has other defaults, bfloat16 among them
+        pope = _training_options("pope")  # TRL has other defaults, e.g. bfloat16
         rest = {**{name: pope[name].default for name in SHARED}, **rest}
     return TrainArguments(options, {"output_dir": "trainer_output", **rest})
 
 
 def _training_options(method: str) -> dict[str, Option]:
-    """Of the method's configuration; those of ours go over those of transformers."""
+    """The options of the method's configuration; our own replace those of transformers."""
     theirs = training_arguments(method)
     if method != "pope":
         return theirs
@@ -117,8 +117,8 @@ class _Parser(argparse.ArgumentParser):
             prog="pope train",
             usage="pope train [LOG] --model MODEL -o FOLDER [--config FILE] [options]",
             description="Align a causal language model with scored slates.",
-            epilog="Every argument of transformers.TrainingArguments is taken as well (with --method sft or dpo: of "
-            "TRL's SFTConfig or DPOConfig). The value none stands for no value. A file of --config holds the same "
+            epilog="Every argument of transformers.TrainingArguments is accepted, too (with --method sft or dpo: of "
+            "TRL's SFTConfig or DPOConfig). The value none means no value. The file given by --config has the same "
             "arguments with underscores, LOG as train_data and --out as output_dir.",
             allow_abbrev=False,
         )
@@ -133,15 +133,15 @@ class _Parser(argparse.ArgumentParser):
             dest="output_dir",
             default=argparse.SUPPRESS,
             metavar="FOLDER",
-            help="Gets the model, its card, metrics.json and training.png.",
+            help="Folder for the model, its card, metrics.json and training.png.",
         )
         objective = {each.name for each in fields(Objective)}
         ours = {option.name for option in options_of(PopeOptions)}
-        self._add("what is trained", [option for name, option in run.items() if name != "train_data"])
+        self._add("model, data and method", [option for name, option in run.items() if name != "train_data"])
         self._add("objective", [option for name, option in training.items() if name in objective])
         self._add("training", [option for name, option in training.items() if name in ours - objective])
         shown = [training[name] for name in _SHOWN if name in training]
-        self._add("of transformers, the most used", shown)
+        self._add("most used arguments of transformers", shown)
         hidden = set(training) - objective - ours - set(_SHOWN) - {"output_dir"}
         self._add(None, [training[name] for name in sorted(hidden)])
 
@@ -192,13 +192,13 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"pope train: {message}")
 
 
-#: A line of ``--help`` cannot be broken inside a list of choices; a longer one goes into the text.
+#: ``--help`` cannot break a line inside a list of choices; a longer list is moved to the text.
 _METAVAR_COLUMNS = 50
 _METAVARS = {"bool": "BOOL", "int": "INT", "float": "NUMBER", "str": "TEXT", "list": "NAME"}
 
 
 def _values(path: str | None, in_file: Mapping[str, Any], options: Mapping[str, Option], method: str) -> dict[str, Any]:
-    """The file's values; without those that pope alone has, where another method is trained from its recipe."""
+    """The file's values; if a baseline is trained from a POPE recipe, without the options that only POPE has."""
     of_pope = {option.name for option in options_of(PopeOptions)}
     read, left_out = {}, []
     for name, value in in_file.items():
@@ -229,7 +229,7 @@ def _yaml(path: Path) -> dict[Any, Any]:
 
 
 def _first(flags: Sequence[str], name: str) -> str | None:
-    """The value of a flag that decides which others there are."""
+    """The value of a flag that must be known before the others are parsed."""
     for at, flag in enumerate(flags):
         if flag == name and at + 1 < len(flags):
             return flags[at + 1]
@@ -239,7 +239,7 @@ def _first(flags: Sequence[str], name: str) -> str | None:
 
 
 def _hyphens(flags: list[str]) -> list[str]:
-    """Flags as they are written now; those of the last release are taken with a warning."""
+    """Flags in their current spelling; deprecated ones are accepted with a warning."""
     written, old = [], []
     for flag in flags:
         name, equals, value = flag.partition("=")

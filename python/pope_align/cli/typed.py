@@ -1,4 +1,4 @@
-"""Arguments described by name, type and help, and their values checked strictly: without torch, before any work."""
+"""Arguments with name, type and help, and strict checks of their values, without torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Option:
     """One argument.
 
     Attributes:
-        name: as a key of a file; the flag has hyphens in place of underscores.
-        kind: of its values; "any" is left to whoever takes it.
+        name: as a key in a file; the flag has hyphens instead of underscores.
+        kind: type of its values; "any" is not checked here.
         optional: whether it may be absent (``none``, or ``null`` in a file).
-        choices: the names it may have; none for any value.
-        default: what it is when not given, for ``--help``.
+        choices: its allowed names; empty for any value.
+        default: its default, shown by ``--help``.
         required: whether it must be given.
     """
 
@@ -37,19 +37,19 @@ class Option:
 
     @property
     def _takes_none(self) -> bool:
-        """Whether "none" is one of its values, and does not stand for no value."""
+        """Whether "none" is one of its values instead of meaning no value."""
         return "none" in self.choices or self.default == "none"
 
     def read(self, value: Any, name: str | None = None) -> Any:
-        """The value that a flag's text or a file's entry stands for.
+        """The value of a flag's text or a file's entry.
 
         Args:
-            name: what errors call the argument; None for its own name.
+            name: the argument's name in errors; None for its own name.
 
         Raises:
-            ValueError: it is no value of this argument.
+            ValueError: the value is invalid for this argument.
         """
-        if value is False and "no" in self.choices:  # YAML's reading of the word
+        if value is False and "no" in self.choices:  # YAML reads the word no as False
             value = "no"
         if value is None or (value == "none" and self.optional and not self._takes_none):
             if self.optional or self.kind == "any":
@@ -74,7 +74,7 @@ class Option:
 
 
 def options_of(described: type) -> list[Option]:
-    """The options of a dataclass, by its fields, their types, defaults and ``metadata["help"]``."""
+    """The options of a dataclass, from its fields' types, defaults and ``metadata["help"]``."""
     hints = get_type_hints(described)
     return [
         option_of(
@@ -123,7 +123,7 @@ def _int(value: Any) -> int | None:
 
 
 def _float(value: Any) -> float | None:
-    """YAML takes ``1e-5`` for text, so text that is a number is one."""
+    """YAML reads ``1e-5`` as text, so text is parsed as a number."""
     if isinstance(value, str):
         try:
             value = float(value) if "_" not in value else None
