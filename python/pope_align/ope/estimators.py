@@ -41,6 +41,14 @@ class EstimatorSpec:
     predictions: bool = False
     pseudo_inverse: bool = False  # G = 1 - k + sum_i w_i in place of the product of the weights
 
+    @property
+    def plain_mean(self) -> bool:
+        """Whether a slate adds a reward times weights of at least 0, whatever the others are: bounded by the largest.
+
+        The contribution of a slate to a ratio has no bound of its own, and ``G`` may be negative.
+        """
+        return not self.self_normalize and not self.pseudo_inverse
+
 
 METHODS: Mapping[str, EstimatorSpec] = {
     "ips": EstimatorSpec("inverse propensity scores"),
@@ -99,13 +107,13 @@ def estimate(
     shrink: Shrink | None = None
     chosen: dict[str, float] = {}
     if spec.shrink is not None:
-        shrink, chosen = _shrinkage(log, spec.shrink, lam, log_w, known, alpha)
+        shrink, chosen = _shrinkage(log, spec, lam, log_w, known, alpha)
     diagnostics = diagnose(log, policy, weighting=spec.weighs, length_normalize=whole, shrink=shrink)
     with np.errstate(over="ignore", invalid="ignore"):
         unshrunk = None if shrink is None else _value(log, log_w, known, spec, predictions)
         parts = _value(log, log_w if shrink is None else shrink.log(log_w), known, spec, predictions)
     row_ranges = None
-    if shrink is not None and predictions is None:
+    if shrink is not None and spec.plain_mean and predictions is None:
         row_ranges = contribution_ranges(log, shrink.max_weight, alpha, confidence)
     return finish(
         log,
@@ -215,23 +223,35 @@ def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: E
 
 
 def _shrinkage(
-    log: LoggedSlates, kind: ShrinkKind, lam: float | None, log_w: Floats, known: _Known, diversity_weight: float
+    log: LoggedSlates,
+    spec: EstimatorSpec,
+    lam: float | None,
+    log_w: Floats,
+    known: _Known,
+    diversity_weight: float,
 ) -> tuple[Shrink, dict[str, float]]:
-    """The parameter as given or as SLOPE chooses it, and the bound on the bias it brings to the utility."""
-    shrink = None if lam is None else Shrink(kind, lam)
-    if shrink is None:
-        if log.num_clusters < FEW_CLUSTERS:
-            raise ValueError(
-                f"lam: expected a number, got None; SLOPE compares estimates and needs {FEW_CLUSTERS} independent "
-                f"queries, this log has {log.num_clusters}"
-            )
-        candidates = ladder(kind, log_w)
-        total = known.residual @ np.array([[1.0], [diversity_weight]])  # [R, 1]
-        with np.errstate(over="ignore", invalid="ignore"):
-            each = [_correction(log, candidate.log(log_w), total, METHODS["ips"]) for candidate in candidates]
-            shrink = candidates[slope_of(each)]
+    """The parameter as given or as SLOPE chooses it among estimates of this kind, and what is known of the bias.
+
+    The bound on the bias that it brings to the utility is one of a mean over responses; others have none.
+    """
+    assert spec.shrink is not None
     with np.errstate(over="ignore", invalid="ignore"):
-        return shrink, {"lam": shrink.lam, "utility_bias_bound": bias_bound(log_w, shrink, known.residual[:, 0])}
+        if lam is not None:
+            shrink = Shrink(spec.shrink, lam)
+        else:
+            if log.num_clusters < FEW_CLUSTERS:
+                raise ValueError(
+                    f"lam: expected a number, got None; SLOPE compares estimates and needs {FEW_CLUSTERS} independent "
+                    f"queries, this log has {log.num_clusters}"
+                )
+            candidates = ladder(spec.shrink, log_w)
+            total = known.residual @ np.array([[1.0], [diversity_weight]])  # [R, 1]
+            each = [_correction(log, candidate.log(log_w), total, spec) for candidate in candidates]
+            shrink = candidates[slope_of(each)]
+        chosen = {"lam": shrink.lam}
+        if spec.plain_mean and spec.weighs == "response":
+            chosen["utility_bias_bound"] = bias_bound(log_w, shrink, known.residual[:, 0])
+        return shrink, chosen
 
 
 def _model_findings(log: LoggedSlates, log_w: Floats, known: _Known, parts: Ratios) -> Iterator[Finding]:
