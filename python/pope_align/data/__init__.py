@@ -1,6 +1,6 @@
 """Logged slates: the row and its errors, feedback to utility, tokens, and batches.
 
-What needs torch (rows and batches) is imported when it is first used.
+Rows and batches, which need torch, are imported when first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pieces to slates: gathered, filtered, sampled, checked and counted."""
+"""Assembles pieces into slates: gathers, filters, samples, checks and counts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .split import group_column, grouping
 #: Called with the number of records read so far.
 Reading = Callable[[int], None]
 
-#: The field of an error that one response of a slate is to blame for, such as ``completions[2][0].role``.
+#: The field of an error that belongs to one response of a slate, such as ``completions[2][0].role``.
 _OF_RESPONSE = re.compile(r"\w+\[(\d+)\]")
 
 
 @dataclass(slots=True)
 class Assembler:
-    """Makes the slates of one conversion, and counts what becomes of every piece."""
+    """Makes the slates of one conversion, and counts what happens to every piece."""
 
     kind: Format
     feedback: str
@@ -38,7 +38,7 @@ class Assembler:
     progress: Reading | None = None
 
     def slates(self) -> Iterator[tuple[str | None, Slate]]:
-        """Every slate that is kept, with the split it goes to (None where there are no splits)."""
+        """Every slate that is kept, with its split (None without splits)."""
         pieces = self.counted(self.kind.read(self.source, self.feedback))
         groups: Iterable[list[Piece]] = gather(pieces) if self.kind.scattered else ([piece] for piece in pieces)
         dropped = self.report.responses_dropped
@@ -117,7 +117,7 @@ class Assembler:
         return False
 
     def good(self, piece: Piece, responses: list[Response]) -> tuple[list[Response], Slate | None]:
-        """The responses without those that do not fit into one slate with the others, which are bad rows."""
+        """The valid responses and their slate; invalid responses are counted as bad rows."""
         responses = list(responses)
         while responses:
             try:
@@ -125,7 +125,7 @@ class Assembler:
             except SlateError as error:
                 found = _OF_RESPONSE.match(error.field)
                 if found is None:
-                    return responses, None  # the slate as a whole is at fault
+                    return responses, None  # the slate as a whole is invalid
                 at = responses.pop(int(found.group(1)))
                 where = at.place or piece.place or Place(f"slate {piece.key}", 1)
                 self.source.bad(SlateError(where.source, where.row, error.field, error.expected, error.got))
@@ -166,7 +166,7 @@ class Assembler:
         return parse_row(place.source, place.row, row)
 
     def grouped(self, piece: Piece, slate: Slate) -> Slate:
-        """The slate with its group in its origin, where a group was asked for."""
+        """The slate with its group in its origin, if groups are requested."""
         if self.options.group is None:
             return slate
         place = piece.place or Place(f"slate {piece.key}", 1)
@@ -198,7 +198,7 @@ class Assembler:
 
 
 def unit(seed: int, *names: str) -> float:
-    """A number in [0, 1) that follows from names alone."""
+    """A number in [0, 1), hashed from the seed and names."""
     digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -209,7 +209,7 @@ def _language(text: str) -> str:
 
 
 def _sample(key: str, responses: list[Response], options: ConvertOptions) -> list[Response]:
-    """A uniform sample without replacement that does not depend on the order of the responses, which it keeps."""
+    """A uniform sample without replacement that does not depend on the order of the responses and keeps it."""
     ranked = sorted(responses, key=lambda response: unit(options.seed, "sample", key, content(response.completion)))
     kept = {id(response) for response in ranked[: options.sample_k]}
     return [response for response in responses if id(response) in kept]
@@ -230,5 +230,5 @@ def _groups(responses: list[Response]) -> list[dict[str, float]] | None:
 
 
 def _all(values: list[Any]) -> list[Any] | None:
-    """A column of a slate: every response has a value, or the slate has none."""
+    """The values of a column, or None if any response has none."""
     return None if any(value is None for value in values) else values

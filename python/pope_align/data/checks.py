@@ -1,4 +1,4 @@
-"""The checks that every row passes, whatever it was read from, and the error that names file, row and field."""
+"""Checks of every row from any source, and the error that names file, row and field."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 Turn = dict[str, str]  # {"role": ..., "content": ...}
 
-#: Numbers as text spells them: ASCII digits, no ``1_000``, no ``1,000``, no ``inf``.
+#: Numbers in text: ASCII digits, no ``1_000``, no ``1,000``, no ``inf``.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}(?:\.0*)?")  # pandas writes a column of integers with gaps as 3.0
 
 
 class SlateError(ValueError):
-    """A row that is no slate: which file, row and field, what was expected there, and what came.
+    """An invalid row: file, row and field, what was expected, and what came.
 
-    ``row`` counts from 1 (the line number in a JSON-lines file); it is None when the log as a whole is at fault.
+    ``row`` counts from 1 (the line number in a JSON-lines file); it is None if the log as a whole is invalid.
     """
 
     def __init__(self, source: str, row: int | None, field: str, expected: str, got: str) -> None:
@@ -33,7 +33,7 @@ class SlateError(ValueError):
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number of any type, or as text spells it; None for everything else, truth values among them."""
+    """A finite number, or text that spells one; None for anything else, including booleans."""
     try:
         spelled = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
         if not spelled and (isinstance(value, bool) or not isinstance(value, Real)):
@@ -45,7 +45,7 @@ def as_number(value: Any) -> float | None:
 
 
 def as_integer(value: Any) -> int | None:
-    """An integer of any type, or as text spells it; 3.0 is one and 2.9 is none."""
+    """An integer, or text that spells one (3.0 counts, 2.9 does not); None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, Integral):
@@ -59,7 +59,7 @@ def as_integer(value: Any) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands, and checks of values that name it when they fail. Every check returns the value."""
+    """The source and number of a row, and checks whose errors name them. Every check returns the value."""
 
     source: str
     row: int  # from 1; the line of a line-based file
@@ -74,7 +74,7 @@ class Place:
     def unicode(self, field: str, value: str) -> str:
         try:
             value.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no tokenizer can read
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can contain but no tokenizer can read
             raise self.error(field, "text that UTF-8 can encode", value) from None
         return value
 
@@ -95,11 +95,11 @@ class Place:
         return str(value)
 
     def turn(self, field: str, value: Any) -> Turn:
-        """A turn; keys without a value, as typed columns fill them in, count as absent."""
+        """A turn; keys with null values, as typed columns add them, count as absent."""
         present = {key for key, entry in value.items() if entry is not None} if isinstance(value, Mapping) else set()
         if present != {"role", "content"}:
             raise self.error(field, "a turn {'role': ..., 'content': ...}", value)
-        content = self.any_text(f"{field}.content", value["content"])  # some templates take an empty system turn
+        content = self.any_text(f"{field}.content", value["content"])  # some templates accept an empty system turn
         return {"role": self.text(f"{field}.role", value["role"]), "content": content}
 
     def prompt(self, field: str, value: Any) -> str | list[Turn]:
@@ -121,7 +121,7 @@ class Place:
         return self.unicode(field, value)
 
     def assistant_turn(self, field: str, value: Any) -> list[Turn]:
-        """More turns would hold tokens that the model did not choose, which must not count as its response."""
+        """A list of exactly one turn: further turns would contain tokens that the model did not choose."""
         if not isinstance(value, (list, tuple)) or len(value) != 1:
             raise self.error(field, "a list with one assistant turn", value)
         turn = self.turn(f"{field}[0]", value[0])
@@ -151,7 +151,7 @@ class Place:
         return int(value)
 
     def groups(self, field: str, value: Any) -> dict[str, float]:
-        """Feedback by group; a group without a number, as typed columns fill them in, is absent."""
+        """Feedback by group; groups with null values, as typed columns add them, count as absent."""
         if not isinstance(value, Mapping):
             raise self.error(field, "an object with a number for each group", value)
         numbers = {name: number for name, number in value.items() if number is not None}

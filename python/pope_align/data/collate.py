@@ -1,4 +1,4 @@
-"""Slates to a batch: rows of tokens, with the offsets and data that the objective takes."""
+"""Collates slates to a batch: rows of tokens, and the offsets and logged data for the objective."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RowCollator:
     """Batch the tokens of slates of any sizes: `TokenRows`.
 
     Attributes:
-        pad_token_id: fills ``input_ids``; any id will do.
+        pad_token_id: fills ``input_ids``; any id works.
         share_prompt, max_tokens_per_row: as in `lay_out`.
 
     Raises:

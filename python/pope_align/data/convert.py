@@ -1,4 +1,4 @@
-"""Logs of any format to slates: read, gathered, filtered, sampled and split in one pass, with everything counted."""
+"""Converts logs of any format to slates: reads, gathers, filters, samples and splits in one pass, and counts."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def convert(
     """Convert files of a known format into slates, or into preference pairs, in constant memory.
 
     ``output`` ends in ``.jsonl`` or ``.parquet``; with ``split_by`` it becomes three files, ``NAME.train.ENDING`` and
-    so on. A report is written beside it, as ``NAME.ENDING.report.json``. Everything that can be checked before the
-    first record is read is checked then.
+    so on. A report is written next to it, as ``NAME.ENDING.report.json``. Everything that can be checked without
+    reading a record is checked first.
 
     Args:
-        format: a name in ``pope_align.data.formats.FORMATS``, or "auto" to tell it from the first records.
+        format: a name in ``pope_align.data.formats.FORMATS``, or "auto" to detect it from the first records.
         inputs: files or folders, or ``hub:NAME@SPLIT`` for a dataset of the Hugging Face hub.
-        output: where to.
+        output: the file to write.
         options: see `ConvertOptions`; None for its defaults.
         to: "slates", or "preference" for TRL's prompt, chosen and rejected.
-        overwrite: whether the files may be there already.
+        overwrite: whether existing files may be replaced.
         progress: called now and then with the number of records read.
 
     Raises:
-        SlateError: a bad row (unless they are skipped), or an archive that breaks off.
-        ValueError: an unknown format or feedback, an option that does not fit, an output that cannot be written or is
-            there already, nothing left to keep.
+        SlateError: a bad row (unless these are skipped), or a truncated archive.
+        ValueError: an unknown format or feedback, an invalid option, an output that cannot be written or exists, no
+            slate to keep.
     """
     options = options or ConvertOptions()
     paths = _inputs(inputs, options, format)
@@ -73,7 +73,7 @@ def convert(
     with ExitStack() as stack:
         for path in files.values():
             stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS))
-        check_output(report_path(output), overwrite=True)  # which is of no use without its file
+        check_output(report_path(output), overwrite=True)  # a report is useless without its file
         make = pair_writer if to == "preference" else slate_writer
         writing = stack.enter_context(ExitStack())
         writers: dict[str | None, Writer] = {split: writing.enter_context(make(path)) for split, path in files.items()}
@@ -111,7 +111,7 @@ def _format(name: str, paths: Sequence[Path]) -> Format:
 
 
 def _check_libraries(kind: Format, output: Path, options: ConvertOptions) -> None:
-    """Libraries that are missed at the end of the work are missed now."""
+    """Fail now if a library is missing that is needed only at the end."""
     if kind.scattered or options.sql is not None:
         require("duckdb", extra="train", purpose="to join and group files that may be larger than memory")
     if kind.scattered or output.suffix == ".parquet":
@@ -125,7 +125,7 @@ def _split_path(output: Path, split: str | None) -> Path:
 
 
 def _nothing_kept(report: ConvertReport, options: ConvertOptions) -> str:
-    """What became of everything, and what would help."""
+    """The message if nothing was kept: what was dropped, and what would help."""
     text = f"input: expected at least one slate to keep, got none; {report.records_read} records read"
     if not report.records_read:
         return f"{text}: nothing stands in {', '.join(report.inputs) or 'the result of the query'}"

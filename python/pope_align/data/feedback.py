@@ -1,4 +1,4 @@
-"""Feedback to utility: scores, votes, rankings, pairs and opinion groups become numbers in [0, 1].
+"""Converts feedback to utility: scores, votes, rankings, pairs and opinion groups become numbers in [0, 1].
 
 Pure functions on NumPy arrays, float64. `to_utility` maps the scores of one slate; the others turn other kinds of
 feedback into scores or utilities.
@@ -19,8 +19,8 @@ Aggregation = Literal["utilitarian", "maximin", "nash"]
 
 Utility = npt.NDArray[np.float64]
 
-#: Pull of Plackett-Luce worths towards equality in `to_utility`, where one ranking is all there is; without it the
-#: first would be infinitely better than the second.
+#: Regularisation of Plackett-Luce worths in `to_utility`, where there is only one ranking; without it the first would
+#: be infinitely better than the second.
 ONE_RANKING_PENALTY = 0.1
 
 
@@ -37,8 +37,8 @@ def to_utility(scores: Sequence[float] | Utility, transform: UtilityTransform) -
     =================  ===================================================================================
 
     When all scores are equal (or ``k = 1``) all but ``softmax`` (``1 / k`` each) and ``none`` give 0.5 for every
-    response: the feedback tells nothing apart, 0/0 is not a utility, and 0.5 is the one value that stays when good and
-    bad trade places (``u -> 1 - u``). `is_constant` tells such slates, so that they can be counted.
+    response: the feedback does not distinguish responses, and 0.5 is the only value that is unchanged when the scores
+        are negated (``u -> 1 - u``). `is_constant` detects such slates, so that they can be counted.
 
     Args:
         scores: ``[k]`` finite numbers, larger is better.
@@ -72,22 +72,22 @@ def to_utility(scores: Sequence[float] | Utility, transform: UtilityTransform) -
 
 
 def is_constant(scores: Sequence[float] | Utility) -> bool:
-    """Whether the scores of a slate tell its responses apart at all."""
+    """Whether all scores of a slate are equal."""
     values = _finite_vector("scores", scores)
     return bool(values.min() == values.max())
 
 
-#: A utility by minmax below this counts as small.
+#: A minmax utility below this counts as small.
 SMALL_UTILITY = 0.05
 
 
 def heavy_tail_hint(small: int, responses: int) -> list[str]:
-    """A hint where most utilities by minmax are small: a few responses have nearly all votes."""
+    """A hint if most minmax utilities are small, i.e. a few responses have nearly all votes."""
     if responses == 0 or small <= responses / 2:
         return []
     return [
         f"{small / responses:.0%} of the utilities are below {SMALL_UTILITY} with minmax: the scores have a heavy "
-        "tail, and the transform log1p_minmax tells the other responses apart"
+        "tail, and the transform log1p_minmax distinguishes the other responses"
     ]
 
 
@@ -104,7 +104,7 @@ def shrunk_rate(
         prior_up, prior_total: the prior's pseudo-counts; `beta_prior` fits them to a log.
 
     Raises:
-        ValueError: counts or pseudo-counts that are no counts.
+        ValueError: invalid counts or pseudo-counts.
     """
     if not 0 < prior_up < prior_total:
         raise ValueError(f"prior_up: expected 0 < prior_up < prior_total, got {prior_up!r} and {prior_total!r}")
@@ -113,15 +113,15 @@ def shrunk_rate(
 
 
 def beta_prior(up: npt.ArrayLike, total: npt.ArrayLike) -> tuple[float, float]:
-    """``prior_up`` and ``prior_total`` of `shrunk_rate` that make a log's votes most likely (beta-binomial).
+    """The maximum-likelihood ``prior_up`` and ``prior_total`` of `shrunk_rate` for a log's votes (beta-binomial).
 
     Maximum likelihood by ``scipy.optimize.minimize`` on the log-likelihood of ``scipy.stats.betabinom``.
 
     Args:
-        up, total: ``[n]`` counts of many responses; those without votes say nothing and are left out.
+        up, total: ``[n]`` counts of many responses; responses without votes are left out.
 
     Raises:
-        ValueError: counts that are no counts; fewer than two responses with votes.
+        ValueError: invalid counts; fewer than two responses with votes.
     """
     optimize = require("scipy.optimize", extra="train", purpose="to fit a prior")
     stats = require("scipy.stats", extra="train", purpose="to fit a prior")
@@ -140,10 +140,10 @@ def beta_prior(up: npt.ArrayLike, total: npt.ArrayLike) -> tuple[float, float]:
 
 
 def age_corrected(scores: npt.ArrayLike, age: npt.ArrayLike, *, scale: float) -> npt.NDArray[np.float64]:
-    """Votes as they would be after a long time: ``s / max(1 - exp(-age / scale), 0.05)``, with the sign of ``s``.
+    """Votes as expected after a long time: ``s / max(1 - exp(-age / scale), 0.05)``, with the sign of ``s``.
 
-    Votes come at a rate that falls by the factor ``e`` in ``scale``, so the share that has come by ``age`` is
-    ``1 - exp(-age / scale)``. The floor keeps the first votes of a new response from counting more than twentyfold.
+    The rate of votes falls by the factor ``e`` in ``scale``, so ``1 - exp(-age / scale)`` of them have arrived at
+    ``age``. The floor keeps early votes of a new response from counting more than twentyfold.
 
     Args:
         scores: ``[k]`` votes.
@@ -168,20 +168,20 @@ Ranking = Sequence[int | Sequence[int]]
 def plackett_luce(rankings: Sequence[Ranking], items: int, *, penalty: float = 0.0) -> Utility:
     """Plackett-Luce log-worths of items from full, partial and tied rankings, by maximum (penalised) likelihood.
 
-    Maximises ``sum log P(ranking) - penalty * sum theta^2`` with ``scipy.optimize.minimize``. A ranking is chosen from
-    the best down: the next place goes to item ``i`` with probability ``exp(theta_i) / sum_j exp(theta_j)`` over those
-    not placed yet. Items that a ranking does not name are not compared by it. Tied items ``D`` share a place by Efron's
-    formula (the denominators are those of an average order): ``prod_i exp(theta_i)`` over
-    ``prod_{l=0}^{|D|-1} (A - (l/|D|) B)``, ``A`` the sum of the worths not placed yet, ``B`` that of ``D``.
+    Maximises ``sum log P(ranking) - penalty * sum theta^2`` with ``scipy.optimize.minimize``. A ranking is drawn from
+    the best down: item ``i`` gets the next place with probability ``exp(theta_i) / sum_j exp(theta_j)`` over the items
+    that are not placed yet. A ranking says nothing about items that it does not name. Tied items ``D`` share a place by
+    Efron's formula (the denominators are those of an average order): ``prod_i exp(theta_i)`` over ``prod_{l=0}^{|D|-1}
+    (A - (l/|D|) B)``, with ``A`` the sum of the worths not placed yet and ``B`` that of ``D``.
 
     Args:
-        rankings: item numbers from best to worst; a list of numbers stands for tied items: ``[2, [0, 3], 1]``.
-        items: how many items there are; they are ``0 ... items - 1``.
-        penalty: >= 0, as ``alpha`` of ``choix.opt_rankings``. The default gives the maximum of the likelihood itself,
-            which is infinite where some items are never placed behind the others: then it must be positive.
+        rankings: item numbers from best to worst; a nested list is a tie: ``[2, [0, 3], 1]``.
+        items: the number of items, ``0 ... items - 1``.
+        penalty: >= 0, as ``alpha`` of ``choix.opt_rankings``. The default is plain maximum likelihood, which is
+            infinite if some items are never placed behind the others; then the penalty must be positive.
 
     Returns:
-        ``[items]`` log-worths with mean 0; an item that no ranking compares has 0 (with a penalty).
+        ``[items]`` log-worths with mean 0; with a penalty, an item that is in no ranking has 0.
 
     Raises:
         ValueError: no rankings, item numbers out of range or repeated; a likelihood without a maximum.
@@ -225,8 +225,8 @@ def group_utility(
     Args:
         group_scores: ``[G, k]`` numbers in [0, 1].
         aggregation: one of the three names.
-        weights: ``[G]`` numbers >= 0, such as group sizes, scaled to sum to 1; None for equal ones. A group of weight 0
-            does not count for ``maximin`` either.
+        weights: ``[G]`` numbers >= 0, such as group sizes, scaled to sum to 1; None for equal ones. ``maximin`` ignores
+            groups of weight 0.
 
     Returns:
         ``[k]`` float64 in [0, 1].
@@ -270,7 +270,7 @@ def _rank(values: Utility) -> Utility:
 
 
 def _buckets(values: Utility) -> list[list[int]]:
-    """The ranking that scores make: ties together, best first."""
+    """The ranking given by scores: best first, ties grouped."""
     return [np.flatnonzero(values == level).tolist() for level in np.unique(values)[::-1]]
 
 

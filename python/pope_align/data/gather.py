@@ -1,4 +1,4 @@
-"""Pieces of slates put together by their key, however far apart they stand and however large the files are."""
+"""Groups pieces of slates by key, for input of any size and order."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _BATCH = 20_000
 def gather(pieces: Iterable[Piece], *, memory_limit: str = "512MB") -> Iterator[list[Piece]]:
     """Groups of pieces with the same key: keys in the order of their bytes, pieces of a key in their own order.
 
-    Equivalent, if everything fitted into memory::
+    Equivalent, if everything fits in memory::
 
         itertools.groupby(sorted(pieces, key=lambda piece: piece.key), key=lambda piece: piece.key)
 
-    The pieces are spilled to a temporary folder and sorted there by DuckDB, which keeps within ``memory_limit``.
+    The pieces are spilled to a temporary folder and sorted by DuckDB within ``memory_limit``.
     """
     duckdb = require("duckdb", extra="train", purpose="to join and group files that may be larger than memory")
     with tempfile.TemporaryDirectory(prefix="pope-convert-") as folder:

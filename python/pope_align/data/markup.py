@@ -1,4 +1,4 @@
-"""HTML as the text that a reader sees: code as it was posted, table cells and list items apart."""
+"""Converts HTML to the text that a reader sees: code as posted, table cells and list items separated."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from .._extras import require
 
-#: Elements inside each other; pages that people read have a few dozen.
+#: Maximum nesting of elements; real pages have a few dozen levels.
 MAX_ELEMENTS_DEEP = 250
 
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _PARAGRAPHS = {"p", "div", "ul", "ol", "dl", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "table", "hr"}
 _LINES = {"tr", "dt", "dd", "caption", "br"}
 _UNSEEN = {"script", "style", "head", "title", "template"}
-#: Characters that no page holds and libxml2 stops at.
+#: Characters that do not belong in a page and at which libxml2 stops.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
-#: ``&#`` and more digits than any character has.
+#: ``&#`` with more digits than any character has.
 _LONG_REFERENCE = re.compile(r"&(?=#[xX]?[0-9a-fA-F]{8})")
 
 
 def unescaped(text: str) -> str:
-    """Text with HTML entities as the characters they stand for, and line ends as ``\\n``."""
+    """Text with HTML entities replaced by characters, and line ends by ``\\n``."""
     text = html.unescape(_LONG_REFERENCE.sub("&amp;", text)) if "&" in text else text
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -44,7 +44,7 @@ def html_to_text(markup: str) -> str:
     options = {"encoding": "utf-8", "remove_comments": True, "remove_pis": True, "huge_tree": True}
     try:
         root = parser.document_fromstring(page.encode(), parser=parser.HTMLParser(**options))
-    except etree.ParserError:  # nothing but comments
+    except etree.ParserError:  # only comments
         return ""
     text = _Text()
     for event, element in etree.iterwalk(root, events=("start", "end")):
@@ -56,7 +56,7 @@ def html_to_text(markup: str) -> str:
 
 
 class _Text:
-    """Text that grows by the events of a walk through a page."""
+    """Collects the text while walking through a page."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -86,7 +86,7 @@ class _Text:
             self.cells += 1
         elif tag == "pre":
             self.preformatted += 1
-            text = (text or "").removeprefix("\n")  # which HTML ignores there
+            text = (text or "").removeprefix("\n")  # HTML ignores it there
         self.write(text)
 
     def close(self, tag: Any, tail: str | None) -> None:
@@ -103,7 +103,7 @@ class _Text:
 
     def edge(self, tag: Any) -> None:
         """A block begins or ends."""
-        if self.mark:  # the first paragraph of a list item stands beside its mark
+        if self.mark:  # the first paragraph of a list item is on the line of its mark
             return
         if tag == "br":
             self.newlines += 1
@@ -135,7 +135,7 @@ class _Text:
         self.space = words.endswith(" ")
 
     def begin(self) -> None:
-        """What stands between the text so far and the text to come."""
+        """Add the separator between the text so far and the next text."""
         if self.parts and self.newlines:
             self.parts[-1] = self.parts[-1].rstrip("\n")  # of preformatted text
             self.parts.append("\n" * min(self.newlines, 2))

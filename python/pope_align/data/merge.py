@@ -1,4 +1,4 @@
-"""Pieces with one key as one: the prompt, and every response once."""
+"""Merges the pieces of one key: the prompt, and every response once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .schema import text_of
 
 
 def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Piece, int]:
-    """One piece of several with the same key, and how many responses were repeats of another.
+    """Merge pieces with the same key; returns the merged piece and how many responses were repeats.
 
-    The first prompt counts. Blank responses are left out. A response whose text came before is a copy, of which the
-    one with the best score is kept ("best"), or another rating, and scores are averaged ("mean"), within groups too.
+    The first prompt is used. Blank responses are dropped. Of responses with equal text the best-scored one is kept
+    ("best"), or their scores are averaged, also within groups ("mean").
     """
     first = next((piece for piece in pieces if piece.prompt is not None), pieces[0])
     by_text: dict[str, list[Response]] = {}
@@ -32,7 +32,7 @@ def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Pi
 
 
 def content(value: str | list[Turn]) -> str:
-    """What makes two prompts or responses the same."""
+    """The content by which prompts or responses are compared."""
     return value if isinstance(value, str) else spelled(value)
 
 

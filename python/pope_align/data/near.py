@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-#: Share of word triples that two texts have in common from which they count as nearly the same.
+#: Least share of common word triples from which two texts count as nearly the same.
 NEAR = 0.8
 
-_BANDS, _ROWS = 16, 4  # texts that share .8 of their triples meet with probability 1 - (1 - .8^4)^16 = .9998
+_BANDS, _ROWS = 16, 4  # texts with 80% common triples share a band with probability 1 - (1 - .8^4)^16 = .9998
 _PRIME = (1 << 31) - 1
 _WORD = re.compile(r"\w+")
 
@@ -21,9 +21,10 @@ Shingles = npt.NDArray[np.uint64]
 
 
 def near_duplicates(texts: Sequence[str], others: Iterable[str], *, threshold: float = NEAR) -> list[bool]:
-    """Whether each text is nearly one of the others: the Jaccard similarity of their word triples is so high.
+    """Whether each text is nearly one of the others: the Jaccard similarity of their word triples is at least
+    ``threshold``.
 
-    Case and punctuation do not count. Equal texts are nearly the same, and so are any two without words.
+    Case and punctuation are ignored. Equal texts count as nearly the same, and so do any two texts without words.
     """
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     known: list[frozenset[int]] = []
@@ -47,7 +48,7 @@ def _shingles(text: str) -> frozenset[int]:
 
 
 def _bands(shingles: frozenset[int]) -> list[tuple[int, bytes]]:
-    """The smallest hashes of a set under several hash functions, a few at a time."""
+    """The MinHash signature of a set, in bands."""
     values = np.fromiter(shingles, dtype=np.uint64, count=len(shingles)) % _PRIME
     smallest = ((values[:, None] * _FACTORS + _TERMS) % _PRIME).min(0)
     return [(band, smallest[band * _ROWS : (band + 1) * _ROWS].tobytes()) for band in range(_BANDS)]
@@ -57,6 +58,6 @@ def _jaccard(one: frozenset[int], other: frozenset[int]) -> float:
     return len(one & other) / len(one | other)
 
 
-_random = np.random.Generator(np.random.PCG64(0))  # of its own: no global random state is touched
+_random = np.random.Generator(np.random.PCG64(0))  # does not change the global random state
 _FACTORS = _random.integers(1, _PRIME, _BANDS * _ROWS, dtype=np.uint64)
 _TERMS = _random.integers(0, _PRIME, _BANDS * _ROWS, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""What a conversion keeps of a log, and what it reports."""
+"""The options and the report of a conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._files import write_json
 from .feedback import heavy_tail_hint
 from .split import grouping
 
-#: "group" keeps together what `grouping` says, and "item" is its older name.
+#: "group" keeps groups together (see `grouping`); "item" is its old name.
 SplitBy = Literal["slate", "group", "item", "user"]
 
 SPLITS = ("train", "validation", "test")
@@ -24,29 +24,29 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z_0-9]*)\}")
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """What is kept of a log, and in which form.
+    """Options of a conversion.
 
     Attributes:
         feedback: which of the format's kinds of feedback becomes the score; None for its first.
         min_k, max_k: slates with fewer or more responses are dropped.
-        sample_k: of a slate with more responses keep so many, drawn without replacement; the slate's ``origin`` says
-            how many there were.
-        fraction: share of the slates to keep, decided by their ids.
-        seed: of sampling and splits, which go by hashes: the same log gives the same result in any order.
+        sample_k: keep this many responses of larger slates, drawn without replacement; the slate's ``origin`` says how
+            many there were.
+        fraction: share of the slates to keep, chosen by a hash of their ids.
+        seed: of sampling and splits, which use hashes, so that the result does not depend on the order of rows.
         split_by: write train, validation and test files and keep together a "slate", a "group", or a "user" (who
             asked).
-        group: what makes a group, see `grouping`; it is written into the slates, so that later steps find it.
-        splits: shares of the three; one that is 0 gets no file.
+        group: the definition of a group, see `grouping`; groups are stored in the slates for later steps.
+        splits: shares of the three files; a share of 0 gets no file.
         min_chars, max_chars: responses that are shorter or longer are dropped.
-        language: two-letter code; responses in other languages are dropped (py3langid tells).
-        missing_prompt: text, with ``{key}`` where the item's or post's id goes, that stands for a prompt that is not in
-            the log; None drops such slates.
-        prompt_template: text around the prompt, with ``{prompt}`` where it goes; for prompts that are text.
-        age_scale_days, as_of: correct votes for the age of their response (`age_corrected`), seen from the time
-            ``as_of`` (seconds since 1970).
-        keep_users: copy user identifiers into ``responders`` where the format has nobody else to name.
-        mapping: of the table format: slate field to column.
-        sql: of the table format: the rows are those of this DuckDB query.
+        language: two-letter code; responses in other languages are dropped (detected by py3langid).
+        missing_prompt: text, with ``{key}`` for the item's or post's id, that replaces a prompt that is not in the log;
+            None drops such slates.
+        prompt_template: template of prompts that are text, with ``{prompt}`` for the prompt.
+        age_scale_days, as_of: correct votes for the age of their response (`age_corrected`) at the time ``as_of``
+            (seconds since 1970).
+        keep_users: copy user identifiers into ``responders`` if the format has no public author.
+        mapping: for the table format: slate field to column.
+        sql: for the table format: a DuckDB query whose rows are read.
         skip_bad_rows: count bad rows instead of stopping at the first.
 
     Raises:
@@ -98,7 +98,7 @@ class ConvertOptions:
 
     @property
     def files(self) -> tuple[str | None, ...]:
-        """The splits that get a file, or None for one file of everything."""
+        """The splits that get a file; None stands for a single file."""
         if self.split_by is None:
             return (None,)
         return tuple(name for name, share in zip(SPLITS, self.splits, strict=True) if share > 0)
@@ -124,7 +124,7 @@ def _check_placeholders(name: str, text: str, known: str) -> None:
 
 @dataclass(slots=True)
 class ConvertReport:
-    """What was read, kept and dropped; every response that was read is kept or counted once in ``dropped``."""
+    """What was read, kept and dropped; every response is kept or counted once in ``responses_dropped``."""
 
     format: str
     inputs: list[str]
@@ -132,7 +132,7 @@ class ConvertReport:
     records_read: int = 0
     bad_row_count: int = 0
     bad_rows: list[str] = field(default_factory=list)  # the first messages
-    without_response: Counter[str] = field(default_factory=Counter)  # records by the reason why they hold none
+    without_response: Counter[str] = field(default_factory=Counter)  # records without a response, by reason
     responses_read: int = 0
     responses_kept: int = 0
     responses_dropped: Counter[str] = field(default_factory=Counter)
@@ -141,7 +141,7 @@ class ConvertReport:
     prompts_missing: int = 0  # replaced by missing_prompt
     slates_sampled: int = 0  # kept slates whose responses are a sample
     constant: int = 0  # kept slates whose scores are all equal
-    small_utilities: int = 0  # kept responses whose utility by minmax is below .05, constant slates left out
+    small_utilities: int = 0  # kept responses whose minmax utility is below .05, without constant slates
     splits: Counter[str] = field(default_factory=Counter)  # slates by file
     outputs: list[str] = field(default_factory=list)  # the files that were written
     options: dict[str, Any] = field(default_factory=dict)
@@ -153,11 +153,11 @@ class ConvertReport:
 
     @property
     def hints(self) -> list[str]:
-        """What the counts suggest."""
+        """Suggestions from the counts."""
         return heavy_tail_hint(self.small_utilities, self.responses_kept)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was counted, as JSON has it."""
+        """All counts, for JSON."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"hints": self.hints}
 
     def write(self, path: Path) -> None:

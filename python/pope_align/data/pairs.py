@@ -1,4 +1,4 @@
-"""Slates to TRL's preference format, so that pairwise methods train on the same log."""
+"""Converts slates to TRL's preference format, so that pairwise methods can train on the same log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .write import Writer, row_writer, turns_type
 def preference_pair(slate: Slate) -> dict[str, Any] | None:
     """The best-scored response of a slate as ``chosen`` and the worst as ``rejected``, in TRL's preference format.
 
-    The first of equals is taken. ``score_chosen`` and ``score_rejected`` go along. Text stays text; where
-    prompt or responses are turns, all become turns, as TRL wants them.
+    Of equal scores the first is taken. ``score_chosen`` and ``score_rejected`` are included. Text stays text; if the
+    prompt or a response is turns, all become turns, as TRL requires.
 
     Returns:
-        None for a slate whose scores are all equal: it prefers nothing.
+        None for a slate whose scores are all equal.
     """
     best = max(range(len(slate.scores)), key=lambda index: slate.scores[index])
     worst = min(range(len(slate.scores)), key=lambda index: slate.scores[index])
@@ -41,7 +41,7 @@ def preference_pair(slate: Slate) -> dict[str, Any] | None:
 
 @contextmanager
 def pair_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
-    """A file of `preference_pair` rows, ``.jsonl`` or ``.parquet``, that takes slates; whole or not there at all."""
+    """A file of `preference_pair` rows, ``.jsonl`` or ``.parquet``, written atomically from slates."""
     with row_writer(path, preference_pair, _schema, turns=("prompt", "chosen", "rejected")) as writer:
         yield writer
 

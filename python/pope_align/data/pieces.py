@@ -1,4 +1,4 @@
-"""What a reader yields: pieces of slates, which `gather` puts together by their key."""
+"""Pieces of slates, which readers yield and `gather` joins by their key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Response:
 
     completion: str | list[Turn]
     score: float
-    responder: str | None = None  # who may be named: a model, a public post
-    user: str | None = None  # a person; copied into slates only when asked
+    responder: str | None = None  # the public author: a model, a post
+    user: str | None = None  # a person; copied into slates only on request
     timestamp: float | None = None  # seconds since 1970
     group_scores: dict[str, float] | None = None  # feedback by group of raters
     logprob: float | None = None  # total under the logging policy, nats
@@ -43,7 +43,7 @@ class Piece:
     responses: list[Response] = field(default_factory=list)
     user: str | None = None  # who asked
     logging_policy: dict[str, Any] | None = None
-    group: str | None = None  # of slates that a split keeps together, where a column was named for it
+    group: str | None = None  # slates that a split keeps together, from a column given for it
     origin: dict[str, Any] | None = None  # of a slate that was converted before
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
@@ -64,10 +64,10 @@ class Piece:
         return cls(key, prompt, [Response(**response, place=place) for response in responses], **rest, place=place)
 
     def checked(self, place: Place) -> Piece:
-        """The piece as one of the row at ``place``, with every value checked there.
+        """The piece with ``place`` set and every value checked.
 
         Raises:
-            SlateError: a value that no slate could hold.
+            SlateError: a value that is invalid in a slate.
         """
         k = len(self.responses)
         one_kind = {isinstance(response.completion, str) for response in self.responses}
@@ -109,5 +109,5 @@ def _optional(check: Callable[[str, Any], Any], field: str, value: Any) -> Any:
 
 
 def spelled(value: Any) -> str:
-    """A stable name for anything JSON holds."""
+    """A stable text form of any JSON value."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""Files of records, one at a time in constant memory: JSON lines, Python literals, JSON arrays, CSV, Parquet, XML rows.
+"""Reads records of files one at a time, in constant memory: JSON (lines or array), Python literals, CSV, Parquet, XML.
 
-Compressed files (.gz, .bz2, .xz, .zst) are read as what they hold. A byte-order mark at the start is skipped and lines
+Compressed files (.gz, .bz2, .xz, .zst) are decompressed. A byte-order mark at the start is skipped and lines
 may end in CRLF.
 """
 
@@ -24,7 +24,7 @@ from . import streams
 from .checks import SlateError
 from .records import Record
 
-#: A Python literal is parsed into a tree many times its size; the metadata of the Amazon dumps has lines of kilobytes.
+#: A parsed Python literal takes many times its size in memory; lines of the Amazon metadata have kilobytes.
 _MAX_LITERAL_BYTES = 1 << 20
 
 Rows = Iterator[Record | SlateError]
@@ -33,8 +33,8 @@ Rows = Iterator[Record | SlateError]
 def read_records(path: Path) -> Rows:
     """The records of a file by its ending: .jsonl, .ndjson, .json (lines or one array), .csv, .tsv, .parquet, .xml.
 
-    What is no record comes as the error that names it, so that the caller may raise or count it: a bad line, or the
-    last record of a file that was cut off. An archive that is cut off is raised.
+    For an invalid record (a bad line, or the last record of a truncated file) an error is yielded, which the caller may
+    raise or count. A truncated archive raises.
     """
     if str(path).startswith("hub:"):
         return _hub(str(path).removeprefix("hub:"))
@@ -58,7 +58,7 @@ def _noted(path: Path, rows: Rows) -> Rows:
 
 
 def query_records(sql: str) -> Rows:
-    """The rows of a DuckDB query, as they come.
+    """The rows of a DuckDB query, streamed.
 
     Raises:
         ValueError: DuckDB cannot run it.
@@ -79,7 +79,7 @@ def query_records(sql: str) -> Rows:
 
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a typed row as JSON has them: decimals are numbers, times and identifiers text."""
+    """The values of a typed row as JSON values: decimals become numbers, times and UUIDs text."""
     return {name: _plain(value) for name, value in values.items()}
 
 
@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Decimal):
         return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
-    if isinstance(value, (date, time)):  # a datetime is a date
+    if isinstance(value, (date, time)):  # datetime is a subclass of date
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
@@ -209,7 +209,9 @@ def _bad_csv(source: str, first: int, last: int, reason: str) -> SlateError:
 
 
 def _text_lines(file: io.BufferedReader, source: str, row: list[int]) -> Iterator[str]:
-    """Lines as csv wants them; bytes that are no UTF-8 come as half surrogate pairs, which the row's check finds."""
+    """Lines for the csv module; bytes that are not UTF-8 become half surrogate pairs, which the check of the row
+    finds.
+    """
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     while line := text.readline(streams.MAX_RECORD_BYTES + 1):
         if len(line) > streams.MAX_RECORD_BYTES:
@@ -281,7 +283,7 @@ def _xml(path: Path) -> Rows:
 
 
 def _fed(parser: expat.XMLParserType, chunk: bytes) -> str | None:
-    """Give the parser its next bytes, the end of the file where there are none; returns what is wrong with them."""
+    """Feed the parser (no bytes: end of the file); returns an error message or None."""
     try:
         parser.Parse(chunk, not chunk)
     except (expat.ExpatError, ValueError, LookupError) as error:
@@ -294,7 +296,7 @@ def _no_entities(*declaration: Any) -> None:
 
 
 def first_records(paths: Iterable[Path], count: int) -> Iterator[Record]:
-    """The first good records of every file."""
+    """The first valid records of every file."""
     for path in paths:
         if streams.is_pipe(path):
             raise ValueError(f"{path}: expected a file to look into, got a pipe, which is read once: name its format")

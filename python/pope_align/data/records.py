@@ -1,4 +1,4 @@
-"""One record of a file, with checks that name it: what a reader of a format works with."""
+"""One record of a file, with checks whose errors name file, row and field; readers of formats use it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TRUE, _FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record of a file, and the checks that name file, row and field when they fail.
+    """One record of a file, with checks whose errors name file, row and field.
 
-    A value of None counts as absent; so does a blank cell of a CSV file, but where text is asked for.
+    None counts as absent; so does a blank cell of a CSV file, except where text is expected.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Record:
         return self.get(field) is not None
 
     def get(self, field: str) -> Any:
-        """The value as it stands, None where there is none."""
+        """The unchecked value; None if absent."""
         value = self.values.get(field)
         return None if self.blank_is_absent and value == "" else value
 
@@ -61,7 +61,7 @@ class Record:
         return self.text(field) if field in self else None
 
     def html(self, field: str) -> str:
-        """The text that HTML stands for."""
+        """HTML converted to text."""
         markup = self.text(field)
         try:
             return html_to_text(markup)
@@ -90,7 +90,7 @@ class Record:
         return self.name(field) if field in self else None
 
     def optional_label(self, field: str) -> str | None:
-        """A name, or true or false as the name of one of two groups."""
+        """A name; true and false count as the names of two groups."""
         value = self.get(field)
         return str(value) if isinstance(value, bool) else self.optional_name(field)
 
@@ -140,7 +140,7 @@ class Record:
         return value
 
     def records(self, field: str) -> list[Record]:
-        """The objects of a list, as records whose errors name this row."""
+        """The objects in a list, as records whose errors name this row."""
         entries = []
         for index, value in enumerate(self.array(field)):
             if not isinstance(value, Mapping):
@@ -149,7 +149,7 @@ class Record:
         return entries
 
     def time(self, field: str) -> float:
-        """Seconds since 1970: a number, or an ISO 8601 time, in UTC where it names no zone."""
+        """Seconds since 1970, from a number or an ISO 8601 time (UTC unless it has a zone)."""
         value = self.required(field)
         number = as_number(value)
         if number is not None:

@@ -1,4 +1,4 @@
-"""Rows of token ids for one forward pass: a prompt once for all its responses, or once for each."""
+"""Rows of token ids for one forward pass: each prompt once for all its responses, or once per response."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pope_core.slates import offsets_from_lengths
 
 
 class TokenRows(TypedDict):
-    """``B`` rows of ``L`` positions that hold ``R`` responses of ``N`` tokens in all; int64.
+    """``B`` rows of ``L`` positions with ``R`` responses of ``N`` tokens in total; int64.
 
-    A row holds one or more *trees*: a prompt (branch 0) and its responses (branches 1, 2, ...), each continuing the
-    prompt as if it stood alone. A token sees what stands before it in its own branch and in the prompt of its tree.
+    A row has one or more *trees*: a prompt (branch 0) and its responses (branches 1, 2, ...), each of which continues
+    the prompt as if it were the only one. A token attends to earlier tokens of its own branch and to the prompt of its
+    tree.
     """
 
     input_ids: torch.Tensor  # [B, L]
-    position_ids: torch.Tensor  # [B, L] restart after the prompt for every response
+    position_ids: torch.Tensor  # [B, L] each response continues at the prompt's length
     tree: torch.Tensor  # [B, L] index of the tree within its row, -1 on padding
     branch: torch.Tensor  # [B, L] 0 on the prompt
     predictors: torch.Tensor  # [N] flat positions in [0, B * L) whose hidden states predict the response tokens
@@ -41,16 +42,16 @@ class Tree:
 def lay_out(
     trees: Iterable[Tree], *, share_prompt: bool, max_tokens_per_row: int | None = None, pad_token_id: int = 0
 ) -> TokenRows:
-    """Put trees into rows, padded on the right; responses keep their order.
+    """Arrange trees in rows, padded on the right; responses keep their order.
 
     Args:
         trees: prompts with their responses, each of at least one token.
-        share_prompt: a tree a row, its prompt computed once; else a response a row, each with a copy of the prompt
-            (a plain causal batch, which every model takes).
+        share_prompt: one tree per row, with its prompt once; otherwise one response per row, each with a copy of the
+            prompt (a plain causal batch, which works with every model).
         max_tokens_per_row: with a shared prompt, fill rows with several trees up to this many tokens (a larger tree has
-            a row to itself); None for one prompt with its responses a row. Rows of many trees waste no padding but
-            attend over more positions: right where the attention kernel skips what the mask hides.
-        pad_token_id: fills what is left; nothing reads it.
+            a row to itself); None for one tree per row. Rows of many trees need no padding but attend over more
+            positions, so use them if the attention kernel skips masked blocks.
+        pad_token_id: fills the rest of a row; it is never read.
     """
     if not share_prompt:
         trees = [Tree(tree.prompt_ids, [response]) for tree in trees for response in tree.response_ids]

@@ -25,18 +25,18 @@ class Slate:
     completions: list[str] | list[list[Turn]]  # [k] text, or one assistant turn each
     scores: list[float]  # [k] feedback, larger is better: votes, stars, a judge's win rate
     logging_logprobs: list[float] | None = None  # [k] TOTAL log-probability under the logging policy, nats
-    completion_tokens: list[int] | None = None  # [k] response tokens the totals were summed over
+    completion_tokens: list[int] | None = None  # [k] number of response tokens in each total
     ranks: list[int] | None = None  # [k] 1 = best
     slate_id: str | None = None
     responders: list[str] | None = None  # [k] who or what answered
     logging_policy: dict[str, Any] | None = None  # where logging_logprobs came from; see propensity.logging_policy
     group_scores: list[dict[str, float]] | None = None  # [k] feedback by group of raters; a group may have none
     origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
-    finished: list[bool] | None = None  # [k] False: cut at a limit, so the log has no end-of-turn token of it
+    finished: list[bool] | None = None  # [k] False: cut at a limit, without an end-of-turn token
 
 
 def text_of(value: str | list[Turn]) -> str:
-    """What a prompt or a response says: its text, or the contents of its turns, a line each."""
+    """The text of a prompt or response; for turns, their contents joined by newlines."""
     return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
 
 
@@ -45,7 +45,7 @@ FIELDS = tuple(field.name for field in fields(Slate))
 
 @dataclass(frozen=True)
 class SlateLog(Sequence[Slate]):
-    """The slates of one source, and what was left out of it.
+    """The slates of one source, and a record of what was skipped.
 
     Indexing gives a `Slate`, slicing a list of them.
     """
@@ -87,12 +87,12 @@ def read_slates(
     Args:
         source: a ``.jsonl`` or ``.json`` file (one JSON object a line, or an array of them), a ``.parquet`` file, or
             any iterable of mappings, such as a ``datasets.Dataset`` or a list of dicts.
-        skip_bad_rows: leave bad rows out and keep their error messages in ``SlateLog.skip_reasons``, instead of raising
-            at the first.
+        skip_bad_rows: skip bad rows and keep their error messages in ``SlateLog.skip_reasons``, instead of raising at
+            the first.
 
     Raises:
         SlateError: a row is not a slate, or no row is left.
-        ValueError: the file's ending is none of the three.
+        ValueError: the file has another ending.
     """
     name, rows = _open(source)
     slates: list[Slate] = []
@@ -117,7 +117,7 @@ def read_slates(
 
 
 def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
-    """One slate from the columns of a row; the first two name it in errors.
+    """A slate from the columns of a row; ``source`` and ``row`` are for error messages.
 
     Raises:
         SlateError: the row is not a slate.
@@ -157,7 +157,7 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
 
 
 def _completions(place: Place, value: Any) -> list[Any]:
-    """All text or all turns, and none of them blank."""
+    """Check that responses are all text or all turns, and that none is blank."""
     if not isinstance(value, (list, tuple)):
         raise place.error("completions", "a list of responses", value)
     if not value:
@@ -171,7 +171,7 @@ def _completions(place: Place, value: Any) -> list[Any]:
 
 
 def _open(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> tuple[str, Iterator[tuple[int, Any]]]:
-    """The source's name and its rows, numbered from 1; an error in place of a row that cannot be read."""
+    """The source's name and its rows, numbered from 1, with an error in place of an unreadable row."""
     if isinstance(source, Mapping):
         raise TypeError(f"source: expected a file or rows, got a {type(source).__name__}; pass one of its splits")
     if not isinstance(source, (str, os.PathLike)):

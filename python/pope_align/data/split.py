@@ -1,4 +1,4 @@
-"""Splits of a log by groups: decided by a hash of the group's name, so that no run, order or machine changes them."""
+"""Splits of a log by groups, from a hash of the group's name, so that they do not depend on run, order or machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .schema import FIELDS, Slate
 
 
 def slate_group(slate: Slate) -> str:
-    """The group of a slate where nothing else is said.
+    """The default group of a slate.
 
     It is ``origin["group"]``, which `pope convert --group` writes; or else the ``slate_id`` up to the first ``#``; or
     else the prompt.
@@ -36,7 +36,7 @@ def written_group(slate: Slate) -> str | None:
 
 
 def grouping(by: str | None) -> Callable[[Slate], str]:
-    """The group of a slate by what ``--group`` says; None for `slate_group`.
+    """A function that gives a slate's group, from a specification as ``--group`` takes it; None for `slate_group`.
 
     ==================  ===============================================================================================
     ``column:NAME``     the value of a field; ``origin.user`` is the ``user`` in ``origin``
@@ -45,7 +45,7 @@ def grouping(by: str | None) -> Callable[[Slate], str]:
     ==================  ===============================================================================================
 
     Raises:
-        ValueError: none of these; and, of the function that is returned, a slate that has no such value.
+        ValueError: an invalid specification; the returned function raises for a slate without such a value.
     """
     if by is None:
         return slate_group
@@ -99,8 +99,8 @@ def group_split(
     """Split slates into train and held-out so that no group is on both sides.
 
     Groups are ordered by ``sha256("{seed}:{group}")`` and the first ``round(holdout_fraction * groups)`` of them are
-    held out, but at least one and never all. So the split depends on the seed and the set of group names alone: not on
-    the order of the rows, on any random state, or on the platform. Slates keep their order.
+    held out, but at least one and never all. So the split depends only on the seed and the set of group names, not on
+    the order of rows, a random state or the platform. Slates keep their order.
 
     Args:
         key: the group of a slate, e.g. its conversation: ``lambda slate: slate.slate_id.partition("#")[0]``.

@@ -1,4 +1,4 @@
-"""Bytes of a file, decompressed, by lines or by the elements of an array, in bounded memory whatever stands there."""
+"""Decompresses files and splits them into lines or array elements, in bounded memory for any content."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .checks import SlateError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
-#: A line, an element of an array, a row of a table: longer ones are bad rows.
+#: Maximum size of a line, an array element or a row of a table; longer ones are bad rows.
 MAX_RECORD_BYTES = 64 << 20
-#: A compressed file may hold so many bytes for each of its own, beyond the first 64 MiB.
+#: Maximum expansion of a compressed file, beyond the first 64 MiB.
 MAX_EXPANSION = 250
-#: Lists and objects inside each other.
+#: Maximum nesting of lists and objects.
 MAX_DEPTH = 100
 
 _BOM = b"\xef\xbb\xbf"
@@ -32,16 +32,16 @@ _BLANK = b" \t\r\n\v\f"
 
 
 class NoArrayError(Exception):
-    """A file that begins with an array is no array."""
+    """A file that begins as an array is not a valid array."""
 
 
 class _Expanded(Exception):
-    """An archive holds more than any log would."""
+    """An archive expands beyond the limit."""
 
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's content, decompressed by its ending, after any byte-order mark. A pipe is read once, as it comes."""
+    """The file's content, decompressed according to its ending, without a byte-order mark. A pipe is streamed."""
     with contextlib.ExitStack() as stack:
         file = cast(BinaryIO, stack.enter_context(_open(path)))
         buffered = stack.enter_context(io.BufferedReader(cast(Any, file), 1 << 20))
@@ -52,12 +52,14 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
 
 @contextlib.contextmanager
 def whole(path: Path, row: Iterable[int]) -> Iterator[None]:
-    """Turns the ways in which an archive can end early into one error; ``row`` holds the last row that was read."""
+    """Raise one kind of error for every way in which an archive can be truncated; ``row`` contains the last row
+    read.
+    """
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file system's, not the archive's
+            raise  # an error of the file system, not of the archive
         (last,) = row
         raise SlateError(str(path), last + 1, "row", "a whole archive", f"one that breaks off ({error})") from None
     except _Expanded as error:
@@ -72,7 +74,9 @@ def is_pipe(path: Path) -> bool:
 
 
 def lines(file: io.BufferedReader, row: list[int]) -> Iterator[bytes | None]:
-    """The lines that are not blank; None for one that is too long. ``row`` holds the number of the last one read."""
+    """The lines that are not blank; None for a line that is too long. ``row`` contains the number of the last line
+    read.
+    """
     while line := file.readline(MAX_RECORD_BYTES + 1):
         row[0] += 1
         if len(line) > MAX_RECORD_BYTES:
@@ -86,7 +90,7 @@ def lines(file: io.BufferedReader, row: list[int]) -> Iterator[bytes | None]:
 
 
 def skip_blank(file: io.BufferedReader) -> int:
-    """Pass over white space; returns how many lines ended in it."""
+    """Skip white space; returns the number of line ends in it."""
     count = 0
     while ahead := file.peek(1):
         blank = len(ahead) - len(ahead.lstrip(_BLANK))
@@ -98,10 +102,10 @@ def skip_blank(file: io.BufferedReader) -> int:
 
 
 def elements(file: io.BufferedReader) -> Iterator[bytes | None]:
-    """The elements of the JSON array that starts here, as they are spelled; None for one that is too long.
+    """The text of each element of the JSON array that starts here; None for an element that is too long.
 
     Raises:
-        NoArrayError: the file ends before the array or goes on after it; all its whole elements came before.
+        NoArrayError: the file ends before the array or continues after it; complete elements were yielded before.
     """
     scanner = _Scanner()
     while chunk := file.read(1 << 20):
@@ -114,7 +118,7 @@ def elements(file: io.BufferedReader) -> Iterator[bytes | None]:
 
 
 class _Scanner:
-    """Finds where the elements of an array end, keeping no more than one of them."""
+    """Finds the ends of array elements; keeps at most one element in memory."""
 
     _outside = re.compile(rb'["\[\]{},]')
     _inside = re.compile(rb'["\\]')
@@ -126,7 +130,7 @@ class _Scanner:
         self.rest = b""  # of the chunk that ended the array
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        at = start = 0  # start: of what belongs to the element and is not kept yet
+        at = start = 0  # start of the part of the element that is not kept yet
         if self.escaped:
             self.escaped, at = False, 1
         while found := (self._inside if self.in_string else self._outside).search(chunk, at):
@@ -176,7 +180,7 @@ _STRUCTURE = {
 
 
 def too_deep(text: bytes, language: Literal["json", "python"]) -> bool:
-    """Whether brackets stand more than `MAX_DEPTH` inside each other."""
+    """Whether brackets are nested deeper than `MAX_DEPTH`."""
     if sum(map(text.count, (b"[", b"{", b"("))) <= MAX_DEPTH:
         return False
     depth = 0
@@ -203,7 +207,7 @@ def _open(path: Path) -> Any:
 
 
 class _Bounded(io.RawIOBase):
-    """What an archive holds, up to a number of bytes."""
+    """The content of an archive, up to a number of bytes."""
 
     def __init__(self, file: Any, limit: int) -> None:
         self.file, self.limit, self.seen = file, limit, 0
@@ -224,7 +228,7 @@ class _Bounded(io.RawIOBase):
 
 
 class _Zstandard(io.RawIOBase):
-    """Decompressed frames; unlike the library's own reader, it notices when the last one is cut off."""
+    """Decompressed frames; unlike the library's own reader, it detects a truncated last frame."""
 
     def __init__(self, file: BinaryIO, zstandard: ModuleType) -> None:
         self.file, self.zstandard = file, zstandard
@@ -237,7 +241,7 @@ class _Zstandard(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while self.at == len(self.ready):
             compressed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
-            # Few bytes at a time: one block of four can stand for 128 KiB.
+            # Few bytes at a time: a block of four bytes can expand to 128 KiB.
             compressed = compressed or self.file.read(1 << 10)
             if not compressed:
                 if self.frame is not None and not self.frame.eof:

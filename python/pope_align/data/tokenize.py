@@ -1,4 +1,4 @@
-"""Slates to token ids, with an exact boundary between the prompt and each response."""
+"""Tokenises slates, with an exact boundary between the prompt and each response."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .schema import Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Text whose tokens tell tokenizers apart: scripts, digits, white space, code, an emoji.
+#: Text whose tokens differ between tokenizers: scripts, digits, white space, code, an emoji.
 _FINGERPRINT_TEXT = "The quick brown fox,  1234567890 naïve Zürich 東京 мир\n\tdef f(x):\r\n    return x**2 🙂"
 
-#: Stands for a response when the template is asked what it writes around one.
+#: A placeholder response, to find out what the template writes around one.
 _PROBE = "<probe>"
 
-#: How a chat template asks for the time.
+#: A chat template's call for the current time.
 _CLOCK = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 
-#: Put before a response that is tokenised apart from its prompt: SentencePiece-like tokenizers write a space before
-#: every text, and after one of these they do not.
+#: Prefixes for a response that is tokenised separately from its prompt: SentencePiece-like tokenizers add a space at
+#: the start of a text, but not after one of these.
 _ANCHORS = ("", "\n", ".", "x")
 
 
 class Texts(Protocol):
-    """What is tokenised of a slate; responses that nobody rated have no more."""
+    """The fields of a slate that tokenising needs; generated responses without ratings have only these."""
 
     @property
     def prompt(self) -> str | list[Turn]: ...
@@ -49,8 +49,8 @@ class Texts(Protocol):
 class EncodedSlate:
     """The token ids of a slate: one prompt and ``k`` responses.
 
-    The model reads ``prompt_ids + completion_ids[i]``. A response ends with its end-of-turn token unless it was cut,
-    here or, by ``Slate.finished``, when it was logged.
+    The model reads ``prompt_ids + completion_ids[i]``. A response ends with its end-of-turn token unless it was cut
+    here or, according to ``Slate.finished``, when it was logged.
     """
 
     prompt_ids: list[int]
@@ -59,12 +59,12 @@ class EncodedSlate:
     completion_tokens_dropped: list[int] = field(default_factory=list)  # [k]
     boundary_splits: int = 0  # responses whose first characters merge with the prompt's last; see `encode_slate`
     tokenizer: str = ""  # `tokenizer_fingerprint` of the tokenizer
-    template_date: str | None = None  # the day that the chat template was given, where it asks for one
+    template_date: str | None = None  # the date for the chat template, if it uses one
 
 
 @dataclass(frozen=True, slots=True)
 class TruncationReport:
-    """What tokenising a log cost: how many prompts and responses were cut, and by how many tokens."""
+    """Truncation of a log: how many prompts and responses were cut, and by how many tokens."""
 
     max_length: int
     slates: int
@@ -113,28 +113,29 @@ def encode_slate(
     """Token ids of one slate's prompt and responses.
 
     With a chat template, a text prompt is one user turn and a text response one assistant turn; the prompt ends with
-    the template's generation prompt, and a response with its end-of-turn token (what the template writes after that,
-    such as a newline, the model never generates, so it is left out). Without one, the tokens are the prompt's text, the
-    response's text and the end-of-sequence token.
+    the template's generation prompt, and a response with its end-of-turn token (text that the template writes after it,
+    such as a newline, is left out, because the model never generates it). Without a chat template, the tokens are the
+    prompt's text, the response's text and the end-of-sequence token.
 
     Prompt and response are tokenised together, and the prompt's own tokens must be a prefix of the result. Where a
-    tokenizer merges characters across the boundary (a response that opens with a newline), the two are tokenised apart:
-    when a model generates, the prompt's tokens are fixed before the response begins. ``boundary_splits`` counts these.
+    tokenizer merges characters across the boundary (a response that begins with a newline), the two are tokenised
+    separately, as in generation, where the prompt's tokens are fixed before the response begins. ``boundary_splits``
+    counts these.
 
     ``max_length`` covers prompt and response. If the prompt and the longest response do not fit, responses may take
-    what the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt keeps the
+    what the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt gets the
     rest and is cut on the left, after its begin-of-sequence token where it has one. All responses of a slate keep the
     same prompt.
 
     Args:
-        template_date: the day, as 2026-11-28, that a chat template which writes today's date is given; None for the day
-            under which the slate was scored (``logging_policy["template_date"]``), else `today`.
-        where: names the slate in errors.
+        template_date: the date (2026-11-28) for chat templates that write today's date; None for the date with which
+            the slate was scored (``logging_policy["template_date"]``), else `today`.
+        where: the slate's name in errors.
 
     Raises:
-        ValueError: ``max_length < 2``; a ``template_date`` that is no date; the template refuses the turns, does not
-            extend its own prompt, or closes a turn without a special token; turns without a template; a tokenizer
-            without end-of-sequence token and template.
+        ValueError: ``max_length < 2``; an invalid ``template_date``; a template that rejects the turns, does not extend
+            its own prompt, or ends a turn without a special token; turns without a template; a tokenizer with neither
+            an end-of-sequence token nor a template.
     """
     return _Format(tokenizer, template_date).encode(slate, max_length, where)
 
@@ -162,7 +163,7 @@ def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 @functools.cache
 def today() -> str:
-    """The day on which this process first asked, as 2026-11-28: work that runs past midnight keeps its date."""
+    """The date (2026-11-28) of the first call in this process, so that work that runs past midnight keeps its date."""
     return datetime.date.today().isoformat()
 
 
@@ -179,10 +180,10 @@ def check_day(day: object) -> str:
 
 
 def dated(template: str, date: str) -> str:
-    """``template`` with the day ``date`` (2026-11-28, at midnight) where it would ask for the time.
+    """``template`` with ``date`` (2026-11-28, at midnight) in place of the current time.
 
     Raises:
-        ValueError: a template that puts the format of its date together while it runs.
+        ValueError: the template computes the format of its date at run time.
     """
     day = datetime.datetime.fromisoformat(date)
     text = _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), template)
@@ -195,7 +196,8 @@ def dated(template: str, date: str) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of what decides a slate's tokens: vocabulary size, special tokens, template, ids of a sample text.
+    """A short hash of what determines a slate's tokens: vocabulary size, special tokens, template, ids of a sample
+    text.
 
     Equal for the same tokenizer loaded from different places or by different library versions.
     """
@@ -209,7 +211,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class _Format:
-    """How one tokenizer writes a prompt and a response."""
+    """Formats and tokenises prompts and responses with one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_date: str | None) -> None:
         self.tokenizer = tokenizer
@@ -218,7 +220,9 @@ class _Format:
         self.name = tokenizer.name_or_path or type(tokenizer).__name__
         self.fingerprint = tokenizer_fingerprint(tokenizer)
         added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
-        self.special_tokens = {token for token in added if token.strip()}  # some vocabularies add runs of spaces
+        self.special_tokens = {
+            token for token in added if token.strip()
+        }  # some tokenizers have added tokens that are runs of spaces
 
     def encode(self, slate: Texts, max_length: int, where: str) -> EncodedSlate:
         if max_length < 2:
@@ -278,7 +282,7 @@ class _Format:
         return prompt, [whole[: len(whole) - len(after)] for whole in wholes]
 
     def date(self, slate: Texts) -> str | None:
-        """The day that the template is given; None where it asks for none."""
+        """The date for the template; None if it uses none."""
         if not self.reads_clock:
             return None
         return check_day(self.template_date or (slate.logging_policy or {}).get("template_date") or today())
@@ -297,7 +301,7 @@ class _Format:
         return str(written)
 
     def after_end_of_turn(self, closing: str, where: str) -> str:
-        """What the template writes after the end-of-turn token, given all that it writes after a response."""
+        """The part of ``closing``, the template's text after a response, that follows the end-of-turn token."""
         found = [(closing.find(token), -len(token)) for token in self.special_tokens if token in closing]
         if not found:
             raise ValueError(
@@ -331,15 +335,15 @@ class _Format:
         )
 
     def cut_left(self, prompt_ids: list[int], limit: int) -> list[int]:
-        """The last ``limit`` tokens, with the begin-of-sequence token in the place of the first where the prompt has
-        one: a model never saw a text without it.
+        """The last ``limit`` tokens; the first is replaced by the begin-of-sequence token if the prompt has one,
+        because the model never saw a text without it.
         """
         if len(prompt_ids) > limit > 1 and prompt_ids[0] == self.tokenizer.bos_token_id:
             return [prompt_ids[0], *prompt_ids[1 - limit :]]
         return prompt_ids[-limit:]
 
     def opening(self) -> list[int]:
-        """The begin-of-sequence token, for tokenizers that put one before every text."""
+        """The begin-of-sequence token, if the tokenizer adds one to every text."""
         bos = self.tokenizer.bos_token_id
         return [bos] if isinstance(bos, int) and self.tokenizer("").input_ids[:1] == [bos] else []
 
@@ -357,6 +361,6 @@ def _turns(role: str, value: str | list[Turn]) -> list[Turn]:
 
 
 def _fit(prompt: int, longest: int, max_length: int) -> tuple[int, int]:
-    """The tokens that the prompt, and every response, may keep."""
+    """The maximum numbers of tokens of the prompt and of each response."""
     completion_limit = min(longest, max(max_length - prompt, max_length // 2))
     return max_length - completion_limit, completion_limit

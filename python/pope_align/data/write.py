@@ -1,4 +1,4 @@
-"""Slates to files, one at a time: what is written reads back equal, and a file appears whole or not at all."""
+"""Writes slates to files, one at a time and atomically; files read back equal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .._extras import require
 from .._files import replacing
 from .schema import FIELDS, Slate
 
-#: What slates can be written to.
+#: Endings of files that slates can be written to.
 ENDINGS = (".jsonl", ".parquet")
-#: Columns that Parquet holds as JSON text, because one type cannot describe them.
+#: Columns that Parquet stores as JSON text, because they have no single type.
 _JSON_COLUMNS = ("logging_policy", "group_scores", "origin")
 _ROW_GROUP = 1000
 
@@ -23,15 +23,15 @@ Row = dict[str, Any]
 
 
 class Writer(Protocol):
-    """Takes slates one at a time."""
+    """Writes slates one at a time."""
 
     def write(self, slate: Slate) -> None: ...
 
 
 def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
-    """Write slates to ``.jsonl`` or ``.parquet`` so that `read_slates` gives equal ones back.
+    """Write slates to ``.jsonl`` or ``.parquet``; `read_slates` returns equal slates.
 
-    The file appears complete or not at all. Parquet has one type a column: there ``logging_policy``, ``group_scores``
+    The write is atomic. Parquet has one type per column: there ``logging_policy``, ``group_scores``
     and ``origin`` are JSON text, and prompts (and completions) must be all text or all turns.
 
     Raises:
@@ -45,7 +45,7 @@ def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def slate_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
-    """A file that is being written, in constant memory; it gets its name when the block ends without an error."""
+    """A writer in constant memory; the file appears when the block ends without an error."""
     with row_writer(path, _row, _schema, turns=("prompt", "completions")) as writer:
         yield writer
 
@@ -61,9 +61,9 @@ def row_writer(
     """A file of rows made from slates.
 
     Args:
-        row: of a slate, without absent values; None to write nothing for it.
-        schema: the columns of a Parquet file, from the module pyarrow and whether each field in ``turns`` holds turns.
-        turns: fields that hold text or turns, of which a Parquet file cannot mix.
+        row: the row of a slate, without absent values; None to skip the slate.
+        schema: the columns of a Parquet file, given the pyarrow module and which fields in ``turns`` contain turns.
+        turns: fields with text or turns, which a Parquet file cannot mix.
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
@@ -82,7 +82,7 @@ def _row(slate: Slate) -> Row:
 
 
 def turns_type(pa: Any) -> Any:
-    """A list of turns as Parquet has it."""
+    """The Parquet type of a list of turns."""
     return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 

@@ -1,4 +1,4 @@
-"""The registry of formats: what `pope convert --from` takes and docs/data.md lists."""
+"""The registry of formats, for `pope convert --from`; docs/data.md lists them."""
 
 from __future__ import annotations
 

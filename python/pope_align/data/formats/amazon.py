@@ -1,4 +1,5 @@
-"""Amazon reviews of the 2014, 2018 and 2023 collections (McAuley Lab): an item is the prompt, its reviews respond.
+"""Amazon reviews of the 2014, 2018 and 2023 collections (McAuley Lab): an item is the prompt, its reviews are the
+responses.
 
 Reviews and item metadata are given together, in any number of files and any order; each record shows which it is.
 """
@@ -14,9 +15,9 @@ from ..pieces import Piece, Response
 from ..records import Record
 from .base import Format, Nothing, per_record
 
-#: What the collection of 2023 left of the markup.
+#: Markup that remains in the collection of 2023.
 _BREAK = re.compile(r"<br ?/?>")
-#: Script of the page, which the collection of 2018 took for titles and descriptions.
+#: JavaScript that the collection of 2018 has in titles and descriptions.
 _SCRIPT = re.compile(r"<script\b|\bgetTime\(\)|\bfunction ?\(|\bvar \w{1,60} ?=")
 
 
@@ -52,7 +53,7 @@ def review_2018(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
 
 
 def review_2023(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
-    """``helpful_vote``; items and reviews meet at ``parent_asin``, and times are in milliseconds."""
+    """``helpful_vote``; items and reviews are joined on ``parent_asin``; times are in milliseconds."""
     if "user_id" not in record:
         return item(record, record.name("parent_asin"))
     score = record.number("rating" if feedback == "stars" else "helpful_vote")
@@ -73,7 +74,7 @@ def review(
 
 
 def item(record: Record, key: str) -> list[Piece] | Nothing:
-    """Title, description and features, without those that hold script; an item that has none of them is no prompt."""
+    """Title, description and features, without JavaScript; an item without any of them gives no prompt."""
     lines = []
     for field in ("title", "description", "features", "feature"):
         value = record.get(field)

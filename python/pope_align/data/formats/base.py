@@ -1,4 +1,4 @@
-"""What a format is: a name, the feedback it offers, and how one of its records becomes pieces of slates."""
+"""The definition of a format: its name, its kinds of feedback, and how a record becomes pieces of slates."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..readers import query_records, read_records
 from ..records import Record
 from ..split import column_text
 
-#: Of so many bad rows the messages are kept; all are counted.
+#: The number of bad rows whose messages are kept; all are counted.
 MAX_MESSAGES = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """A record that holds no response, and why: counted, never an error."""
+    """A record without a response, with the reason; it is counted and is not an error."""
 
     reason: str
 
@@ -33,8 +33,8 @@ class Source:
     skip_bad_rows: bool = False
     mapping: dict[str, str] = field(default_factory=dict)  # of the table format: slate field -> column
     sql: str | None = None  # rows of this query instead of files
-    group_column: str | None = None  # whose value says which slates a split keeps together
-    check: Callable[[Record], None] = lambda record: None  # that the record is of the format
+    group_column: str | None = None  # its value groups slates that a split keeps together
+    check: Callable[[Record], None] = lambda record: None  # raises if the record has another format
     records_read: int = 0
     bad_row_count: int = 0
     bad_rows: list[str] = field(default_factory=list)  # the first messages
@@ -63,7 +63,7 @@ class Source:
             self.bad_rows.append(str(error))
 
 
-#: Turns a record into pieces of slates, or says why it holds none. The text is the kind of feedback asked for.
+#: Converts a record to pieces of slates, or says why it has none. The text is the requested kind of feedback.
 OfRecord = Callable[[Record, str], Iterable[Piece] | Nothing]
 Read = Callable[[Source, str], Iterator[Piece]]
 
@@ -73,8 +73,8 @@ class Format:
     """One kind of log.
 
     Attributes:
-        name: what ``--from`` takes.
-        summary: what it is, for the list of formats.
+        name: the value of ``--from``.
+        summary: a description for the list of formats.
         feedback: kinds of feedback that can become scores, the default first.
         read: the reader.
         scattered: whether parts of a slate stand apart in the files, so that they must be gathered.
@@ -98,7 +98,7 @@ class Format:
     by_people: bool = False
 
     def mark(self, fields: frozenset[str]) -> frozenset[str]:
-        """The largest of the format's marks that these fields hold, empty where none does."""
+        """The largest of the format's marks that is contained in these fields; empty if none is."""
         held = [mark for mark in map(frozenset, map(str.split, self.marks)) if mark <= fields]
         return max(held, key=len, default=frozenset())
 
@@ -126,6 +126,6 @@ def per_record(of_record: OfRecord) -> Read:
 
 
 def _grouped(record: Record, pieces: Iterable[Piece], column: str | None) -> list[Piece]:
-    """The pieces of a record, checked at its place, with the group that its column names."""
+    """The checked pieces of a record, with the group from its column."""
     group = None if column is None else column_text(record.values, column)
     return [(piece if group is None else replace(piece, group=group)).checked(record.place) for piece in pieces]

@@ -1,4 +1,4 @@
-"""Which format a record is of, told by its fields."""
+"""Detects the format of records from their fields."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ..readers import first_records
 from ..records import Record
 from .base import Format
 
-#: Records of each file that are looked at.
+#: Number of records of each file that are inspected.
 _LOOK = 100
 
 
 def foreign(kind: Format, formats: Sequence[Format]) -> Callable[[Record], None]:
-    """A check that refuses records of another format than ``kind``, which would be misread, and names the right one.
+    """A check that refuses records of another format than ``kind`` and names the right one.
 
-    A record is another format's where that one's mark is among its fields and holds all of this one's, and more.
+    A record has another format if its fields contain that format's mark, and this mark is a proper superset of
+    ``kind``'s.
     """
     if kind.any_columns or not kind.marks:
         return lambda record: None
@@ -27,7 +28,7 @@ def foreign(kind: Format, formats: Sequence[Format]) -> Callable[[Record], None]
     def check(record: Record) -> None:
         fields = _fields(record)
         if fields not in known:
-            if len(known) > 10_000:  # files in which every record has fields of its own
+            if len(known) > 10_000:  # files whose records all have different fields
                 known.clear()
             own = kind.mark(fields)
             known[fields] = [other for other in formats if other.mark(fields) > own]
@@ -49,7 +50,7 @@ def detect(paths: Sequence[Path], formats: Sequence[Format]) -> Format:
     if paths and all(path.is_dir() for path in paths):
         return next(entry for entry in formats if entry.name == "polis")
     fitting: Counter[str] = Counter()  # records that fit
-    weight: Counter[str] = Counter()  # fields that told so
+    weight: Counter[str] = Counter()  # size of the mark
     seen = 0
     for record in first_records(paths, _LOOK):
         seen += 1

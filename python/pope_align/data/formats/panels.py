@@ -17,7 +17,9 @@ from .instructions import text_key
 
 
 def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
-    """``conversations.jsonl``: at every turn a person rated the models' replies from 1 to 100 and went on with one."""
+    """``conversations.jsonl``: at every turn a person rated the models' replies from 1 to 100 and continued with
+    one.
+    """
     conversation, user = record.name("conversation_id"), record.optional_name("user_id")
     turns: dict[int, list[Record]] = defaultdict(list)
     for entry in record.records("conversation_history"):
@@ -41,7 +43,7 @@ def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
         pieces.append(Piece(f"{conversation}#{number}", prompt=[*history], responses=responses, user=user))
         chosen = [reply.text("content") for reply in replies if reply.get("if_chosen")]
         if len(chosen) != 1:
-            break  # the conversation cannot go on from here
+            break  # the conversation cannot continue from here
         history.append({"role": "assistant", "content": chosen[0]})
     return pieces or Nothing("conversation without turns")
 
@@ -85,7 +87,7 @@ def polis(source: Source, feedback: str) -> Iterator[Piece]:
 
 
 def _topic(folder: Path) -> str:
-    """``summary.csv`` has a name and a value a line; the first line is the topic."""
+    """``summary.csv`` has a name and a value on each line; the first line is the topic."""
     path = folder / "summary.csv"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

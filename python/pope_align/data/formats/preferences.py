@@ -14,7 +14,7 @@ from .instructions import text_key
 
 
 def preference(record: Record, feedback: str) -> Iterable[Piece]:
-    """``prompt``, ``chosen`` and ``rejected``, as text or as turns; without ``prompt`` it is what both begin with.
+    """``prompt``, ``chosen`` and ``rejected``, as text or as turns; without ``prompt`` it is their common beginning.
 
     It is that, too, where whole conversations stand beside a prompt that is text, as TRL reads them.
 
@@ -73,7 +73,7 @@ def rewards(record: Record, feedback: str) -> Iterable[Piece]:
 
 
 def shp(record: Record, feedback: str) -> Iterable[Piece]:
-    """Pairs of comments on a post; a comment that is in several pairs comes once, with the upvotes it has."""
+    """Pairs of comments on a post; a comment that is in several pairs is used once, with its upvotes."""
     responses = [
         Response(unescaped(record.text(f"human_ref_{side}")).strip(), record.number(f"score_{side}"), timestamp=time)
         for side in ("A", "B")
@@ -86,7 +86,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 def hh_rlhf(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
-    """``chosen`` and ``rejected`` dialogues that share all turns but the last, which is the assistant's."""
+    """``chosen`` and ``rejected`` dialogues that differ only in the last turn, which is the assistant's."""
     dialogues = {side: _turns(record, side) for side in ("chosen", "rejected")}
     chosen, rejected = dialogues["chosen"], dialogues["rejected"]
     if chosen[:-1] != rejected[:-1]:

@@ -12,7 +12,7 @@ from ..pieces import Piece, Response
 from ..records import Record
 from .base import Format, Nothing, per_record
 
-#: What stands in place of a text that its author, a moderator or the site took away.
+#: Replacement texts of deleted and removed posts.
 _GONE = re.compile(r"\[ ?(deleted|removed)\b[^\]\n]{0,80}\]", re.IGNORECASE)
 
 

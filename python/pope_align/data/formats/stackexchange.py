@@ -11,7 +11,7 @@ from .base import Format, Nothing, per_record
 
 
 def post(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
-    """Questions (``PostTypeId`` 1) are prompts, answers (2) respond to their ``ParentId``; bodies are HTML.
+    """Questions (``PostTypeId`` 1) are prompts, answers (2) are responses to their ``ParentId``; bodies are HTML.
 
     The folder of ``Posts.xml`` names the site: every site numbers its posts from 1.
     """

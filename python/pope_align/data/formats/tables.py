@@ -12,7 +12,7 @@ from ..schema import parse_row
 from .base import Format, Source, per_record
 from .instructions import text_key
 
-#: What ``--map`` can name, and the column that is taken unless it does.
+#: The names that ``--map`` accepts, and their default columns.
 COLUMNS = {
     "prompt": "prompt",
     "completion": "completion",
@@ -29,9 +29,9 @@ COLUMNS = {
 
 
 def table(source: Source, feedback: str) -> Iterator[Piece]:
-    """A response a row. ``prompt``, ``completion`` and ``score`` are required; rows with the same ``key`` (or, without
-    one, the same prompt) make a slate. A recorded log-probability is a total in ``logging_logprob`` (nats) or a list of
-    its tokens' in ``token_logprobs``, which are summed.
+    """One response per row. ``prompt``, ``completion`` and ``score`` are required; rows with the same ``key`` (or,
+    without one, the same prompt) make a slate. A recorded log-probability is a total in ``logging_logprob`` (nats) or a
+    list of its tokens' in ``token_logprobs``, which are summed.
     """
     if unknown := sorted(set(source.mapping) - set(COLUMNS)):
         raise ValueError(f"mapping: expected names among {', '.join(COLUMNS)}, got {', '.join(unknown)}")
@@ -63,7 +63,7 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
 
 
 def _recorded(record: Record, columns: dict[str, str]) -> tuple[float | None, int | None]:
-    """The response's recorded total and number of tokens, where the log has them."""
+    """The response's recorded total and number of tokens, if the log has them."""
     logprob = record.optional_number(columns["logging_logprob"])
     tokens = record.optional_integer(columns["completion_tokens"])
     if columns["token_logprobs"] in record:
@@ -84,7 +84,7 @@ def _no_column(record: Record, name: str, column: str) -> SlateError:
 
 
 def slates(record: Record, feedback: str) -> list[Piece]:
-    """The project's own rows, to be filtered, sampled or split anew."""
+    """The project's own rows, to be filtered, sampled or split again."""
     slate = parse_row(record.source, record.row, record.values)
     k = len(slate.completions)
 
