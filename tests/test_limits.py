@@ -11,6 +11,7 @@ import torch
 from pope_align.data import Slate
 from pope_align.data.tokenize import EncodedSlate
 from pope_align.generation.generate import Sampling, generate
+from pope_align.metrics.embeddings import Embedder
 from pope_align.models.limits import limits
 from pope_align.models.loading import load_model, load_tokenizer
 from pope_align.models.places import PACKAGED_MODEL, locate, look_up
@@ -159,6 +160,23 @@ def test_pickled_weights_are_refused_in_a_line_and_tensors_are_read(make_tiny_mo
     with pytest.raises(ValueError, match=r"model: expected weights as tensors .* convert it to safetensors"):
         load_model(tmp_path)
     assert "stranger" not in capsys.readouterr().out
+
+
+def test_code_that_comes_with_an_embedding_model_is_never_run_nor_asked_for(
+    make_tiny_model, tiny_tokenizer, tmp_path, monkeypatch
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    library.SentenceTransformer(str(tmp_path / "model")).save(str(tmp_path / "strange"))
+    modules = json.loads((tmp_path / "strange" / "modules.json").read_text())
+    modules[0]["type"] = "code.Strange"
+    (tmp_path / "strange" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "strange" / "code.py").write_text("raise SystemExit('ran')")
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked at the terminal"))
+    with pytest.raises(Exception, match=r"Strange|trust_remote_code") as error:
+        Embedder(tmp_path / "strange")
+    assert not isinstance(error.value, SystemExit)
 
 
 def test_code_that_comes_with_a_model_is_never_run_nor_asked_for(make_tiny_model, tmp_path, monkeypatch) -> None:

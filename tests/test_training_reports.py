@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from pope_align._text import in_markdown, printable
 from pope_align.cli.train import parse
 from pope_align.models.causal_lm import lm_head, response_logprobs
 from pope_align.models.loading import load_model
 from pope_align.ope import evaluate_policies
 from pope_align.propensity.scores import score_model
+from pope_align.training.card import RunFacts, model_card
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import slate_dataset
 from pope_align.training.objective_file import read_training_objective
@@ -190,6 +193,22 @@ def test_the_card_of_an_adapter_says_what_loads_it(make_tiny_model, tiny_tokeniz
     args = config(tmp_path, max_steps=1)
     run_training(make_tiny_model(), args, make_slates(2), processing_class=tiny_tokenizer, peft_config=adapter)
     assert yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])["library_name"] == "peft"
+
+
+def test_text_of_others_stays_text_in_a_card() -> None:
+    evil = "a: {b} | <script>x</script> [click](http://x)\n---\n# title\x1b[31m"
+    facts = RunFacts("pope", f"/runs/{evil}", evil, False, [], {"utility_transform": evil}, {"steps": 1})
+    card = model_card(facts, evil)
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(front)["base_model"] == printable(evil)
+    assert "\x1b" not in card
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\[click", body)
+    assert [line for line in body.splitlines() if line.startswith("# ")] == [
+        f"# {in_markdown(evil.rpartition('/')[2])}"
+    ]
+    assert body.count(in_markdown(evil)) == 3  # the model, the table, the reason that there is no estimate
+    plain = model_card(RunFacts("pope", "run", "org/model-1.5_b", False, [], {}, {}), "no")
+    assert "base_model: org/model-1.5_b\n" in plain
 
 
 def test_the_final_model_is_evaluated_once(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:

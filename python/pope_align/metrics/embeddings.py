@@ -114,7 +114,7 @@ class Embedder:
             model = default_model()
         if isinstance(model, (str, os.PathLike)):
             name = Path(model).name if Path(model).is_dir() else str(model)
-            self.model = library.SentenceTransformer(os.fspath(model))
+            self.model = library.SentenceTransformer(os.fspath(model), trust_remote_code=False)
             if Path(model) == packaged_model():
                 name = _HUB_NAME.partition("/")[2]
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 from pope_core.version import __version__
 
 from .._files import write_text
+from .._text import in_markdown, printable
 from ..data.schema import Slate
 from ..ope import Estimate, Scoring, evaluate_policies
 from ..stats.intervals import Quantity
@@ -131,15 +134,15 @@ def model_card(facts: RunFacts, estimate: Estimate | str) -> str:
     scored = any(slate.logging_logprobs is not None for slate in facts.slates)
     policy = f" Log-probabilities of the logging policy: {_HOW[logging_how(facts.slates)]}." if scored else ""
     return f"""---
-base_model: {facts.base or "unknown"}
+base_model: {_yaml(facts.base or "unknown")}
 library_name: {"peft" if facts.adapter else "transformers"}
 pipeline_tag: text-generation
 tags: [{facts.method}, off-policy, alignment]
 ---
 
-# {facts.folder.rstrip("/").rpartition("/")[2]}
+# {in_markdown(facts.folder.rstrip("/").rpartition("/")[2])}
 
-{facts.base or "A causal language model"}, aligned with logged responses and people's feedback by
+{in_markdown(facts.base) or "A causal language model"}, aligned with logged responses and people's feedback by
 {_METHOD[facts.method]} (pope-core {__version__}).
 
 ## Data
@@ -166,13 +169,13 @@ tags: [{facts.method}, off-policy, alignment]
 
 def _estimate(estimate: Estimate | str) -> str:
     if isinstance(estimate, str):
-        return f"None: {estimate}."
+        return f"None: {in_markdown(estimate)}."
     parts = [
         ("value", estimate.value, estimate.low, estimate.high),
         *((name, part.value, part.low, part.high) for name, part in _parts(estimate)),
     ]
     rows = "\n".join(f"| {name} | {value:.4g} | {low:.4g} to {high:.4g} |" for name, value, low, high in parts)
-    reasons = "".join(f"\n- {reason}" for reason in estimate.reasons)
+    reasons = "".join(f"\n- {in_markdown(reason)}" for reason in estimate.reasons)
     return (
         f"What `pope evaluate` gives on {estimate.num_slates} slates that were not trained on: self-normalised, with "
         f"{estimate.confidence.level:.0%} intervals. Its objective is that of every evaluation, not the one above. "
@@ -185,4 +188,14 @@ def _parts(estimate: Estimate) -> list[tuple[str, Quantity]]:
 
 
 def _table(values: Mapping[str, object]) -> str:
-    return "\n".join(["|  |  |", "|---|---|", *(f"| {name} | {value} |" for name, value in values.items())])
+    return "\n".join(["|  |  |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in values.items())])
+
+
+def _cell(value: object) -> str:
+    text = str(value)
+    return text if text.replace("_", "").isalnum() else in_markdown(text)
+
+
+def _yaml(name: str) -> str:
+    """A name as a YAML value: plain where it has letters and signs of paths only, else JSON, which YAML reads."""
+    return name if re.fullmatch(r"[A-Za-z0-9][\w./-]*", name, re.ASCII) else json.dumps(printable(name))
