@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -184,3 +187,80 @@ def test_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a folder, got a file"):
         check_output_folder(tmp_path / "full" / "model")
     assert entries(tmp_path) == ["full"]
+
+
+#: Calls that write a file, with where the file stands in them: "self" is what the method belongs to.
+WRITERS = {
+    "write_text": "self",
+    "write_bytes": "self",
+    "savefig": 0,
+    "savez": 0,
+    "dump": 1,
+    "save": 1,
+    "write_table": 1,
+}
+WRITERS |= {"ParquetWriter": 0}
+#: Written through `replacing`, or into memory.
+FINE = {"partial", "buffer", "formatter"}
+#: Files of ours that stay open or grow line by line, tested above and in test_journal; and a folder to throw away.
+OPEN = {f"python/pope_align/{name}.py" for name in ("_files", "_journal", "data/write", "data/gather")}
+
+
+def writes_of(source: str) -> list[str]:
+    """Calls that write a file under its final name."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        if name == "open":
+            texts = [
+                arg.value
+                for arg in [*call.args, *(each.value for each in call.keywords)]
+                if isinstance(arg, ast.Constant)
+            ]
+            if any(isinstance(text, str) and re.fullmatch(r"[wax]b?\+?", text) for text in texts):
+                found.append(ast.unparse(call))
+            continue
+        place = WRITERS.get(name)
+        if name == "save" and ast.unparse(call.func) != "torch.save":  # of a model: a folder
+            continue
+        if place == "self" and not isinstance(call.func, ast.Attribute):  # `_files.write_text`
+            continue
+        if place is None or (place != "self" and len(call.args) <= place):
+            continue
+        path = call.func.value if place == "self" else call.args[place]
+        if getattr(path, "id", "") not in FINE:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_every_writer_goes_through_one_door() -> None:
+    root = Path(__file__).parents[1]
+    files = [path for path in (root / "python").rglob("*.py") if str(path.relative_to(root)) not in OPEN]
+    assert len(files) > 150
+    assert {str(path.relative_to(root)): found for path in files if (found := writes_of(path.read_text()))} == {}
+    for line in ("path.write_text('x')", "open(p, 'w')", "p.open(mode='ab')", "figure.savefig(out)", "json.dump(x, f)"):
+        assert len(writes_of(line)) == 1
+    assert writes_of("write_text(path, 'x'); figure.savefig(partial); p.open(); open(p, 'rb')") == []
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments"),
+    [
+        ("ope_similar_study", ["-o", "nodir/out.json"]),
+        ("ope_calibration", ["held-out", "-o", "nodir/out.json"]),
+        ("ope_study", ["--output", "nodir/out.json"]),
+        ("ope_study", ["--output", "out.json", "--figure", "out.txt"]),
+        ("ope_lm_study", ["study", "--prompts", "p", "--cache", "c", "-o", "nodir/out.json"]),
+        ("defaults", ["log.jsonl", "--model", "m", "-o", "nodir/out.json"]),
+        ("methods", ["log.jsonl", "--model", "m", "-o", "log.jsonl"]),
+    ],
+)
+def test_studies_check_their_output_before_the_work(study, arguments, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.jsonl").write_text("")
+    monkeypatch.setattr(sys, "argv", [study, *arguments])
+    main = importlib.import_module(f"pope_align.experiments.{study}").main
+    with pytest.raises(ValueError, match=r"^(out|figure): "):
+        main()

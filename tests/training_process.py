@@ -34,12 +34,12 @@ class DieAfter(TrainerCallback):
 
 
 def die_writing(name: str) -> None:
-    """SIGKILL half way through ``torch.save`` to a path that ends with ``name``."""
-    save = torch.save
+    """SIGKILL half way through the ``torch.save`` that is to become a path that ends with ``name``."""
+    save, (folder, file) = torch.save, name.rsplit("/", 1)
 
     def half(content: Any, path: Any, *rest: Any) -> None:
         save(content, path, *rest)
-        if str(path).endswith(name):
+        if os.path.dirname(path).endswith(folder) and os.path.basename(path).startswith(f".{file.split('.')[0]}."):
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from pope_core.objective import DiversityForm, Normalization, Objective
 
+from .._files import check_output, write_json
+from .._json import jsonable
 from ..cli.console import progress
 from ..data import Slate, group_split, slate_group
 from ..models.loading import best_device, load_model, load_tokenizer
@@ -203,8 +205,9 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     given = vars(parser.parse_args())
     log, model, output = given.pop("log"), given.pop("model"), given.pop("out")
+    check_output(output, overwrite=True)
     result = run(log, model, Study(**given))
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(output, jsonable(result))
     print(table(result["settings"]))
 
 

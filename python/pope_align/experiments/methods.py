@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from pope_core.objective import Objective
 
 from .._extras import require
+from .._files import check_output_folder, write_json, write_text
+from .._json import jsonable
 from ..cli.console import progress
 from ..data import Slate, group_split, slate_group
 from ..models.loading import best_device, load_model, load_tokenizer
@@ -160,11 +161,12 @@ def main() -> None:
     given = vars(parser.parse_args())
     log, model, output = given.pop("log"), given.pop("model"), given.pop("out")
     study = Study(**given)
+    check_output_folder(output, overwrite=True)
     evaluation = run_study(log, model, output, study)
     text = table(evaluation)
-    (output / "methods.md").write_text(text + "\n", encoding="utf-8")
+    write_text(output / "methods.md", text + "\n")
     content = {"study": asdict(study), "evaluation": evaluation.to_dict()}
-    (output / "methods.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "methods.json", jsonable(content))
     print(text)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import write_json
+from .._files import check_output, write_json
 from .._json import jsonable
 from ..ope import Comparison, Estimate, LoggedSlates, Predictions, compare, effective_sample_size, estimate
 from ..ope.rules import FEW_CLUSTERS, VERDICTS
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON of the summary")
     arguments = parser.parse_args()
+    check_output(arguments.out, overwrite=True)
     kinds = dict(DEVELOPMENT if arguments.worlds_of == "development" else HELD_OUT)
     rows: list[Judged] = []
     for number in range(arguments.worlds):

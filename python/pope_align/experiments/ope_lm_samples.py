@@ -6,7 +6,6 @@ share a cache: the pieces are dealt among them.
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._files import replacing
 from ..models.causal_lm import merged
 from .ope_lm_policies import LENGTH, LENGTHS, LOGGING, TEMPERATURES, Policy, Prompt, chat_ids
 
@@ -162,12 +162,10 @@ def _prefix_means(states: torch.Tensor, tokens: torch.Tensor) -> npt.NDArray[np.
 
 
 def write_piece(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write a piece under a name of its own first, so that a reader never sees half of one."""
+    """Write a piece, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        np.savez(partial, allow_pickle=False, **arrays)
 
 
 def _plain(name: str) -> str:

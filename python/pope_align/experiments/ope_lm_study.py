@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from .._files import check_output, write_json
+from .._json import jsonable
 from ..models.loading import load_model, load_tokenizer
 from ..models.places import packaged_model
 from ..ope.diagnostics import effective_sample_size
@@ -192,8 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         names = given.targets.split(",")
         options = {"blocks": given.blocks, "rounds": given.rounds, "replicates": given.replicates}
+        check_output(given.out, overwrite=True)
         result = study(given.prompts, given.cache, names=names, **options)
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(given.out, jsonable(result))
 
 
 def _parser() -> argparse.ArgumentParser:

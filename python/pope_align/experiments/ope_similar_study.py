@@ -10,13 +10,14 @@ classifier and a kernel read the meaning ("seen") or something else of equal siz
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._files import check_output, write_json
+from .._json import jsonable
 from ..ope.features import Features
 from ..ope.support import support
 from ..stats.intervals import Confidence, quantities
@@ -101,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replicates", type=int, default=20, help="of the log (default: 20)")
     parser.add_argument("--slates", type=int, default=150, help="of four responses (default: 150)")
     given = parser.parse_args(arguments)
+    check_output(given.out, overwrite=True)
     result = study(given.replicates, given.slates)
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(given.out, jsonable(result))
     for name, table in result["tables"].items():
         print(name)
         print(as_text(table["estimators"]))

@@ -18,6 +18,8 @@ import numpy as np
 
 from pope_core.objective import Objective
 
+from .._files import check_output, replacing, write_json
+from .._json import jsonable
 from ..ope import METHODS, Estimate, LoggedSlates, Predictions, estimate, pope_value
 from ..ope.rules import VERDICTS
 from .ope_world import World, make_world
@@ -218,6 +220,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="PNG, SVG or PDF")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    check_output(arguments.output, overwrite=True)
+    if arguments.figure is not None:
+        check_output(arguments.figure, overwrite=True, endings=(".png", ".svg", ".pdf"), argument="figure")
     world = make_world()
     rows: list[Row] = []
     for row in simulate(world, seed=arguments.seed):
@@ -225,12 +230,13 @@ def main() -> None:
             print(f"{row.target}: {row.slates} slates of {row.size}", flush=True)
         rows.append(row)
     summary = summarise(world, rows)
-    arguments.output.write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(arguments.output, jsonable(summary))
     print(json.dumps(summary["promises"], indent=1))
     if arguments.figure is not None:
         from .ope_study_figure import study_figure
 
-        study_figure(summary).savefig(arguments.figure, dpi=130)
+        with replacing(arguments.figure) as partial:
+            study_figure(summary).savefig(partial, dpi=130)
 
 
 if __name__ == "__main__":

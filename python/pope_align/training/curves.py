@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._extras import require
+from .._files import replacing
 
 _Panels = list[tuple[str, dict[str, str]]]
 
@@ -68,7 +69,8 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
         else:
             axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", fontsize=9, color="grey")
     figure.supxlabel("optimizer step", fontsize=9)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130)
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:

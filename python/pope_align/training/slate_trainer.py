@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from .._files import replacing
 from ..data.collate import RowCollator
 from ..data.rows import Tree
 from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
@@ -171,7 +172,8 @@ class SlateTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         state = {"data": self.train_dataset.fingerprint(), **self.own_state()}
-        torch.save(state, self._state_path(output_dir))
+        with replacing(self._state_path(output_dir)) as partial:
+            torch.save(state, partial)
         self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
