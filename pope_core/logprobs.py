@@ -110,7 +110,7 @@ def response_logprobs(
             +inf.
         RuntimeError: the backend cannot run here.
 
-    Source: method.md section 1; POPE (arXiv 2509.19333), the token-level action.
+    Source: docs/method.md, "Policies, responses, slates"; POPE (arXiv 2509.19333), the token-level action.
     """
     check_reduction(reduction)
     chosen = select(logits.device, backend)
@@ -173,7 +173,7 @@ def linear_response_logprobs(
         ValueError: as :func:`response_logprobs`, and if the head's shape or dtype does not match ``hidden``.
         RuntimeError: the backend cannot run here.
 
-    Source: method.md section 1.
+    Source: docs/method.md, "Policies, responses, slates".
     """
     check_reduction(reduction)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)

@@ -58,7 +58,7 @@ def slate_objective(
             log-weight above 80 nats without a maximum weight.
         RuntimeError: the backend cannot run here.
 
-    Source: method.md sections 2-4; POPE (arXiv 2509.19333), Eqs. (3)-(13).
+    Source: docs/method.md; POPE (arXiv 2509.19333), Eqs. (3)-(13).
     """
     check_num_slates(objective, num_slates)
     chosen = select(response_logprobs.device, backend)
@@ -132,7 +132,7 @@ def pope_loss(
         ValueError: as :func:`response_logprobs` and :func:`slate_objective`.
         RuntimeError: the backend cannot run here.
 
-    Source: method.md sections 1-4; POPE (arXiv 2509.19333).
+    Source: docs/method.md; POPE (arXiv 2509.19333).
     """
     check_num_slates(objective, num_slates)
     totals = response_logprobs(logits, labels, response_offsets=response_offsets, backend=backend)
@@ -209,7 +209,7 @@ def linear_pope_loss(
         ValueError: as :func:`pope_loss`, and if the head's shape or dtype does not match ``hidden``.
         RuntimeError: the backend cannot run here.
 
-    Source: method.md sections 1-4; POPE (arXiv 2509.19333).
+    Source: docs/method.md; POPE (arXiv 2509.19333).
     """
     check_num_slates(objective, num_slates)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)

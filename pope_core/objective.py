@@ -47,7 +47,7 @@ class Objective:
     Raises:
         ValueError: an option is not one of the above.
 
-    Source: method.md sections 1-4; POPE (arXiv 2509.19333), Eqs. (1)-(10).
+    Source: docs/method.md; POPE (arXiv 2509.19333), Eqs. (1)-(10).
     """
 
     diversity_weight: float = field(

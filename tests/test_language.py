@@ -31,6 +31,8 @@ OLD = {
     r"\bspares? (a|the) (GPU|device|host) a wait\b|never waited for|\bnothing waits\b": "no synchronisation",
     r"\bthe very (same|bits?|bytes|weights)\b": "bit-identical, or the same",
     r"\bgo(es)? on (from|with|in|where)\b|\bgone on\b": "continue",
+    r"(?<!docs/)\bmethod\.md section": "docs/method.md and the heading",
+    r"direction and no value": "a direction, not a value",
     r"\bfor want of\b": "because there is no",
 }
 

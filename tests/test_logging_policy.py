@@ -215,7 +215,7 @@ def test_a_model_that_cannot_share_a_prompt_is_scored_all_the_same(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "sharing_obstacle", lambda model, trees: "its layers carry a state")
         scored = score_slates(SLATES, model, tokenizer, how="proxy", max_length=128)
-    assert "every response computes its prompt anew: its layers carry a state" in caplog.text
+    assert "every response computes its prompt again: its layers carry a state" in caplog.text
     np.testing.assert_allclose(totals_of(scored), totals_of(expected), rtol=1e-5)
 
 

@@ -209,7 +209,7 @@ def test_few_queries_are_refused_and_some_a_caution() -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("proxy", "the logging policy is a proxy: this is no off-policy estimate"),
+        ("proxy", "the logging policy is a proxy: this is not an off-policy estimate"),
         ("behaviour_cloned", "only as good as the fit"),
         ("unknown", "does not say how"),
     ],

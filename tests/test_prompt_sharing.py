@@ -126,7 +126,7 @@ def test_a_model_with_a_recurrent_state_is_refused_with_the_reason_or_falls_back
         )
     with caplog.at_level(logging.WARNING):
         trainer = PopeTrainer(model, PopeConfig(str(tmp_path), **options), make_slates(2), None, tiny_tokenizer)
-    assert "prompt_sharing: off, every response computes its prompt anew" in caplog.text
+    assert "prompt_sharing: off, every response computes its prompt again" in caplog.text
     assert not trainer.data_collator.collate.share_prompt
 
 

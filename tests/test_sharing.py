@@ -122,10 +122,10 @@ def test_every_family_is_scored_as_it_computes_alone(name, caplog) -> None:
     for got, slate in zip(totals, SLATES, strict=True):
         assert got == pytest.approx(plain_totals(model, slate), abs=2e-3)
     if reason:
-        assert "every response computes its prompt anew" in caplog.text
+        assert "every response computes its prompt again" in caplog.text
         assert reason in caplog.text
     else:
-        assert "computes its prompt anew" not in caplog.text
+        assert "computes its prompt again" not in caplog.text
 
 
 @pytest.mark.parametrize("max_tokens_per_row", [None, 60])
@@ -170,7 +170,7 @@ def test_a_model_that_takes_no_mask_is_trained_without_sharing_unless_it_was_ask
         train("on")
     with caplog.at_level(logging.WARNING):
         fallen_back = train("auto")
-    assert "prompt_sharing: off, every response computes its prompt anew" in caplog.text
+    assert "prompt_sharing: off, every response computes its prompt again" in caplog.text
     assert fallen_back == train("off")
 
 

@@ -1,4 +1,4 @@
-"""What the policy's own probabilities say of the references: Plackett-Luce likelihood, distributional alignment."""
+"""Metrics from the policy's probabilities of the references: Plackett-Luce likelihood, distributional alignment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from .similarity import Floats, finite_numbers
 
-#: Where the integral of `_log_first` is evaluated, y = log t: exp(y - e^y) is below 1e-19 of its peak outside, and the
+#: The grid of the integral in `_log_first`, y = log t: exp(y - e^y) is below 1e-19 of its peak outside, and the
 #: trapezoid rule with this step is exact to rounding for such a function.
 _GRID = np.arange(-45.0, 8.0, 0.05)
 
@@ -20,9 +20,9 @@ def plackett_luce_loglik(
 ) -> float:
     """The log-likelihood, in nats, of people's ranking under Plackett-Luce with the model's scores.
 
-    ``sum_i [s_(i) - logsumexp_{m >= i} s_(m)]`` over the ranking by ``feedback``, best first. Where feedback ties, the
-    probability is averaged over all orders of the tied (exactly, also for many): nobody said which came first, so all
-    tied together gives ``-log M!`` whatever the scores. At most 0; higher is better; 0 for one reference; NaN for none.
+    ``sum_i [s_(i) - logsumexp_{m >= i} s_(m)]`` over the ranking by ``feedback``, best first. If feedback ties, the
+    probability is averaged over all orders of the tied references (exactly, also for many); if all tie, the result is
+    ``-log M!`` for any scores. At most 0; higher is better; 0 for one reference; NaN for none.
 
     The average over a tie's orders is P(its members all come before the rest) / t!, and that probability is
     ``int exp(-x) prod_i (1 - exp(-a_i x)) dx`` with ``a_i = exp(s_i) / sum_rest exp(s)``: a race of exponentials.
@@ -50,7 +50,7 @@ def plackett_luce_loglik(
 def choice_probability(loglik: float, feedback: Sequence[float] | Floats) -> float:
     """``exp(loglik / (M - 1))``: the geometric-mean probability of one choice of the ranking, comparable across M.
 
-    In [0, 1], higher is better. NaN for fewer than two references, or if all tie: then there was nothing to choose.
+    In [0, 1], higher is better. NaN for fewer than two references, or if all tie.
     """
     f = finite_numbers(feedback, "feedback")
     return math.exp(loglik / (f.size - 1)) if np.unique(f).size > 1 else float("nan")
@@ -60,12 +60,12 @@ def distributional_alignment(scores: Sequence[float] | Floats, temperature: floa
     """Distributional alignment, Eqs. (23)-(24): how evenly the model spreads over the references.
 
     The normalised entropy ``-sum_j p_j ln p_j / ln M`` of ``p = softmax(scores / temperature)``. In [0, 1]; 1: uniform,
-    0: all on one. Higher is better, as the paper has it; it does not look at the votes. NaN for fewer than two
+    0: all on one. Higher is better, as in the paper; votes are not used. NaN for fewer than two
     references.
 
     Args:
-        scores: ``[M]``, of the references: ``l_theta(y_j | q)`` by default of the evaluation (the only reading that can
-            reach the paper's 0.53-0.58), or their similarity to the answers.
+        scores: ``[M]``, of the references: ``l_theta(y_j | q)``, the default of the evaluation (only these can give the
+            paper's 0.53-0.58), or their similarity to the answers.
 
     Raises:
         ValueError: ``temperature <= 0``; a score that is not finite.

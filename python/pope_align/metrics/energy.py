@@ -1,11 +1,11 @@
-"""The energy distance between a model's answers and people's: 0 only where both are distributed alike.
+"""The energy distance between a model's answers and people's: 0 only if both have the same distribution.
 
-Cooling a model makes its answers nearer to people's on average and less spread; noise spreads them. Measures of
-nearness reward the one, measures of diversity the other, and the energy distance neither: its minimum lies at people's
-own spread (Szekely and Rizzo 2013; as a scoring rule Gneiting and Raftery 2007).
+A lower temperature brings a model's answers nearer to people's on average and reduces their spread; noise increases it.
+Measures of nearness reward the first, measures of diversity the second, and the energy distance neither: its minimum is
+at people's own spread (Szekely and Rizzo 2013; as a scoring rule Gneiting and Raftery 2007).
 
 The distance of two answers is the Euclidean one of their unit vectors, ``d(x, y) = |e(x) - e(y)| = sqrt(2 - 2 cos)``.
-With ``1 - cos``, half its square, the energy distance would compare mean vectors only, and spread would not count.
+With ``1 - cos``, half its square, the energy distance would compare mean vectors only and ignore spread.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def energy_distance(answers: Floats, references: Floats, weights: Floats) -> flo
 
     ``2 sum_ij p_j d(x_i, y_j) / n - mean_{i != i'} d(x_i, x_i') - sum_{j != j'} p_j p_j' d(y_j, y_j') / (1 - p.p)``
 
-    No text is compared with itself, so the estimate is unbiased: 0 on average where both distributions are equal, and
-    slightly negative now and then. Lower is better. NaN for fewer than two answers, or fewer than two references of
+    No text is compared with itself, so the estimate is unbiased: 0 on average if both distributions are equal, and then
+    sometimes slightly negative. Lower is better. NaN for fewer than two answers, or fewer than two references of
     positive weight.
 
     Args:
         answers: ``[n, d]`` unit vectors of the model's answers, drawn independently.
         references: ``[M, d]`` unit vectors of what people wrote.
-        weights: ``[M]`` numbers >= 0 that sum to one: what each reference counts, such as `similarity.vote_weights`.
+        weights: ``[M]`` numbers >= 0 that sum to one: weights of the references, such as `similarity.vote_weights`.
 
     Raises:
         ValueError: weights that are none.
@@ -50,10 +50,10 @@ def energy_distance(answers: Floats, references: Floats, weights: Floats) -> flo
 
 
 def energy_reward(answers: Floats, references: Floats, weights: Floats) -> Floats:
-    """What each answer of a slate of own candidates does for the energy distance: far from the others, near to people.
+    """A reward for each of a model's own candidates: far from the others, near to people.
 
     ``u_i = mean_{i' != i} d(x_i, x_i') - sum_j p_j d(x_i, y_j)``, in [-2, 2]. For candidates that the policy drew
-    itself, the policy gradient with these rewards is, on average, minus one half of the gradient of `energy_distance`.
+    itself, the policy gradient with these rewards is, on average, -1/2 times the gradient of `energy_distance`.
 
     Args:
         answers, references, weights: as in `energy_distance`.

@@ -31,31 +31,31 @@ from .similarity import Floats
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: Slates to the policy's ``l_theta`` of their completions, in nats per token.
+#: Returns the policy's ``l_theta`` of the completions of slates, in nats per token.
 ReferenceScorer = Callable[[Sequence[Slate]], Sequence[Floats]]
 
 
 @dataclass(frozen=True)
 class PromptMetrics:
-    """One model's metrics, one entry per prompt; NaN where a metric is not defined there."""
+    """One model's metrics, one entry per prompt; NaN where a metric is undefined."""
 
     model: str
     keys: list[str]  # [Q] of the slates
     prompts: list[str]  # [Q] equal for equal prompts
     values: dict[str, Floats]  # name -> [Q]
     answers: int  # in all
-    empty: int  # of them, answers without a word: similarity 0 to everything
+    empty: int  # answers without a word: similarity 0 to everything
     unanswered: int  # slates without an answer
     unmatched: int  # generations without a slate
     settings: dict[str, object] = field(default_factory=dict)
-    clusters: list[str] | None = None  # [Q] what the bootstrap draws; None: the prompts
+    clusters: list[str] | None = None  # [Q] clusters for the bootstrap; None: the prompts
 
     def __post_init__(self) -> None:
         check_names(list(self.values))
 
     @property
     def drawn(self) -> list[str]:
-        """``[Q]`` the cluster of every slate: slates of one are not independent."""
+        """``[Q]`` the cluster of every slate."""
         return self.prompts if self.clusters is None else self.clusters
 
 
@@ -73,22 +73,22 @@ def evaluate_generations(
 ) -> PromptMetrics:
     """Every metric of `registry.BY_NAME` that the inputs allow, for every prompt with answers and references.
 
-    Generations are joined to slates by key, or by prompt where they come from elsewhere. An answer without a word has
-    similarity 0 to every reference and to the prompt, and no sentence that could be supported; in diversity and in the
-    energy distance it is a text like any other.
+    Generations are joined to slates by key, or by prompt if they come from elsewhere. An answer without a word has
+    similarity 0 to every reference and to the prompt, and no sentence for AlignScore; in diversity and energy distance
+    it counts as a text.
 
     Args:
-        references: slates; their completions are the references, their scores the votes, their ``group_scores`` (where
-            a slate has them) what the opinion groups approve of.
+        references: slates; their completions are the references, their scores the votes, their ``group_scores`` (if
+            any) the approval of opinion groups.
         embedder: of answers, references and prompts.
         score_references: gives, per slate, the policy's mean log-probability of every completion (see `policy_scores`);
             called once, with the slates that have answers. Without it ``alignment``, ``plackett_luce`` and ``choice``
             are left out.
         align_fn: see `align_scores`; the prompt is the context, as in the paper. Without it, no ``align_score``.
         tokenize: for Distinct-n, EAD and Self-BLEU.
-        cluster: what the bootstrap draws: slates with equal names are not independent. None: the group that
-            `pope convert --group` wrote, or else the prompt.
-        progress: called with the number of distinct texts embedded so far and in all.
+        cluster: a slate's cluster for the bootstrap. None: the group written by `pope convert --group`, or else the
+            prompt.
+        progress: called with the numbers of distinct texts embedded so far and in total.
 
     Raises:
         ValueError: no generation belongs to any slate.
@@ -100,7 +100,7 @@ def evaluate_generations(
             f"generations of {generations.model!r}: expected prompts or keys of the references, got none: first key "
             f"{generations.rows[0].key!r}, first reference {slate_keys(references)[0]!r}"
         )
-    clusters = [  # before the work: a slate may lack its group
+    clusters = [  # first, because a slate may lack its group
         cluster(references[index])
         if cluster is not None
         else written_group(references[index]) or prompt_key(generation.prompt)
@@ -145,7 +145,7 @@ def policy_scores(
     max_length: int = 1024,
     progress: OnProgress | None = None,
 ) -> list[Floats]:
-    """The policy's ``l_theta(y_j | q)`` of every completion of every slate: nats per token."""
+    """The policy's ``l_theta(y_j | q)`` of every completion of every slate, in nats per token."""
     scores = score_model(slates, model, tokenizer, max_length=max_length, progress=progress)
     return [np.divide(totals, tokens) for totals, tokens in zip(scores.totals, scores.tokens, strict=True)]
 
@@ -166,7 +166,7 @@ def _embed(
 
 
 def _faithfulness(joined: Sequence[tuple[Generation, int]], align_fn: AlignFn) -> list[float]:
-    """Mean AlignScore of a prompt's answers; those without a sentence left out, NaN if none has one."""
+    """Mean AlignScore of a prompt's answers with at least one sentence; NaN if there are none."""
     contexts = [prompt_text(generation.prompt) for generation, _ in joined for _ in generation.texts]
     claims = [text for generation, _ in joined for text in generation.texts]
     scores = iter(align_scores(contexts, claims, align_fn))

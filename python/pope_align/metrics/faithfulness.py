@@ -1,4 +1,4 @@
-"""AlignScore (Zha et al. 2023): is what the answer claims supported by its context? The aligner is injected."""
+"""AlignScore (Zha et al. 2023): whether an answer's claims are supported by its context, for any aligner."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from .._extras import require
 
-#: (context chunk, claim) pairs to the probability, in [0, 1], that the claim is supported.
+#: Maps (context chunk, claim) pairs to the probability, in [0, 1], that the claim is supported.
 AlignFn = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
 
-#: Words of a context chunk, about; the published metric's.
+#: Approximate number of words of a context chunk, as in the published metric.
 CHUNK_WORDS = 350
 
 
@@ -28,13 +28,13 @@ def align_scores(
     """AlignScore of every claim given its context: ``mean_j max_i P(sentence j is supported by chunk i)``.
 
     The context is cut into chunks of whole sentences, about 350 words each, the claim into sentences; every chunk is
-    held against every sentence, all pairs of all texts in one call of ``align_fn`` (equal pairs once). In [0, 1],
-    higher is better. NaN for an empty claim; an empty context is one empty chunk.
+    scored with every sentence, all pairs of all texts in one call of ``align_fn`` (equal pairs once). In [0, 1], higher
+    is better. NaN for an empty claim; an empty context is one empty chunk.
 
     Args:
         contexts, claims: texts, of one length.
         align_fn: e.g. `load_alignscore` of the official checkpoint.
-        split: text to sentences, default `sentences`. (The published numbers used NLTK's punkt.)
+        split: splits a text into sentences; default `sentences`. (The published numbers used NLTK's punkt.)
 
     Raises:
         ValueError: lengths that differ; an ``align_fn`` that returns another number of scores, or one outside [0, 1].
@@ -67,7 +67,7 @@ def context_chunks(context: str, split: Callable[[str], list[str]] | None = None
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences by their closing mark (. ! ? or a CJK one) and by line; without a model of abbreviations."""
+    """Sentences by their closing mark (. ! ? or a CJK one) and by line; without handling of abbreviations."""
     pieces = re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[\u3002\uff01\uff1f])|\n+", text)
     return [piece.strip() for piece in pieces if piece and piece.strip()]
 
@@ -83,8 +83,8 @@ def load_alignscore(
 
     Args:
         checkpoint: AlignScore-base.ckpt or -large.ckpt, or a file with its state dict.
-        backbone: name or folder of the RoBERTa it was trained from (roberta-base, roberta-large): its configuration and
-            tokenizer are read, its weights are the checkpoint's.
+        backbone: name or folder of the RoBERTa model that it is based on (roberta-base, roberta-large), for
+            configuration and tokenizer; the weights come from the checkpoint.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -102,7 +102,7 @@ def load_alignscore(
     )
     prefix = "base_model."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    missing, _ = encoder.load_state_dict(weights, strict=False)  # old checkpoints also hold buffers
+    missing, _ = encoder.load_state_dict(weights, strict=False)  # old checkpoints also contain buffers
     head = {name: state.get(f"tri_layer.{name}") for name in ("weight", "bias")}
     if missing or head["weight"] is None or head["bias"] is None:
         raise ValueError(

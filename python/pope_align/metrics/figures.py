@@ -40,7 +40,7 @@ def bars(report: MetricsReport) -> Figure:
 
 
 def pareto(report: MetricsReport) -> Figure:
-    """PL-Score against diversity, a point per slate, with the envelope of the slates that no other beats in both."""
+    """PL-Score against diversity, a point per slate, with the Pareto envelope."""
     count = len(report.tables)
     figure = _figure(3.8 * count + 0.6, 3.8)
     axes = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)
@@ -61,12 +61,12 @@ def pareto(report: MetricsReport) -> Figure:
 
 
 def colour(at: int) -> str:
-    """The colour of the model at a place."""
+    """The colour of the model with this index."""
     return COLOURS[at % len(COLOURS)]
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure that no window and no global state knows of."""
+    """A figure outside of pyplot."""
     module = require("matplotlib.figure", extra="train", purpose="to draw figures")
     figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
     return figure
@@ -95,7 +95,7 @@ def _bar_panel(axis: Axes, report: MetricsReport, name: str, models: list[str]) 
 
 
 def _show_points(axis: Axes, report: MetricsReport) -> None:
-    """Limits around all points (the panels share them): the envelope goes on to zero, where nothing is to be seen."""
+    """Limits around all points, shared by the panels; the part of the envelope towards zero is cut off."""
     for name, limits in (("pl_score", axis.set_xlim), ("diversity", axis.set_ylim)):
         values = np.concatenate([table.values[name] for table in report.tables])
         if not np.isnan(values).all():

@@ -1,4 +1,4 @@
-"""Who is served: coverage of each opinion group's own favourites, and that of the group served worst."""
+"""Coverage of each opinion group's favourite references, and of the worst-served group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def group_weights(group_scores: Sequence[Mapping[str, float]]) -> tuple[list[str
 
     Args:
         group_scores: ``[M]`` one mapping per reference, from group to its feedback. Feedback of zero or below is no
-            approval; a group that a mapping lacks has not rated that reference, which then does not count for it.
+            approval; a reference does not count for a group that did not rate it.
 
     Returns:
         The names of the ``G`` groups, sorted, and ``[G, M]`` weights.
@@ -40,12 +40,12 @@ def group_coverage(
     weights: Floats,  # [G, M] approval of group g for reference j, >= 0
     threshold: float | None = 0.8,
 ) -> npt.NDArray[np.float64]:
-    """How well the answers serve every group: the covered share of what it approves of, weighted by its approval.
+    """For every group, the covered share of the references that it approves of, weighted by approval.
 
-    ``sum_j a_gj [max_i s_ij >= threshold] / sum_j a_gj``; with ``threshold=None`` the nearness ``max_i s_ij`` itself
-    takes the place of the bracket, which tells models apart where nothing reaches a threshold. In [0, 1] with a
-    threshold, [-1, 1] without; higher is better. 0 without answers (NaN without a threshold); NaN for a group that
-    approves of nothing. The smallest entry is the group served worst.
+    ``sum_j a_gj [max_i s_ij >= threshold] / sum_j a_gj``; with ``threshold=None`` the bracket is replaced by ``max_i
+    s_ij``, which distinguishes models even if nothing reaches a threshold. In [0, 1] with a threshold, [-1, 1] without;
+    higher is better. 0 without answers (NaN without a threshold); NaN for a group that approves of nothing. The
+    smallest entry is the worst-served group.
 
     Returns:
         ``[G]`` float64.
@@ -70,6 +70,6 @@ def group_coverage(
 
 
 def worst_group(coverage: Floats) -> float:
-    """The coverage of the group served worst; groups without one (NaN) left out. NaN if none is left."""
+    """The coverage of the worst-served group, ignoring NaN; NaN if no group is left."""
     defined = coverage[~np.isnan(coverage)]
     return float(defined.min()) if defined.size else float("nan")

@@ -1,4 +1,4 @@
-"""Words alone: tokens, Distinct-n and its length-corrected form, Self-BLEU."""
+"""Lexical metrics: words, Distinct-n and its length-corrected form, Self-BLEU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Tokens = Sequence[str]
 
 
 def words(text: str) -> list[str]:
-    r"""Lower-cased words and other signs, of text in Unicode's composed form (NFC).
+    r"""Lower-cased words and other symbols of a text in Unicode's composed form (NFC).
 
-    For ASCII ``re.findall(r"\w+|[^\w\s]", text.lower())``. Elsewhere a combining mark belongs to the letter or sign
-    before it, as do a joiner and an emoji's skin colour; signs that joiners tie together, and the two letters of a
-    flag, are one sign. A script without spaces (Chinese, Japanese, Thai) gives whole phrases: it needs a tokenizer of
-    its own, and every metric here takes tokens.
+    For ASCII ``re.findall(r"\w+|[^\w\s]", text.lower())``. Otherwise combining marks, joiners and skin colours belong
+    to the letter or symbol before them; symbols connected by joiners, and the two letters of a flag, are one symbol. A
+    script without spaces (Chinese, Japanese, Thai) gives whole phrases and needs its own tokenizer; all metrics here
+    take tokens.
     """
     lowered = text.lower()
     if lowered.isascii():
@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 
 @functools.cache
 def _signs() -> re.Pattern[str]:
-    """What `words` finds in text beyond ASCII. All marks lie in these two ranges of code points."""
+    """`words` for text beyond ASCII. All marks are in these two ranges of code points."""
     points = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
     marks = "".join(char for char in map(chr, points) if unicodedata.category(char).startswith("M"))
     follows = f"{marks}\u200c\u200d\U0001f3fb-\U0001f3ff"
@@ -40,8 +40,8 @@ def _signs() -> re.Pattern[str]:
 def distinct_n(texts: Sequence[Tokens], n: int) -> float:
     """Distinct-n (Li et al. 2016): different n-grams over all n-grams, pooled over the texts.
 
-    In (0, 1], higher is more diverse; shown times 100. It falls with the number of words, so compare sets of like size,
-    or use `expectation_adjusted_distinct`. NaN if no text has an n-gram. No n-gram crosses the border of a text.
+    In (0, 1], higher is more diverse; shown times 100. It falls with the number of words, so compare sets of similar
+    size, or use `expectation_adjusted_distinct`. NaN if no text has an n-gram. N-grams do not cross texts.
 
     Raises:
         ValueError: ``n < 1``.
@@ -55,8 +55,8 @@ def distinct_n(texts: Sequence[Tokens], n: int) -> float:
 def expectation_adjusted_distinct(texts: Sequence[Tokens], vocabulary_size: int) -> float:
     """EAD (Liu et al. 2022): different words over the number expected of as many draws from a uniform vocabulary.
 
-    ``N / (V (1 - ((V - 1) / V)^C))``, ``N`` different of ``C`` words, vocabulary size ``V``. At least 0, may exceed 1;
-    higher is more diverse, and length has no part in it. NaN without words.
+    ``N / (V (1 - ((V - 1) / V)^C))``, with ``N`` different of ``C`` words and vocabulary size ``V``. At least 0, may
+    exceed 1; higher is more diverse, independently of length. NaN without words.
 
     Raises:
         ValueError: ``vocabulary_size < 1``.
@@ -86,8 +86,8 @@ def self_bleu(texts: Sequence[Tokens], n: int = 4) -> float:
 def self_bleu_per_text(texts: Sequence[Tokens], n: int = 4) -> list[float]:
     """BLEU-n of every text against all others, uniform weights, NLTK's method1 smoothing.
 
-    The n-grams of every text are counted once. Per n-gram the two highest counts over the texts are kept, so the
-    highest among the *others* is known at once: the work grows with the number of words, not of pairs of texts.
+    The n-grams of every text are counted once. For each n-gram the two highest counts over the texts are kept, which
+    gives the highest among the *others* directly: the work grows with the number of words, not of pairs of texts.
 
     A text without words has 0. NaN for a single text, which has no others.
 
@@ -121,7 +121,7 @@ def self_bleu_per_text(texts: Sequence[Tokens], n: int = 4) -> list[float]:
 
 
 class _Highest(NamedTuple):
-    """The highest count of an n-gram in one text, which text that is, and the highest in the others."""
+    """The highest count of an n-gram in one text, the index of that text, and the highest count in the others."""
 
     first: int
     owner: int

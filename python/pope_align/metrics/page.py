@@ -1,4 +1,4 @@
-"""The report as one HTML file that can be sent to a colleague: table, figures, how to read it, some answers."""
+"""The report as one HTML file: table, figures, explanations, sample answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_page(
 
     Args:
         sets: the generations of the report's models, for the examples.
-        notes: sentences under the title: what was truncated, left out, or is a stand-in.
+        notes: sentences under the title, e.g. on truncation.
         examples: prompts whose answers are shown.
     """
     title = "Generations of " + ", ".join(table.model for table in report.tables)
@@ -82,7 +82,7 @@ def write_page(
 
 
 def summary_lines(report: MetricsReport) -> list[str]:
-    """What was evaluated, and what could not be, a line per model."""
+    """What was and could not be evaluated, one line per model."""
     lines = []
     for table in report.tables:
         line = (
@@ -100,12 +100,12 @@ def summary_lines(report: MetricsReport) -> list[str]:
 
 
 def units(report: MetricsReport) -> str:
-    """What the bootstrap draws, in a word."""
+    """The name of the units that the bootstrap draws."""
     return "prompts" if all(table.drawn == table.prompts for table in report.tables) else "groups"
 
 
 def cells(estimate: MeanOverPrompts | None, digits: int, *, signed: bool = False) -> tuple[str, str]:
-    """An estimate as text, and its interval; empty where there is none."""
+    """An estimate and its interval as text; empty if there is none."""
     if estimate is None or np.isnan(estimate.value):
         return "n/a", ""
     sign = "+" if signed else ""

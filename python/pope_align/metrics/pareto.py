@@ -1,4 +1,4 @@
-"""Two goals at once: the points that no other beats in both, and the area they dominate."""
+"""Pareto front of two goals, and the area that it dominates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from .similarity import Floats
 
 
 def pareto_front(points: Floats) -> npt.NDArray[np.bool_]:
-    """Which of the points ``[n, 2]`` no other beats: is at least as good in both and better in one. Larger is better.
+    """Which of the points ``[n, 2]`` are not dominated (another point at least as good in both and better in one).
+    Larger is better.
 
-    Equal points stand or fall together. A point with NaN is never in front.
+    Equal points are either all on the front or not. A point with NaN is never on it.
 
     Raises:
         ValueError: another shape.

@@ -1,4 +1,4 @@
-"""What a metric sees of one prompt: a model's answers, people's references, and whatever else was asked for."""
+"""The input of a metric for one prompt: a model's answers, people's references, and optional scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .similarity import Floats, VoteWeights
 
 @dataclass(frozen=True, slots=True)
 class MetricOptions:
-    """The readings of the paper's metrics; see the functions that they name."""
+    """Parameters of the metrics; see the functions named beside them."""
 
     vote_weights: VoteWeights = "log1p"  # pl_score, energy_distance
     threshold: float = 0.8  # pluralistic_coverage, group_coverage
@@ -31,7 +31,7 @@ class AnsweredPrompt:
 
     Attributes:
         vectors: the unit vector of every text of the prompt.
-        tokenize: texts to words, for the metrics that count them.
+        tokenize: splits texts into words, for lexical metrics.
         logprobs: ``[M]`` the model's mean log-probability of each reference, nats per token; None: not scored.
         align: mean AlignScore of the answers; None: not scored.
     """
@@ -51,7 +51,7 @@ class AnsweredPrompt:
 
     @cached_property
     def answers_with_words(self) -> Floats:
-        """``[n, d]``: an answer without a word is like nothing, so its vector is 0."""
+        """``[n, d]`` vectors of the answers; 0 for an answer without a word."""
         return self.answers * np.array([[bool(text.strip())] for text in self.generation.texts])
 
     @cached_property
@@ -82,7 +82,9 @@ class AnsweredPrompt:
 
     @property
     def feedback(self) -> list[float]:
-        """``[M]`` larger is better: people's explicit ranking where there is one (rank 1 is best), else their votes."""
+        """``[M]`` larger is better: from people's explicit ranking if there is one (rank 1 is best), else their
+        votes.
+        """
         ranks = self.slate.ranks
         return [-float(rank) for rank in ranks] if ranks is not None else self.slate.scores
 

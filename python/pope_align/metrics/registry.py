@@ -1,7 +1,7 @@
 """The metrics of a report, in the order of its table. A new metric is one function here.
 
-The function's name is the metric's key, its docstring the reading that every report shows. It takes one prompt
-(`metrics.prompt.AnsweredPrompt`) and returns a number, NaN where the metric is not defined.
+The function's name is the metric's key; every report shows its docstring as the explanation. It takes one prompt
+(`metrics.prompt.AnsweredPrompt`) and returns a number, NaN if the metric is undefined.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Need = Literal["answers", "policy", "groups", "align"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a number is called, which way is better, between what it lies, and how to read it."""
+    """A metric: name, label, direction, range, and explanation."""
 
     name: str
     label: str
@@ -35,7 +35,7 @@ class Metric:
     compute: Callable[[AnsweredPrompt], float] = field(default=lambda of: math.nan, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, object]:
-        """All that a reader of a report needs."""
+        """The description for reports."""
         return {name: getattr(self, name) for name in ("name", "label", "better", "low", "high", "digits", "reading")}
 
 
@@ -52,7 +52,7 @@ def metric(
     digits: int = 3,
     needs: Need = "answers",
 ) -> Callable[[Callable[[AnsweredPrompt], float]], Callable[[AnsweredPrompt], float]]:
-    """Enter a function as a metric; its name is the key and its docstring the reading.
+    """Register a function as a metric; its name is the key and its docstring the explanation.
 
     Raises:
         ValueError: a key that is taken, or a function without a docstring.
@@ -69,10 +69,10 @@ def metric(
 
 
 def check_names(names: list[str]) -> None:
-    """Refuse values that no report would show.
+    """Refuse values of unknown metrics, which no report would show.
 
     Raises:
-        ValueError: a name that is no metric's.
+        ValueError: an unknown name.
     """
     if unknown := [name for name in names if name not in BY_NAME]:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""The worth of a set of answers, where every person is served by the best of them, and what each answer adds to it.
+"""The utility of a set of answers, if every person takes the best one for them, and how much each answer adds.
 
-A training signal and no reward of a response: what an answer adds depends on the others of its slate.
+What an answer adds depends on the others of its slate, so it is a training signal, not a reward of a response.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from .similarity import Floats
 
 
 def set_utility(values: Floats, weights: Floats | None = None) -> float:
-    """``F(Y) = sum_g w_g max_i u_g(y_i)``: what people get who each take the answer that suits them best.
+    """``F(Y) = sum_g w_g max_i u_g(y_i)``: the mean utility of people who each take the best answer for them.
 
-    With ratings by person or group, ``values[i, g] = u_g(y_i)``. Without them, the people are those who wrote
-    references: ``values[i, j] = max(cos(y_i, y_j), 0)`` weighted by votes (facility location). 0 for an empty set.
+    With ratings by person or group, ``values[i, g] = u_g(y_i)``. Without ratings, each reference stands for a person:
+    ``values[i, j] = max(cos(y_i, y_j), 0)`` weighted by votes (facility location). 0 for an empty set.
 
     Args:
         values: ``[k, G]`` numbers >= 0, a row per answer.
@@ -28,9 +28,9 @@ def set_utility(values: Floats, weights: Floats | None = None) -> float:
 
 
 def marginal_contributions(values: Floats, weights: Floats | None = None) -> Floats:
-    """What each answer adds to the others: ``u_i = F(Y) - F(Y without y_i)``, ``[k]`` numbers >= 0.
+    """How much each answer adds to the others: ``u_i = F(Y) - F(Y without y_i)``, ``[k]`` numbers >= 0.
 
-    An answer that suits nobody best, or that another one equals, adds nothing. The sum is at most ``F(Y)``.
+    An answer that is nobody's best, or equal to another one, adds nothing. The sum is at most ``F(Y)``.
 
     Args:
         values, weights: as in `set_utility`.

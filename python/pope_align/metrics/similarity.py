@@ -1,4 +1,4 @@
-"""Answers against what people wrote: PL-Score, coverage, helpfulness, relevance; all from cosine similarities.
+"""Metrics from cosine similarities of answers and people's responses: PL-Score, coverage, helpfulness, relevance.
 
 ``similarity[i, j]`` is the cosine of answer ``i`` and reference ``j``, in [-1, 1]: ``answers @ references.T`` for unit
 vectors. Equations are those of docs/metrics.md.
@@ -17,13 +17,13 @@ VoteWeights = Literal["log1p", "votes", "softmax", "uniform"]
 
 
 def vote_weights(votes: Sequence[float] | Floats, weights: VoteWeights = "log1p") -> Floats:
-    """How much every reference counts; sums to one.
+    """Weights of the references; they sum to one.
 
     =============  ========================================================================================
     ``log1p``      ``softmax(sign(v) log(1 + |v|))``: (1 + v) / sum for votes >= 0; the default
     ``votes``      ``max(v, 0) / sum``; uniform when no reference has a positive vote
     ``softmax``    ``softmax(v)``
-    ``uniform``    ``1 / M``, whatever the votes
+    ``uniform``    ``1 / M`` for any votes
     =============  ========================================================================================
 
     Args:
@@ -90,7 +90,7 @@ def pluralistic_coverage(similarity: Floats, threshold: float = 0.8, k: int | No
 def covered(similarity: Floats, threshold: float = 0.8) -> npt.NDArray[np.bool_]:
     """Which references an answer matches, ``[M]``. None without answers.
 
-    A cosine that rounding put below the threshold by less than 1e-9 counts: the match of a text with itself is 1.
+    Cosines up to 1e-9 below the threshold count, to allow for rounding.
     """
     s = similarity_matrix(similarity)
     return np.any(s >= threshold - 1e-9, axis=0)
@@ -100,7 +100,7 @@ def helpfulness(
     similarity: Floats,  # [n, M]
     votes: Sequence[float] | Floats,  # [M]
 ) -> float:
-    """Helpfulness, Eq. (26): the mean answer's likeness to what people found helpful, times 100.
+    """Helpfulness, Eq. (26): the mean similarity of answers to what people found helpful, times 100.
 
     ``100 mean_i sum_j v_j s_ij`` with ``v = minmax(votes) / sum``; uniform when all votes are equal, where minmax is
     0/0. The worst-voted reference has weight 0. In [-100, 100], higher is better. NaN without answers or references.

@@ -1,4 +1,4 @@
-"""From prompts to models: means with bootstrap intervals by prompt, and paired differences."""
+"""Summarises metrics per model: means with bootstrap intervals over prompts, and paired differences."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class MeanOverPrompts:
-    """A mean over slates. ``low`` and ``high`` are NaN with fewer than two different clusters to draw."""
+    """A mean over slates. ``low`` and ``high`` are NaN with fewer than two clusters."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class MeanOverPrompts:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -48,7 +48,7 @@ class ModelDifference:
     a: str
     b: str
     differences: dict[str, MeanOverPrompts]
-    better: dict[str, float]  # share of slates where b is better, ties half
+    better: dict[str, float]  # share of slates where b is better; ties count half
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class MetricsReport:
         return [name for name in BY_NAME if any(name in of for of in self.estimates.values())]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object; what is not defined is null."""
+        """JSON object; undefined values are null."""
         content = {
             "options": self.options,
             "interval": {"level": self.level, "draws": self.draws, "seed": self.seed, "unit": "cluster"},
@@ -106,8 +106,9 @@ def summarize(
 ) -> MetricsReport:
     """Means, percentile-bootstrap intervals and paired differences of one or more models.
 
-    Clusters are drawn, not slates: slates that share a prompt (or whatever `evaluate_generations` was told) come and go
-    together. Every draw recomputes the mean over the drawn clusters' slates; all models and metrics see the same draws.
+    Clusters are drawn, not slates: slates that share a prompt (or the ``cluster`` of `evaluate_generations`) are
+        resampled together. Every draw recomputes the mean over the drawn clusters' slates; all models and metrics see
+        the same draws.
 
     Args:
         draws: of the bootstrap.
@@ -175,7 +176,7 @@ class _Bootstrap:
         self.tails = ((1 - level) / 2, (1 + level) / 2)
 
     def means(self, values: Mapping[str, Floats], at: Integers) -> dict[str, MeanOverPrompts]:
-        """The mean of every column of values, those that are NaN left out and counted.
+        """The mean of every column of values; NaN values are left out and counted.
 
         A draw recomputes each mean over the drawn clusters' slates where the metric is defined.
 

@@ -1,4 +1,4 @@
-"""Off-policy evaluation: what a policy is worth, from logged slates alone, and whether to believe it."""
+"""Off-policy evaluation: estimates the value of policies from logged slates, with verdicts on how far to trust them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arrays of a log, checked; errors name the array, the slate and the response."""
+"""Checks of the arrays of a log; errors name array, slate and response."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cluster_codes(ids: Sequence[Any] | npt.ArrayLike | None, count: int) -> Inte
 
 @dataclass(frozen=True)
 class Places:
-    """Checks that say in which slate and response they failed."""
+    """Checks whose errors name slate and response."""
 
     slate_offsets: Integers
 
@@ -70,7 +70,7 @@ class Places:
         raise ValueError(f"{name}: {self.of(at)}: expected {expected}, got {got}")
 
     def logprobs(self, name: str, values: npt.ArrayLike, unit: str, *, may_be_zero: bool) -> Floats:
-        """Log-probabilities; -inf (a probability of 0) where ``may_be_zero``."""
+        """Check log-probabilities; -inf (a probability of 0) is allowed if ``may_be_zero``."""
         array = vector(name, values, int(self.slate_offsets[-1]))
         kind = "a log-probability <= 0, -inf for impossible" if may_be_zero else "a finite log-probability <= 0"
         fine = (array <= 0) & (np.isfinite(array) | may_be_zero)  # NaN fails the first

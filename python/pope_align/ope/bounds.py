@@ -12,8 +12,8 @@ from .weights import log_weights
 def slate_lower_bounds(log: LoggedSlates, policy: str, rewards: Floats, *, length_normalize: bool) -> Floats:
     """``[S]``: for every slate, a bound on ``sum_i w_i R_i`` that is linear in ``log w``.
 
-    Equivalent, for one slate with ``p = R / R.sum()``: ``R.sum() * exp((p * log_w).sum())``; 0 where every reward is 0.
-    Weighted AM-GM makes it at most the sum.
+    Equivalent, for one slate with ``p = R / R.sum()``: ``R.sum() * exp((p * log_w).sum())``; 0 if every reward is 0. By
+    weighted AM-GM it is at most the sum.
 
     Args:
         rewards: ``[R]`` at least 0, e.g. ``log.utility``.
@@ -21,7 +21,7 @@ def slate_lower_bounds(log: LoggedSlates, policy: str, rewards: Floats, *, lengt
     Raises:
         ValueError: a negative reward, with its place.
 
-    Source: method.md section 3, Theorem 4.1c, first half.
+    Source: docs/method.md, Theorem 4.1c, first half.
     """
     totals = log.slate_sums(_non_negative(log, rewards))
     log_w = log_weights(log, policy, "response", length_normalize=length_normalize)
@@ -32,9 +32,9 @@ def slate_lower_bounds(log: LoggedSlates, policy: str, rewards: Floats, *, lengt
 def log_value_lower_bound(log: LoggedSlates, policy: str, rewards: Floats, *, length_normalize: bool) -> float:
     """``(1/S) sum_q (log W_q + log Rbar_q)``: by Jensen at most ``log((1/S) sum_q W_q Rbar_q)``, the joint estimate.
 
-    ``Rbar_q`` is the slate's mean reward. -inf when a slate has no reward at all.
+    ``Rbar_q`` is the slate's mean reward. -inf if a slate has no reward.
 
-    Source: method.md section 3, Theorem 4.1c, second half.
+    Source: docs/method.md, Theorem 4.1c, second half.
     """
     means = log.slate_sums(_non_negative(log, rewards)) / log.sizes
     log_joint = log_weights(log, policy, "slate", length_normalize=length_normalize)

@@ -1,15 +1,14 @@
-"""Weights from a classifier that tells a policy's fresh responses from logged ones, by their features alone.
+"""Weights from a classifier that distinguishes a policy's fresh responses from logged ones by their features.
 
-With as much weight on either side, the log-odds of "the policy wrote this" are ``log p(phi | policy) / p(phi | log)``:
-the importance weight of the features phi. It has the variance of what phi says of a response, not of its every token,
-and is unbiased for rewards that phi determines (marginalised importance sampling). No log-probability is read.
+With equal total weight on both sides, the log-odds of "the policy wrote this" are ``log p(phi | policy) / p(phi |
+log)``: the importance weight of the features phi. Its variance is that of the features, not of all tokens, and it is
+unbiased for rewards that are functions of phi (marginalised importance sampling). It needs no log-probabilities.
 
-A ridge-penalised logistic regression, cross-fitted: a response's weight comes from a classifier that saw no response to
-a prompt of its cluster. The penalty is the one with the least out-of-fold log-loss, chosen on at most `_CHOICE_ROWS`
-rows.
+A ridge-penalised logistic regression, cross-fitted: a response's weight comes from a classifier that was not fitted to
+its cluster. The penalty has the least out-of-fold log-loss on at most `_CHOICE_ROWS` rows.
 
-Wiring: ``classifier_weights(...).log_weights`` goes to `model_first.weighted_mean` (alone) or `model_first.model_first`
-(doubly robust). ``gain`` tells how far the two can be told apart; 0 leaves all weights near 1.
+Pass ``classifier_weights(...).log_weights`` to `model_first.weighted_mean` (alone) or `model_first.model_first` (doubly
+robust). ``gain`` says how well the two can be distinguished; at 0 all weights are near 1.
 
 Source: Saito, Ren and Joachims (2023), arXiv:2305.08062, for marginalised weights; Sondhi, Arbour and Dimmery (2020),
 arXiv:1911.00071, for their estimation by a classifier.
@@ -27,10 +26,10 @@ from .crossfit import deal
 from .features import Features
 from .log import LoggedSlates
 
-#: Penalties tried, in units of the total weight of the rows (2): from hardly any to nearly constant odds.
+#: Candidate penalties in units of the total weight of the rows (2), from hardly any to nearly constant odds.
 _PENALTIES = np.geomspace(1e-4, 1, 9)
 
-#: Rows that the penalty is chosen on.
+#: Maximum number of rows used to choose the penalty.
 _CHOICE_ROWS = 20_000
 
 
@@ -42,8 +41,8 @@ class ClassifierWeights:
         log_weights: ``[R]`` nats, finite.
         fresh_log_weights: ``[N]`` of the fresh responses, by classifiers that have not seen them; for `support_of`.
         penalty: chosen, of `_PENALTIES`.
-        gain: out-of-fold log-likelihood over that of a coin, nats a row; 0 where the two cannot be told apart.
-        features: the name of what it read.
+        gain: out-of-fold log-likelihood above that of a coin flip, nats per row; 0 if the two cannot be distinguished.
+        features: the name of the feature set.
     """
 
     log_weights: Floats
@@ -57,9 +56,9 @@ def classifier_weights(log: LoggedSlates, features: Features, *, folds: int = 5,
     """Cross-fitted classifier weights of every logged response.
 
     Args:
-        features: of logged and fresh responses; `features.given_prompt` of sentence embeddings, for one.
+        features: of logged and fresh responses, e.g. `features.given_prompt` of sentence embeddings.
         folds: at least 2, at most the number of clusters.
-        seed: of the deal, and of the rows that the penalty is chosen on.
+        seed: of the folds, and of the rows used to choose the penalty.
 
     Raises:
         ValueError: features that do not fit the log, or too few clusters.
@@ -79,7 +78,7 @@ def classifier_weights(log: LoggedSlates, features: Features, *, folds: int = 5,
 class _Rows:
     features: Floats  # [n, d] logged, then fresh
     fresh: np.ndarray  # [n] bool
-    weight: Floats  # [n] summing to 1 on either side, slates alike
+    weight: Floats  # [n] summing to 1 on each side, slates equally weighted
     fold: Integers  # [n]
     slate: Integers  # [n]
 
@@ -99,7 +98,7 @@ def _rows(log: LoggedSlates, features: Features, fold: Integers) -> _Rows:
 
 
 def _choice(rows: _Rows, log: LoggedSlates, seed: int) -> _Rows:
-    """Whole slates, few enough for the search."""
+    """A subset of whole slates, to choose the penalty."""
     share = _CHOICE_ROWS / rows.slate.size
     if share >= 1:
         return rows
@@ -129,7 +128,7 @@ class _Logistic:
 
 
 def _fit(rows: _Rows, penalty: float) -> _Logistic:
-    """Weighted logistic regression by L-BFGS, in coordinates in which its curvature is near that of a sphere."""
+    """Weighted logistic regression by L-BFGS, in preconditioned coordinates."""
     optimize = require("scipy.optimize", extra="train", purpose="to fit a classifier")
     weight = rows.weight.copy()
     for side in (rows.fresh, ~rows.fresh):
@@ -139,7 +138,7 @@ def _fit(rows: _Rows, penalty: float) -> _Logistic:
     scale = np.sqrt(weight @ np.square(x) / 2)
     scale[scale < 1e-12] = 1.0
     x /= scale
-    # A logistic's curvature is at most X' W X / 4 + penalty: with that as the metric, few steps are enough.
+    # The curvature of the loss is at most X' W X / 4 + penalty: preconditioned by it, few steps are enough.
     eigenvalues, vectors = np.linalg.eigh((x * weight[:, None]).T @ x / 4)
     metric = vectors / np.sqrt(np.maximum(eigenvalues, 0.0) + 2 * penalty)
     sign = np.where(rows.fresh, 1.0, -1.0)

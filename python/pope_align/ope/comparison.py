@@ -1,4 +1,4 @@
-"""`Comparison`: two policies on one log, from paired clusters, and whether the difference may be believed."""
+"""`Comparison`: the paired difference of two policies on one log, with a verdict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Comparison:
     difference: Quantity
     utility: Quantity
     diversity: Quantity
-    probability: float | None  # that the policy's value is larger (Bayesian bootstrap); None for an index
+    probability: float | None  # that the policy is better (Bayesian bootstrap); None for an index
     placebo: Placebo | None
     findings: tuple[Finding, ...]
     verdict: Verdict
@@ -37,17 +37,18 @@ class Comparison:
 
 
 def compare(estimate: Estimate, baseline: Estimate, *, placebo: Placebo | None = None) -> Comparison:
-    """The paired difference of two estimates from one log; common noise of the queries cancels.
+    """The paired difference of two estimates from one log; variation between queries cancels.
 
-    Intervals are made as the estimates' own. The verdict is the worse of the two, and then the difference's own: what
-    the log never shows can move it by much of its standard error, which is far smaller than that of either value.
+    Intervals are computed as for the estimates. The verdict is the worst of both estimates' and the difference's own:
+    responses outside the log's support can change a difference by much of its standard error, which is far smaller than
+    that of either value.
 
     Args:
-        placebo: of the gain in V_CU; a gain no larger than those of permuted utilities is refused.
+        placebo: of the gain in V_CU; a gain that permuted utilities also reach is refused.
 
     Raises:
-        ValueError: estimates that cannot be paired - of another log, with other clusters, by another estimator, or
-            with other options or confidence settings; each by name.
+        ValueError: the estimates differ in log, clusters, estimator, options or confidence settings; the message says
+            in which.
     """
     for what, mine, theirs in (
         ("estimator", estimate.estimator, baseline.estimator),
@@ -88,7 +89,7 @@ def compare(estimate: Estimate, baseline: Estimate, *, placebo: Placebo | None =
 
 
 def _inherited(*estimates: Estimate) -> Iterator[Finding]:
-    """What is found of either, but for what concerns values alone."""
+    """The findings of both estimates; those that concern only values become cautions."""
     for each in estimates:
         for finding in each.findings:
             if finding.value_only:
@@ -103,17 +104,17 @@ def _support_findings(estimate: Estimate, baseline: Estimate, utility: Quantity)
         times = bound / utility.standard_error
         yield from find(
             "support_bias",
-            f"what the log never shows can move the difference by {bound:.2g}, {times:.1f} of its standard errors",
+            f"responses outside the log's support can move the difference by {bound:.2g}, {times:.1f} standard errors",
             times,
         )
 
 
 def _placebo_findings(placebo: Placebo | None, utility: Quantity) -> Iterator[Finding]:
-    """Only a claim is put to the test: an interval of V_CU that holds 0 claims nothing."""
+    """Only a claimed gain is tested: an interval of V_CU that contains 0 claims none."""
     claimed = utility.low > 0 or utility.high < 0
     if placebo is not None and claimed and math.isfinite(placebo.p_value):
         yield from find(
             "placebo",
-            f"utilities permuted within slates give as large a difference as often as not: p = {placebo.p_value:.2g}",
+            f"utilities permuted within slates give as large a difference with p = {placebo.p_value:.2g}",
             placebo.p_value,
         )

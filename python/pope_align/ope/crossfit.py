@@ -1,4 +1,4 @@
-"""Ridge regression of utility on features, cross-fitted by query, and what each rating contributes to what it says."""
+"""Cross-fitted ridge regression of utility on features, and the coefficient of each rating in its predictions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ._checks import Floats, Integers
 from .features import Features
 from .log import LoggedSlates
 
-#: Ridge penalties tried, in units of the mean variance of a feature times the number of rows.
+#: Candidate ridge penalties, in units of the mean variance of a feature times the number of rows.
 _PENALTIES = np.geomspace(1e-4, 1e2, 13)
 
 
 def deal(clusters: Integers, folds: int, seed: int) -> Integers:
-    """``[S]`` folds of slates, whole clusters at a time.
+    """``[S]`` fold of each slate; slates of a cluster share theirs.
 
     Raises:
         ValueError: fewer than two folds, or more than there are clusters.
@@ -29,7 +29,7 @@ def deal(clusters: Integers, folds: int, seed: int) -> Integers:
 
 @dataclass(frozen=True, eq=False)
 class Ridge:
-    """A standardised ridge with an intercept. What it predicts is linear in the utilities that it was fitted on."""
+    """A standardised ridge with an intercept; its predictions are linear in the utilities that it was fitted on."""
 
     mean: Floats  # [d]
     scale: Floats  # [d]
@@ -40,7 +40,7 @@ class Ridge:
 
     @classmethod
     def fit(cls, features: Floats, utility: Floats) -> Ridge:
-        """The penalty is that of the least leave-one-out error."""
+        """Fit with the penalty of least leave-one-out error."""
         mean, scale = features.mean(0), features.std(0)
         scale[scale < 1e-12] = 1.0
         x, centre = (features - mean) / scale, float(utility.mean())
@@ -60,7 +60,7 @@ class Ridge:
         return np.asarray((features - self.mean) / self.scale @ self.coefficients + self.centre)
 
     def shares(self, weights: Floats, features: Floats, fitted_on: Floats) -> Floats:
-        """``[n]``: how much each utility counts in ``sum_j weights_j prediction(features_j)``."""
+        """``[n]``: coefficient of each utility in ``sum_j weights_j prediction(features_j)``."""
         total = float(weights.sum())
         direction = (weights @ features - total * self.mean) / self.scale  # [d]
         direction = self.vectors @ (self.shrunken * (self.vectors.T @ direction)) / self.scale
@@ -69,17 +69,17 @@ class Ridge:
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """Predictions of every response by a model that saw no rating of its cluster.
+    """Predictions of every response by a model that was not fitted to its cluster.
 
     Attributes:
-        features: what the model saw.
+        features: the model's input.
         fold: ``[S]``.
         models: one for each fold, fitted on the others.
         logged: ``[R]`` predicted utility of logged responses.
         target: ``[N]`` of fresh ones.
         r2: share of the variance of the logged utilities that ``logged`` explains (noise of single ratings included);
-            0 or less: nothing was learnt.
-        calibration: slope of utility on prediction; 1 where predicted differences are true to scale.
+            at 0 or below nothing was learned.
+        calibration: slope of utility on prediction; 1 if predicted differences have the right scale.
         calibration_error: its standard error, by cluster.
     """
 
@@ -93,10 +93,10 @@ class CrossFit:
     calibration_error: float
 
     def shares(self, log: LoggedSlates, target_weights: Floats, logged_weights: Floats) -> Floats:
-        """``[R]`` what each utility counts, through the models, in a linear function of their predictions.
+        """``[R]`` coefficient of each utility in a linear function of the models' predictions.
 
-        The function is ``sum_j target_weights_j target_j - sum_i logged_weights_i logged_i``, and equals
-        ``shares @ log.utility`` for the penalties that were chosen.
+        The function ``sum_j target_weights_j target_j - sum_i logged_weights_i logged_i`` equals ``shares @
+        log.utility`` for the chosen penalties.
         """
         fold_of_response = np.repeat(self.fold, log.sizes)
         fold_of_fresh = self.fold[self.features.owner]
@@ -114,10 +114,10 @@ def cross_fit(log: LoggedSlates, features: Features, *, folds: int = 5, seed: in
 
     Args:
         folds: at least 2, at most the number of clusters.
-        seed: of the deal; equal seeds deal one log alike for every policy and every feature set.
+        seed: of the folds; equal seeds give equal folds for every policy and feature set.
 
     Raises:
-        ValueError: features that do not fit the log, or too few clusters.
+        ValueError: features that do not match the log, or too few clusters.
     """
     features.check(log)
     fold = deal(log.clusters, folds, seed)
@@ -135,12 +135,12 @@ def cross_fit(log: LoggedSlates, features: Features, *, folds: int = 5, seed: in
 
 
 def best_fit(log: LoggedSlates, candidates: Sequence[Features], *, folds: int = 5, seed: int = 0) -> CrossFit:
-    """The cross-fit of the feature set that explains most of the utilities out of fold.
+    """The cross-fit with the feature set that explains most variance of the utilities out of fold.
 
-    All candidates describe the same responses; the number of fresh ones may not differ between them either.
+    All candidates describe the same logged and fresh responses.
 
     Raises:
-        ValueError: no candidates, or any that do not fit the log.
+        ValueError: no candidates, or one that does not match the log.
     """
     if not candidates:
         raise ValueError("candidates: expected at least one feature set, got none")
@@ -154,7 +154,7 @@ def _r2(utility: Floats, predicted: Floats) -> float:
 
 
 def _slope(log: LoggedSlates, predicted: Floats) -> tuple[float, float]:
-    """Least squares of utility on prediction, with the error that slates of one cluster share."""
+    """Slope of utility on prediction by least squares, and its clustered standard error."""
     x, y = predicted - predicted.mean(), log.utility - log.utility.mean()
     square = float(x @ x)
     if square == 0:

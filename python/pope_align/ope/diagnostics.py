@@ -1,4 +1,4 @@
-"""What the raw weights say about an estimate: overlap, tails, wrong propensities, length."""
+"""Diagnostics of the raw weights: overlap, tails, wrong propensities, length."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Facts about the raw weights (before any clipping or shrinking), at the level the estimator weighs at.
+    """Diagnostics of the raw weights (before clipping or shrinking), per response or slate as the estimator uses them.
 
-    A NaN means "cannot be known here" and is never read as healthy or unhealthy.
+    NaN means unknown, neither healthy nor unhealthy.
     """
 
     weighting: Weighting
@@ -37,15 +37,15 @@ class Diagnostics:
     cluster_ess: float  # of the sums of the used weights over clusters
     max_share: float  # of the largest weight in the sum of all
     top_percent_share: float  # of the largest 1%, at least one
-    pareto_k: float  # tail index; below `pareto_k_threshold` sums behave
+    pareto_k: float  # tail index; should be below `pareto_k_threshold`
     mean_weight: float
     mean_weight_z: float  # (mean w - 1) / clustered standard error; NaN unless the propensities are totals
     log_weight_max: float
     log_weight_max_place: str
     length_correlation: float  # of log w and tokens; NaN without token counts
     target_coverage: float  # share of logged responses that are typical of the target
-    clip_fraction: float  # share of weights that a clip or switch changed; NaN where it has no meaning
-    sequence_ess: float  # response ESS of the true ratios of whole sequences, whatever weights are in use
+    clip_fraction: float  # share of weights that a clip or switch changed; NaN if not applicable
+    sequence_ess: float  # response ESS of the true ratios of whole sequences
 
     @property
     def ess_fraction(self) -> float:
@@ -69,7 +69,8 @@ def diagnose(
 ) -> Diagnostics:
     """Diagnostics of one policy's raw weights on the log.
 
-    Source: method.md section 5; Kong (1992) for the effective sample size; Vehtari et al. (2024) for the tail index.
+    Source: docs/evaluation.md, "Verdicts"; Kong (1992) for the effective sample size; Vehtari et al. (2024) for the
+    tail index.
     """
     target, logging = log.logprobs(policy, length_normalize=length_normalize)
     each = target - logging  # [R]
@@ -108,7 +109,7 @@ def cluster_ess(log: LoggedSlates, weights: Floats) -> float:
 
 
 def effective_sample_size(log_w: Floats) -> float:
-    """``(sum w)^2 / sum w^2``, between 1 and the number of weights; NaN where every weight is 0."""
+    """``(sum w)^2 / sum w^2``, between 1 and the number of weights; NaN if every weight is 0."""
     if log_w.max() == -np.inf:
         return math.nan
     w = np.exp(log_w - log_w.max())
@@ -118,10 +119,10 @@ def effective_sample_size(log_w: Floats) -> float:
 def pareto_k(log_w: Floats) -> float:
     """Tail index of the weights: the shape of a generalised Pareto distribution fitted to the largest of them.
 
-    Zhang and Stephens' (2009) estimator on the largest ``min(n / 5, 3 sqrt n)`` weights, drawn a little towards 1/2, as
-    Vehtari et al. (2024) use it. Moments of order ``1 / k`` and above do not exist. NaN for fewer than 25 weights:
-    their tail has fewer than the five that a fit needs. Infinite where one to four weights stand above the rest, minus
-    infinity where the largest are all equal.
+    Zhang and Stephens' (2009) estimator on the largest ``min(n / 5, 3 sqrt n)`` weights, shrunk slightly towards 1/2,
+    as in Vehtari et al. (2024). Moments of order ``1 / k`` and above do not exist. NaN for fewer than 25 weights, whose
+    tail has fewer than the five points that a fit needs. Infinite if one to four weights exceed the rest, minus
+    infinity if the largest are all equal.
     """
     count = log_w.size
     if count < MIN_TAIL_WEIGHTS or log_w.max() == -np.inf:
@@ -156,7 +157,7 @@ def _pareto_shape(excess: Floats) -> float:
 
 
 def pareto_k_threshold(count: int) -> float:
-    """``min(1 - 1 / log10 n, 0.7)``: the tail index that ``n`` weights can bear."""
+    """``min(1 - 1 / log10 n, 0.7)``: the largest acceptable tail index of ``n`` weights."""
     return min(1 - 1 / math.log10(count), 0.7) if count > 1 else -math.inf
 
 
@@ -167,8 +168,8 @@ def _exp(value: float) -> float:
 def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting: Weighting) -> float:
     """How many clustered standard errors the mean weight is from 1, its expectation under true propensities.
 
-    The standard error shrinks with the weights, so one that falls short by much is seen as well as one that exceeds. It
-    is at least `ROUNDING` of the mean: a policy on its own log has weights of 1 up to rounding, and no spread.
+    The standard error scales with the weights, so a mean far below 1 is detected like one far above. It is at least
+    `ROUNDING` times the mean, because a policy on its own log has weights of 1 up to rounding.
     """
     scale = log_w.max()
     counts = log.cluster_sums(log.sizes.astype(np.float64) if weighting == "response" else np.ones(log.num_slates))
@@ -193,8 +194,8 @@ def _correlation(x: Floats, y: Floats) -> float:
 def _target_coverage(log: LoggedSlates, policy: str, each: Floats) -> float:
     """Share of logged responses whose surprise under the target is at most the target's own 90% quantile.
 
-    The quantile is that of the self-normalised weights, so it is 0.9 when target and logging policy are alike, and
-    falls to 0 as the log leaves the region the target writes in. Surprise is per token where tokens are known.
+    The quantile is estimated with self-normalised weights, so the share is 0.9 if target and logging policy are equal,
+    and falls to 0 as the log lacks responses like the target's. Surprise is per token if tokens are known.
     """
     tokens = log.tokens(policy)
     surprise = -log.logprobs(policy, length_normalize=tokens is not None)[0]

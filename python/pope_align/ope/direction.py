@@ -1,11 +1,11 @@
-"""Indices of direction: where a policy moves within the log, for responses too long to say what it is worth.
+"""Indices of direction: how a policy moves within the log, for responses too long to estimate a value.
 
-The weight of a whole sequence spreads with its length until one response has all of it. Divided by the number of
-tokens, or raised to a power that leaves enough of the sample, weights behave and are no importance weights any more:
-of a true difference they show a part that shrinks with length (20% at 5 tokens, 0.3% at 300 for length-normalised
-ones), and their narrow intervals lie around the wrong number. So they have a table of their own, with the effective
-sample size of whole sequences, a placebo and the within-slate rank correlation beside them. They order no policies by
-themselves, say nothing of the probability that one is better, and meet no requirement.
+The spread of sequence weights grows with length until one response has all the weight. Log-weights divided by the
+number of tokens, or multiplied by a power that keeps enough effective samples, are well behaved, but they are not
+importance weights: they show only a part of a true difference, which shrinks with length (20% at 5 tokens, 0.3% at 300
+for length-normalised ones), in narrow intervals around the wrong number. So they have a table of their own, with the
+effective sample size of whole sequences, a placebo and the within-slate rank correlation. They are not used to rank
+policies, give no probability that one is better, and never meet a requirement.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .verdict import PEOPLE, Finding, find, judge, log_findings
 
 @dataclass(frozen=True)
 class DirectionIndex:
-    """How the utility moves when weights lean from a baseline towards a policy; no difference of values.
+    """How the utility changes when weights move from a baseline towards a policy; not a difference of values.
 
     Attributes:
         weights: "length-normalised", or "tempered" and the power.
         gain: of the weighted mean utility over the baseline's.
         ess: effective sample size of the weights in use.
-        sequence_ess: of the true ratios of whole sequences: what a value would rest on.
-        placebo: the gain beside those of utilities permuted within slates; None where slates have one response.
+        sequence_ess: of the true ratios of whole sequences.
+        placebo: the gain compared with utilities permuted within slates; None if slates have one response.
         rank_correlation: mean Spearman correlation, within slates, of the policy's log-probability per token (total
             where tokens are not known) and the utility; None where slates have one response.
         verdict: "index", or "refuse".
@@ -68,7 +68,7 @@ def directions(
 ) -> list[DirectionIndex]:
     """The indices of one policy against another: length-normalised where tokens are known, and tempered.
 
-    Source: method.md section 5.
+    Source: docs/evaluation.md, "Estimators".
     """
     totals = [np.subtract(*log.logprobs(name, length_normalize=False)) for name in (policy, baseline)]
     indices = []
@@ -77,7 +77,7 @@ def directions(
         indices.append(_index(log, policy, baseline, "length-normalised", normalised, totals[0], confidence))
     if all(np.isfinite(each).any() for each in totals):
         leaning, other = (tempered(each) for each in totals)
-        power = min(leaning.power, other.power)  # one power for both: else the power would be compared, not the policy
+        power = min(leaning.power, other.power)  # one power for both, so that policies are compared and not powers
         if power == 1:  # nothing to temper: the weights are those of the values
             return indices
         both = [np.where(np.isfinite(each), power * each, -np.inf) for each in totals]
@@ -99,7 +99,7 @@ def _index(
     tested = _placebo(log, *log_weights)
     ess = effective_sample_size(log_weights[0])
     findings = [
-        Finding("length_normalized", "index", f"{weights} weights show a direction and no value"),
+        Finding("length_normalized", "index", f"{weights} weights show a direction, not a value"),
         *log_findings(log),
         *find("ess", f"effective sample size {ess:.1f} of {log.num_responses} responses", ess),
         *_placebo_findings(tested),
@@ -136,7 +136,7 @@ def _placebo_findings(tested: Placebo | None) -> list[Finding]:
         return []
     p_value = tested.p_value
     verdict = RULES["placebo"].grade(p_value)
-    reason = f"no gain beyond its placebo: utilities permuted within slates reach it with p = {p_value:.2g}"
+    reason = f"no larger than its placebo: utilities permuted within slates reach this gain with p = {p_value:.2g}"
     return [Finding("placebo", verdict, reason)] if verdict else []
 
 

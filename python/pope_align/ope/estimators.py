@@ -27,9 +27,9 @@ from .weights import Shrink, ShrinkKind, log_weights
 
 @dataclass(frozen=True)
 class EstimatorSpec:
-    """How an estimator of this family is put together.
+    """The definition of an estimator of this family.
 
-    With weights ``w``, shrunken to ``w~``, and predictions ``q`` (0 where the method uses none)::
+    With weights ``w``, shrunken to ``w~``, and predictions ``q`` (0 if the method uses none)::
 
         V = slate_mean(q_pi) + slate_mean(w~ (r - q)) [/ slate_mean(w~)  if self_normalize]
     """
@@ -78,22 +78,24 @@ def estimate(
     objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
     confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
 ) -> Estimate:
-    """The value of a policy by one of ``METHODS``; slates count alike, and responses of a slate share its weight.
+    """The value of a policy by one of ``METHODS``; all slates have equal weight, shared by their responses.
 
     Args:
         policy: one of ``log.policies``.
         method: a key of ``METHODS``.
-        predictions: of a reward model, for "dm", "dr", "sndr" and the other doubly robust ones. They predict
-            utility. The diversity of the policy's own responses needs no model: it is ``predictions.target_diversity``,
-            or that of ``log.fresh``, or estimated by the weights where there is neither.
-        lam: the shrinkage parameter of `Shrink`; None lets the data choose it, which needs 50 independent queries.
-        objective: its diversity_weight, diversity_form and length_normalize; how a method weighs is its own.
+        predictions: of a reward model, for "dm", "dr", "sndr" and the other doubly robust ones. They predict utility.
+            Diversity needs no model: it is ``predictions.target_diversity``, else that of ``log.fresh``, else estimated
+            with the weights.
+        lam: the shrinkage parameter of `Shrink`; None: chosen from the data, which needs 50 independent queries.
+        objective: its diversity_weight, diversity_form and length_normalize are used; the method determines the
+            weighting.
         confidence: how intervals are made.
 
     Raises:
-        ValueError: an unknown method; predictions missing or unfitting; a ``lam`` without use or out of range.
+        ValueError: an unknown method; missing or invalid predictions; a ``lam`` that is unused or out of range.
 
-    Source: method.md section 5; Dudik et al. (2011), Swaminathan and Joachims (2015), Swaminathan et al. (2017).
+    Source: docs/evaluation.md, "Estimators"; Dudik et al. (2011), Swaminathan and Joachims (2015), Swaminathan et al.
+    (2017).
     """
     spec = _spec(method, predictions, lam)
     if predictions is not None:
@@ -150,7 +152,7 @@ def estimate(
 
 
 def _options(objective: Objective) -> dict[str, Any]:
-    """What of the objective these methods take."""
+    """The options of the objective that these methods use."""
     taken = ("diversity_weight", "diversity_form", "length_normalize")
     return {name: value for name, value in objective.to_dict().items() if name in taken}
 
@@ -168,12 +170,12 @@ def _spec(method: str, predictions: Predictions | None, lam: float | None) -> Es
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What is left for the weights to correct, and what is known without them."""
+    """What the weights have to correct, and what is known without them."""
 
     rewards: Floats  # [R, 2] utility and diversity
     residual: Floats  # [R, 2] reward less prediction
-    target: Floats  # [S, 2] known of the policy's own responses
-    fresh_diversity: bool  # the second column of ``target`` is that of the policy's own responses
+    target: Floats  # [S, 2] known means over the policy's own responses
+    fresh_diversity: bool  # whether the second column of ``target`` is known
 
 
 def _known(log: LoggedSlates, policy: str, objective: Objective, predictions: Predictions | None) -> _Known:
@@ -184,7 +186,7 @@ def _known(log: LoggedSlates, policy: str, objective: Objective, predictions: Pr
         residual[:, 0] -= predictions.logged
         target[:, 0] = predictions.target
         diversity = predictions.target_diversity if predictions.target_diversity is not None else diversity
-    if diversity is not None:  # a response's diversity is known exactly: nothing to correct
+    if diversity is not None:  # known exactly: nothing to correct
         residual[:, 1] = 0.0
         target[:, 1] = diversity
     return _Known(rewards, residual, target, diversity is not None)
@@ -193,7 +195,7 @@ def _known(log: LoggedSlates, policy: str, objective: Objective, predictions: Pr
 def _value(
     log: LoggedSlates, log_shrunk: Floats, known: _Known, spec: EstimatorSpec, predictions: Predictions | None
 ) -> Ratios:
-    """Columns V_CU and V_Div: what is known of the policy's responses, and what the weights add."""
+    """Columns V_CU and V_Div: the known part plus the weighted correction."""
     correction = _correction(log, log_shrunk, known.residual, spec)
     if predictions is not None:
         return _mean(log, known.target).plus(correction)
@@ -255,7 +257,7 @@ def _shrinkage(
 
 
 def _model_findings(log: LoggedSlates, log_w: Floats, known: _Known, parts: Ratios) -> Iterator[Finding]:
-    """A doubly robust estimate and SNIPS estimate one thing; and a model that errs nowhere has seen the ratings."""
+    """A doubly robust estimate must agree with SNIPS, and a model without errors has seen the ratings."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if log_w.size == log.num_responses:
             plain = _correction(log, log_w, known.rewards, METHODS["snips"])
@@ -270,15 +272,15 @@ def _model_findings(log: LoggedSlates, log_w: Floats, known: _Known, parts: Rati
 
 
 def leak_findings(log: LoggedSlates, residual: Floats) -> Iterator[Finding]:
-    """Predictions that repeat the ratings that they are to be corrected by."""
+    """Predictions that equal the logged ratings."""
     if residual.std() <= LEAK * log.utility.std() and log.utility.std() > 0:
         yield from find(
-            "model_leaks", "the reward model repeats the logged utilities: it has seen them, or they hold no noise"
+            "model_leaks", "the reward model repeats the logged utilities: it has seen them, or they have no noise"
         )
 
 
 def _sight_findings(predictions: Predictions) -> Iterator[Finding]:
-    """Whether the model sees the reward at all, where it says how well it did."""
+    """Whether the model predicts the reward at all, if its quality is known."""
     r2 = predictions.quality.get("r2", math.nan)
     yield from find("model_blind", f"the reward model explains {r2:.0%} of the utilities' variance out of fold", r2)
 
@@ -286,7 +288,7 @@ def _sight_findings(predictions: Predictions) -> Iterator[Finding]:
 def _direct(
     log: LoggedSlates, policy: str, predictions: Predictions, objective: Objective, confidence: Confidence
 ) -> Estimate:
-    """The reward model's mean on the policy's own responses: as good as the model where the log never went."""
+    """The reward model's mean on the policy's own responses; outside the log it is only as good as the model."""
     known = _known(log, policy, objective, predictions)
     alpha = objective.diversity_weight
     log_w = log_weights(log, policy, "response", length_normalize=objective.length_normalize)

@@ -1,4 +1,4 @@
-"""`evaluate_policies`: every policy by every estimator on one log, compared in pairs, as one `Evaluation`."""
+"""`evaluate_policies`: evaluates all policies by all estimators on one log and compares them in pairs."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from .weights import log_weights
 if TYPE_CHECKING:
     from ..propensity.scores import ModelScores
 
-#: What is computed unless estimators are named.
+#: The default estimators.
 DEFAULT_ESTIMATORS = ("pope",)
 
-#: Added for the weights of whole responses, which need no normalisation to be unbiased.
+#: Added by default for weights of whole responses, which are unbiased without normalisation.
 WITH_TOTALS = ("ips",)
 
-#: Added where a policy has fresh samples or predictions.
+#: Added by default for policies with fresh samples or predictions.
 WITH_PREDICTIONS = ("dm", "dr", "sndr")
 
 
@@ -67,36 +67,36 @@ def evaluate_policies(
     scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
     report: OnScored | None = None,
 ) -> Evaluation:
-    """What every policy is worth, from logged slates; the answer to "may this model ship?".
+    """Estimate the value of every policy from logged slates: the answer to "may this model ship?".
 
-    Propensities are the log's own ``logging_logprobs``; log-probabilities of the policies that are not given are
-    computed, with a cache if ``scoring`` names one.
+    Propensities are the log's own ``logging_logprobs``; missing log-probabilities of policies are computed, with a
+    cache if ``scoring`` has one.
 
     Args:
         log: a scored slate file or its slates (see `pope_align.score_slates`), or `LoggedSlates` with its policies.
         policies: by name: a hub name, folder or GGUF file; a model with its tokenizer; totals, slate by slate;
             `ModelScores`.
-        objective: what is asked of every policy, however each was trained.
-        baseline: the policy the others are compared with; None: the first.
-        estimators: "pope" and keys of `METHODS`; None: "pope", "ips" where weights are those of whole responses, and
-            "dm", "dr" and "sndr" for policies with samples or predictions. The first one decides ranking, comparisons
-            and `Evaluation.meets`.
-        lam: shrinkage parameter of those that have one; None: chosen by the data.
+        objective: the objective of the evaluation, the same for all policies however they were trained.
+        baseline: the policy that the others are compared with; None: the first.
+        estimators: "pope" and keys of `METHODS`; None: "pope"; "ips" if weights are of whole responses; "dm", "dr" and
+            "sndr" for policies with samples or predictions. The first estimator is used for ranking, comparisons and
+            `Evaluation.meets`.
+        lam: shrinkage parameter of estimators that have one; None: chosen from the data.
         utility_transform, score_range: scores to utilities, one map for the whole log; see `ope.utility.utilities`.
         cluster: as in `LoggedSlates.from_slates`.
-        samples: for policies that have any, fresh responses per slate, drawn from the policy as it is (temperature 1,
-            no truncation). They show whether the log covers the policy, and bring reward-model estimates.
-        logging_policy: the model that wrote the log, to score fresh responses under. None: the policy with the same
-            weights, where there is one; without either, support stays unchecked and every verdict says so.
-        embed: sentences to vectors for the reward model; None: all-MiniLM-L6-v2.
-        predictions: your own, in place of a fitted reward model.
+        samples: optional fresh responses per policy and slate, drawn at temperature 1 without truncation. They show
+            whether the log covers the policy, and allow estimates with a reward model.
+        logging_policy: the model that wrote the log, under which fresh responses are scored. None: the policy with the
+            same weights, if any; without either, support is unchecked and every verdict says so.
+        embed: sentence embeddings for the reward model; None: all-MiniLM-L6-v2.
+        predictions: your own predictions instead of a fitted reward model's.
         set_rewards: rewards of whole slates by name, as in `set_value`.
         confidence: how intervals are made.
-        scoring: length, dtype, batches and cache of the scoring.
-        report: called with a policy's name and the responses scored so far and in all.
+        scoring: length, dtype, batches and cache for scoring.
+        report: called with a policy's name and the numbers of responses scored so far and in total.
 
     Raises:
-        ValueError: whatever does not fit, with its place; before anything is scored where that can be told.
+        ValueError: an invalid argument, with its place; raised before scoring where possible.
     """
     samples, given = dict(samples or {}), dict(predictions or {})
     names = list(log.policies if isinstance(log, LoggedSlates) else policies or {})
@@ -162,7 +162,7 @@ def _check_names(
     baseline: str | None,
     estimators: Sequence[str] | None,
 ) -> None:
-    """Everything that can be wrong with names, before any work."""
+    """Check all names, before any work."""
     if not names:
         raise ValueError("policies: expected at least one policy, got none")
     if baseline is not None and baseline not in names:
@@ -176,7 +176,7 @@ def _check_names(
 def check_estimators(
     estimators: Iterable[str], policies: Sequence[str], samples: Collection[str], predictions: Collection[str] = ()
 ) -> None:
-    """Refuse estimators that do not exist, or that some policy lacks what they need.
+    """Refuse unknown estimators, and estimators whose samples or predictions are missing for a policy.
 
     Args:
         samples, predictions: policies that have any.
@@ -206,7 +206,7 @@ def _logged(
     scoring: Scoring,
     report: OnScored | None,
 ) -> LoggedSlates:
-    """The log with every policy scored, and with the scores of fresh samples of those that are models."""
+    """The log with every policy scored, and with scores of the fresh samples of models."""
     if isinstance(log, LoggedSlates):
         if policies is not None:
             raise ValueError("policies: LoggedSlates already holds its policies; pass None")

@@ -1,4 +1,4 @@
-"""`Evaluation`: estimates, comparisons and indices of one log, ranked, required, written and drawn."""
+"""`Evaluation`: the estimates, comparisons and indices of one log, with ranking, requirements, JSON and figure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Evaluation:
         return list(dict.fromkeys(each.estimator for each in self.estimates))
 
     def of(self, policy: str, estimator: str | None = None) -> Estimate:
-        """The estimate of one policy; by the first estimator unless another is named.
+        """The estimate of one policy; by the first estimator unless another is given.
 
         Raises:
             KeyError: there is none.
@@ -50,11 +50,11 @@ class Evaluation:
         raise KeyError(f"no estimate of {policy!r} by {estimator or self.estimators[0]!r}")
 
     def ranking(self, estimator: str | None = None, *, by: Literal["value", "lower_bound"] = "value") -> list[Estimate]:
-        """Policies, best first; refused ones come last, whatever their value, and indices rank nothing.
+        """Policies, best first; refused ones come last whatever their value, and indices are left out.
 
         Args:
             estimator: None: the first.
-            by: "value"; or "lower_bound", the lower end of the interval, which puts what is not known against a policy.
+            by: "value"; or "lower_bound", the lower end of the interval, which penalises uncertainty.
         """
         name = estimator or self.estimators[0]
         chosen = [each for each in self.estimates if each.estimator == name and not each.is_index]
@@ -66,7 +66,7 @@ class Evaluation:
         return sorted(chosen, key=lambda each: (each.verdict == "refuse", -worth(each)))
 
     def meets(self, required: Verdict) -> bool:
-        """Whether the first estimator's verdict on every policy is at least ``required``; an index meets nothing."""
+        """Whether the first estimator's verdict on every policy is at least ``required``; an index never is."""
         worst = max(VERDICTS.index(self.of(policy).verdict) for policy in self.policies)
         return worst <= VERDICTS.index(required)
 
@@ -96,10 +96,12 @@ class Evaluation:
         return content
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
-        """All of it as one file, whole or not at all."""
+        """Write everything to one JSON file, atomically."""
         write_json(path, self.to_dict(), indent=2)
 
     def write_figure(self, path: str | os.PathLike[str]) -> None:
-        """Values with intervals; the weights, their tail, and what slates cost them. PNG, SVG or PDF by the ending."""
+        """Draw values with intervals, the weights, their tail, and the effect of slate size. PNG, SVG or PDF by the
+        ending.
+        """
         with replacing(path) as partial:
             evaluation_figure(self.estimates, self.log).savefig(partial, dpi=150)

@@ -1,4 +1,4 @@
-"""What a reward model, a classifier or a kernel sees of logged responses and of a policy's own fresh ones."""
+"""Features of logged responses and of a policy's fresh ones, for reward models, classifiers and kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Features:
     """One row for each logged response and one for each fresh response of the policy that is evaluated.
 
     Attributes:
-        name: for the result: "embedding", "surface", "hidden states".
+        name: e.g. "embedding", "surface", "hidden states".
         logged: ``[R, d]``.
         target: ``[N, d]``.
         owner: ``[N]`` slate whose prompt each fresh response answers; every slate has at least one.
@@ -30,7 +30,7 @@ class Features:
     owner: Integers
 
     def check(self, log: LoggedSlates) -> None:
-        """Raises: ValueError: arrays that do not fit the log or each other, or a number that is not finite."""
+        """Raises: ValueError: arrays that do not match the log or each other, or a number that is not finite."""
         if self.logged.ndim != 2 or len(self.logged) != log.num_responses:
             raise ValueError(
                 f"features {self.name!r}: logged: expected [{log.num_responses}, d], got {list(self.logged.shape)}"
@@ -47,7 +47,7 @@ class Features:
                 raise ValueError(f"features {self.name!r}: {name}: {place}: expected finite numbers, got NaN or inf")
 
     def beside(self, other: Features) -> Features:
-        """Both sets of columns, for the same fresh responses."""
+        """The columns of both feature sets, for the same fresh responses."""
         if not np.array_equal(self.owner, other.owner):
             raise ValueError(
                 f"other: expected the fresh responses of {self.name!r}, got those of {other.name!r}, which differ"
@@ -87,7 +87,7 @@ def given_prompt(responses: Floats, prompts: Floats) -> Floats:
     return np.column_stack([responses, product * np.sqrt(responses.shape[1]), product.sum(1)])
 
 
-#: What `surface` counts, in the order of its columns.
+#: The columns of `surface`.
 SURFACE = (
     "log of words",
     "log of characters",
@@ -107,7 +107,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def surface(texts: Sequence[str]) -> Floats:
-    """``[n, len(SURFACE)]``: properties of the words that sentence embeddings hardly see."""
+    """``[n, len(SURFACE)]``: properties of the words that sentence embeddings hardly capture."""
     return np.array([_surface(text) for text in texts], dtype=np.float64).reshape(len(texts), len(SURFACE))
 
 

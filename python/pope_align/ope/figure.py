@@ -1,4 +1,4 @@
-"""The picture of an evaluation: values with intervals, the weights behind them, and what slates cost."""
+"""The figure of an evaluation: values with intervals, weights, and the effect of slate size."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colours of policies that stay apart for colour-blind readers (Okabe and Ito).
+#: Colours that colour-blind readers can distinguish (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _FILL = {"reliable": "full", "caution": "left", "index": "bottom", "refuse": "none"}
 
 
 def evaluation_figure(estimates: Sequence[Estimate], log: LoggedSlates) -> Figure:
-    """Four panels about the estimates of one evaluation; nothing is written to pyplot's state."""
+    """Four panels about the estimates of one evaluation; does not use pyplot."""
     figure_module = require("matplotlib.figure", extra="train", purpose="to draw figures")
     rows = len(estimates)
     figure: Figure = figure_module.Figure(figsize=(11, 6 + 0.16 * rows), layout="constrained")
@@ -44,7 +44,7 @@ def evaluation_figure(estimates: Sequence[Estimate], log: LoggedSlates) -> Figur
 
 
 def _values(axes: Axes, estimates: Sequence[Estimate], colours: dict[str, str]) -> None:
-    """One row per estimate; refused ones hollow and struck through, and never what sets the scale."""
+    """One row per estimate; refused ones are hollow and struck through, and do not affect the scale."""
     shown = [each for each in estimates if each.verdict != "refuse"] or list(estimates)
     ends = np.array([[each.low, each.high] for each in shown])
     ends = ends[np.isfinite(ends).all(1)] if np.isfinite(ends).all(1).any() else np.array([[0.0, 1.0]])
@@ -77,7 +77,9 @@ def _values(axes: Axes, estimates: Sequence[Estimate], colours: dict[str, str]) 
     axes.set_xlim(left, right)
     axes.grid(axis="x", alpha=0.3)
     level = estimates[0].confidence.level
-    axes.set_xlabel(f"value V with {level:.0%} interval        ● reliable   ◐ caution   ◒ index, no value   ⊗ refused")
+    axes.set_xlabel(
+        f"value V with {level:.0%} interval        ● reliable   ◐ caution   ◒ index, not a value   ⊗ refused"
+    )
     title = "; ".join([f"Value of each policy, {estimates[0].estimator}", *estimates[0].labels])
     axes.set_title(plain_text(textwrap.fill(title, 110)), fontsize=10)
 
@@ -105,7 +107,7 @@ def _histogram(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) 
 
 
 def _tail(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) -> None:
-    """Share of all weight in the largest weights: near the corner, few responses decide everything."""
+    """Share of all weight in the largest weights; near the top left corner few responses decide everything."""
     for name, log_w in weights.items():
         ordered = np.sort(np.exp(log_w - log_w.max()))[::-1]
         share = np.cumsum(ordered) / ordered.sum()
@@ -120,7 +122,7 @@ def _tail(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) -> No
 
 
 def _slate_sizes(axes: Axes, log: LoggedSlates, weights: dict[str, Floats], colours: dict[str, str]) -> None:
-    """Effective sample size of the product of a slate's first k weights, over the slates that have so many."""
+    """Effective sample size of the product of a slate's first k weights, over the slates with at least k responses."""
     starts, sizes = log.slate_offsets[:-1], log.sizes
     counts = [k for k in range(1, min(int(sizes.max()), 16) + 1) if (sizes >= k).sum() >= 2]
     for name, log_w in weights.items():

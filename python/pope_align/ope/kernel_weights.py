@@ -1,17 +1,17 @@
-"""Weights of similar sentences: how dense a policy's fresh responses are around a logged one, against the log's own.
+"""Kernel weights: the density of a policy's fresh responses around a logged one, relative to the log's own.
 
 With unit embeddings e(.) of responses to one prompt and the Gaussian kernel ``K(a, b) = exp(-|a - b|^2 / (2 tau))``,
 which is ``exp(-(1 - cos) / tau)``::
 
     w(y) = [mean_j K(e(y), e(y'_j))] / [mean_j K(e(y), e(y0_j))]      y'_j ~ the policy, y0_j ~ the logging policy
 
-A response that the policy would never write word for word still counts where the policy says the same in other words.
-No log-probability is read. A bandwidth of 0 is importance sampling, an infinite one the log's own mean.
+A response that the policy would never write word for word has weight if the policy says the same in other words. No
+log-probabilities are needed. Bandwidth 0 gives importance sampling, infinite bandwidth the log's own mean.
 
-Wiring: ``kernel_weights(...).log_weights`` goes to `model_first.weighted_mean` (alone) or `model_first.model_first`
-(doubly robust); ``bias_bound`` belongs beside the estimate and into a comparison.
+Pass ``kernel_weights(...).log_weights`` to `model_first.weighted_mean` (alone) or `model_first.model_first` (doubly
+robust); show ``bias_bound`` with the estimate and with differences.
 
-Source: Kiyohara, Saito and Joachims (2025), arXiv:2504.02646; method.md section 5.
+Source: Kiyohara, Saito and Joachims (2025), arXiv:2504.02646.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from .log import LoggedSlates
 from .model_first import per_slate_weights, weighted_mean
 from .paired_choice import least_error
 
-#: Bandwidths tried, in units of the median cosine distance of two responses to one prompt.
+#: Candidate bandwidths, in units of the median cosine distance of two responses to one prompt.
 _LADDER = np.geomspace(1 / 8, 4, 9)
 
 
 @dataclass(frozen=True, eq=False)
 class KernelWeights:
-    """Weights at one bandwidth, and how far they look.
+    """Weights at one bandwidth, and their reach.
 
     Attributes:
         log_weights: ``[R]`` nats, finite.
         bandwidth: ``tau``, a cosine distance.
-        reach: mean Euclidean distance of a weighted logged response from the fresh ones that it stands for.
+        reach: mean Euclidean distance of a weighted logged response from the fresh ones that it represents.
         lipschitz: upper limit (95%) of the root mean square change of utility with a unit of that distance.
     """
 
@@ -50,7 +50,9 @@ class KernelWeights:
 
     @property
     def bias_bound(self) -> float:
-        """``lipschitz * reach``: what a logged response may miss of the fresh one that it stands for."""
+        """``lipschitz * reach``: how much the utility of a logged response may differ from that of the fresh one it
+        represents.
+        """
         return self.lipschitz * self.reach
 
 
@@ -73,15 +75,15 @@ def kernel_weights(
     """Kernel weights of every logged response.
 
     Args:
-        vectors: embeddings of the responses (their prompt is the same on both sides); normalised here. logging_vectors:
-        ``[M, d]`` and ``[M]`` slates, of fresh responses of the logging policy: much the better choice.
-            None: the responses of the slate itself, the weighted one included, since one without a neighbour would
-            have the weight x / 0 otherwise; that draws all weights towards 1.
+        vectors: embeddings of the responses; normalised here.
+        logging_vectors: ``[M, d]`` and ``[M]`` slates, of fresh responses of the logging policy (recommended). None:
+            the responses of the slate, including the weighted one (without a neighbour its weight would be x / 0),
+            which shrinks all weights towards 1.
         predicted: ``[R]`` utilities by a cross-fitted reward model, for the bandwidth of the doubly robust form.
         bandwidth: None: the one of least estimated squared error (`paired_choice`).
 
     Raises:
-        ValueError: features that do not fit the log, a vector of zeros, a bandwidth that is not above 0.
+        ValueError: features that do not match the log, a zero vector, a bandwidth that is not positive.
     """
     vectors.check(log)
     if bandwidth is not None and not 0 < bandwidth < np.inf:
@@ -117,15 +119,15 @@ def distances_of(
 
 
 def weights_at(distances: Distances, bandwidth: float) -> Floats:
-    """``[R]`` log-weights, without underflow however small the bandwidth."""
+    """``[R]`` log-weights, without underflow for any bandwidth."""
     return _log_mean_kernel(distances.to_target, bandwidth) - _log_mean_kernel(distances.to_logging, bandwidth)
 
 
 def lipschitz_limit(log: LoggedSlates, unit_vectors: Floats, utility: Floats) -> float:
     """Upper 95% limit of the root mean square Lipschitz constant of utility in the embedding, from pairs of a slate.
 
-    ``E (r_i - r_j)^2 = 2 sigma^2 + L^2 |e_i - e_j|^2``: the slope of a regression over pairs, in which the noise of
-    single ratings is the intercept. NaN where no slate has two responses.
+    ``E (r_i - r_j)^2 = 2 sigma^2 + L^2 |e_i - e_j|^2``: the slope of a regression over pairs, whose intercept is the
+    noise of single ratings. NaN if no slate has two responses.
     """
     square, change, slate = [], [], []
     for rows, index in _groups(log):

@@ -1,4 +1,4 @@
-"""`LoggedSlates`: what every estimator reads, validated once - utilities and log-probabilities in ragged slates."""
+"""`LoggedSlates`: the validated input of every estimator: utilities and log-probabilities in ragged slates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PolicyScores:
     """Log-probabilities of the logged responses under one policy, as one column."""
 
     logprobs: Floats  # [R] totals in nats
-    tokens: Integers | None = None  # [R] tokens the totals were summed over; None: those of the log
+    tokens: Integers | None = None  # [R] number of tokens in each total; None: as in the log
     provenance: Mapping[str, Any] | None = None  # as `pope_align.propensity.scores` writes it
 
     @classmethod
@@ -51,7 +51,7 @@ class FreshScores:
     Attributes:
         owner: ``[N]`` slate whose prompt each answers; every slate has one or more.
         target: ``[N]`` total log-probability under the policy itself, nats.
-        logging: ``[N]`` under the logging policy, -inf where it cannot write the response; None: not scored.
+        logging: ``[N]`` under the logging policy, -inf if it cannot write the response; None: not scored.
         tokens: ``[N]``; None: not known.
     """
 
@@ -63,7 +63,7 @@ class FreshScores:
 
 @dataclass(frozen=True)
 class LoggingSource:
-    """One logging policy of a log, and how many of its slates it is said to have written."""
+    """One logging policy of a log, and the number of slates attributed to it."""
 
     provenance: Mapping[str, Any]
     slates: int
@@ -76,14 +76,13 @@ class LoggingSource:
 
 @dataclass(frozen=True, eq=False)
 class LoggedSlates:
-    """A log of rated slates with its propensities, scored under any number of policies.
+    """A log of rated slates with propensities, scored under any number of policies.
 
-    Make one with `from_arrays` or `from_slates`; both check every number. Responses of slate ``q`` are
+    Create it with `from_arrays` or `from_slates`; both check every number. Responses of slate ``q`` are
     ``[slate_offsets[q], slate_offsets[q + 1])`` in every array. All log-probabilities are totals in nats.
 
-    A log may have several logging policies: each response carries the propensity of the policy that wrote it, which is
-    all that importance weights need. ``sources`` says which there were. See `balanced_logprobs` for the better weights
-    of a log whose responses were scored under every one of them.
+    A log may have several logging policies (``sources``): importance weights need only each response's propensity under
+    the policy that wrote it. `balanced_logprobs` gives better weights if all responses were scored under all of them.
     """
 
     utility: Floats  # [R]
@@ -91,14 +90,14 @@ class LoggedSlates:
     logging: PolicyScores
     policies: Mapping[str, PolicyScores]
     clusters: Integers  # [S] 0 ... C - 1: slates of one cluster are not independent
-    how: LoggingOrigin = "unknown"  # of the worst of ``sources``
+    how: LoggingOrigin = "unknown"  # the worst of ``sources``
     scale: UtilityScale = UtilityScale()  # noqa: RUF009 (frozen)
     sources: tuple[LoggingSource, ...] = ()
     written_by: WrittenBy = "unknown"
     in_sample: int = 0  # responses scored by a logging policy that was fitted to them
     rescored_gap: float | None = None  # mean |recorded - rescored| log-probability, nats per token; None: not checked
     fresh: Mapping[str, FreshScores] = field(default_factory=dict, repr=False)  # by policy
-    slates: tuple[Slate, ...] | None = field(default=None, repr=False)  # the rows, where the log came from a file
+    slates: tuple[Slate, ...] | None = field(default=None, repr=False)  # the rows, if the log was made from slates
 
     @classmethod
     def from_arrays(
@@ -127,27 +126,26 @@ class LoggedSlates:
         Args:
             utility: ``[R]`` feedback of each response, within ``utility_range``.
             logging_logprobs: ``[R]`` log-probability under the logging policy, nats, at most 0.
-            policies: for each policy to evaluate, ``[R]`` log-probabilities of the same responses, -inf where the
-                policy cannot write one; `PolicyScores` to say their tokens and provenance.
-            slate_offsets: ``[S + 1]``; None when every response is a slate of its own.
+            policies: for each policy to evaluate, ``[R]`` log-probabilities of the same responses, -inf if the policy
+                cannot write it; `PolicyScores` to give tokens and provenance, too.
+            slate_offsets: ``[S + 1]``; None if every response is a slate of its own.
             unit: "total"; or "mean" for log-probabilities per token, which are multiplied by ``tokens`` here.
             tokens: ``[R]`` tokens per response: needed for means, and by length-normalised objectives.
-            clusters: ``[S]`` ids; slates with equal ids are one unit of resampling. They may be coarser than slates: a
-                query, a conversation, a user. None: every slate is its own.
+            clusters: ``[S]`` ids; slates with equal ids are resampled together, e.g. by query, conversation or user.
+                None: every slate is its own cluster.
             how: how the logging policy's log-probabilities were obtained.
             utility_range: declared least and greatest utility.
-            scale: what the utilities are; None: given, on ``utility_range``.
+            scale: the scale of the utilities; None: as given, on ``utility_range``.
             provenance: of ``logging_logprobs``, as `pope_align.propensity.logging_policy` writes it.
-            sources: the logging policies, where there are several; None: ``provenance`` for all slates.
+            sources: the logging policies, if there are several; empty: ``provenance`` for all slates.
             written_by: who wrote the responses.
             in_sample: responses that were scored by a logging policy which was fitted to them.
-            rescored_gap: of recorded and rescored log-probabilities under the logging policy, as `rescoring_gap`.
+            rescored_gap: `rescoring_gap` of recorded and rescored log-probabilities under the logging policy.
             fresh: by policy, fresh responses of its own; see `FreshScores`.
-            slates: the rows the arrays came from, for rewards that read text.
+            slates: the rows of the arrays, for rewards that need text.
 
         Raises:
-            ValueError: a shape or number that does not fit, with the policy, slate and response it was found in; fewer
-                than two clusters.
+            ValueError: an invalid shape or number, with its policy, slate and response; fewer than two clusters.
         """
         utility = vector("utility", utility)
         count = utility.size
@@ -217,7 +215,7 @@ class LoggedSlates:
             fresh: by policy, fresh responses of its own.
 
         Raises:
-            ValueError: a slate without propensities, or with rows that a policy lacks.
+            ValueError: a slate without propensities, or without scores of a policy.
         """
         if not slates:
             raise ValueError("slates: expected at least one slate, got none")
@@ -252,7 +250,7 @@ class LoggedSlates:
         )
 
     def clustered_by(self, clusters: Sequence[Any] | npt.ArrayLike | None) -> LoggedSlates:
-        """The same log with another unit of resampling: ``[S]`` ids, or None for every slate by itself."""
+        """The same log with other clusters: ``[S]`` ids, or None for each slate on its own."""
         return replace(self, clusters=cluster_codes(clusters, self.num_slates))
 
     def with_fresh(self, fresh: Mapping[str, FreshScores]) -> LoggedSlates:
@@ -261,12 +259,12 @@ class LoggedSlates:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of utilities, slates and propensities: equal for one log, whatever its policies and clusters."""
+        """A hash of utilities, slates and propensities; it does not depend on policies and clusters."""
         return _digest(self.utility, self.slate_offsets, self.logging.logprobs)
 
     @cached_property
     def clusters_fingerprint(self) -> str:
-        """Of which slates are resampled together, in which order."""
+        """A hash of the clusters."""
         return _digest(self.clusters)
 
     @property
@@ -288,7 +286,7 @@ class LoggedSlates:
 
     @property
     def utility_range(self) -> tuple[float, float]:
-        """Least and greatest utility that there can be."""
+        """Smallest and largest possible utility."""
         return self.scale.range
 
     def scores(self, policy: str) -> PolicyScores:
@@ -304,7 +302,7 @@ class LoggedSlates:
         """``l_theta`` and ``l_0``, both ``[R]``: totals, or both divided by the policy's number of tokens.
 
         Raises:
-            ValueError: length normalisation is asked for and the numbers of tokens are not known.
+            ValueError: length normalisation without known numbers of tokens.
         """
         target, logging = self.scores(policy).logprobs, self.logging.logprobs
         if not length_normalize:
@@ -332,22 +330,22 @@ class LoggedSlates:
         return np.repeat(values, self.sizes)
 
     def place(self, response: int) -> str:
-        """Where response ``response`` stands, for messages."""
+        """The slate and position of response ``response``, for messages."""
         return Places(self.slate_offsets).of(response)
 
 
 def balanced_logprobs(logprobs: Mapping[str, npt.ArrayLike], shares: Mapping[str, float]) -> Floats:
     """``[R]`` log-propensities of a log that several policies wrote, each response scored under all of them.
 
-    ``log sum_j share_j p_j(y)``: the probability under the mixture that the log is a sample of, whichever policy wrote
-    the response. Weights with it have no more variance than those with each response's own propensity.
+    ``log sum_j share_j p_j(y)``: the log is a sample of this mixture. Weights with these propensities have at most the
+    variance of weights with each response's own propensity.
 
     Args:
-        logprobs: for each logging policy, ``[R]`` totals of all responses, -inf where it cannot write one.
+        logprobs: for each logging policy, ``[R]`` totals of all responses, -inf if it cannot write a response.
         shares: for each, the share of the responses that it wrote; they sum to 1.
 
     Raises:
-        ValueError: other names on one side, or shares that are not positive or do not sum to 1.
+        ValueError: different names in the two arguments, or shares that are not positive or do not sum to 1.
 
     Source: Veach and Guibas (1995), the balance heuristic; Agarwal et al. (2017).
     """
@@ -361,10 +359,10 @@ def balanced_logprobs(logprobs: Mapping[str, npt.ArrayLike], shares: Mapping[str
 
 
 def rescoring_gap(recorded: npt.ArrayLike, rescored: npt.ArrayLike, tokens: npt.ArrayLike) -> float:
-    """Mean ``|recorded - rescored|`` per token, nats: what a wrongly recorded temperature or template changes.
+    """Mean ``|recorded - rescored|`` per token, nats; large after a wrongly recorded temperature or template.
 
-    The mean weight of a policy that is the recorded one is 1 whatever was recorded, so no weight shows it; a few
-    responses scored again under the logging policy do.
+    The weights of the logging policy itself have mean 1 whatever was recorded, so weights do not reveal this; rescoring
+    a few responses under the logging policy does.
 
     Args:
         recorded, rescored: totals of the same responses.
@@ -382,11 +380,11 @@ def _digest(*arrays: npt.NDArray[Any]) -> str:
 
 
 def _sources(slates: Sequence[Slate]) -> list[LoggingSource]:
-    """The logging policies that the slates name, the most frequent first. What varies by fold is no other policy."""
+    """The logging policies named in the slates, the most frequent first; folds of one fit count as one policy."""
     found: Counter[str] = Counter()
     for slate in slates:
         provenance = {key: value for key, value in (slate.logging_policy or {}).items() if key != "fit"}
-        if provenance.get("how") == "behaviour_cloned":  # cross-fitted: one model a fold
+        if provenance.get("how") == "behaviour_cloned":  # cross-fitted: one model per fold
             provenance.pop("model_fingerprint", None)
             provenance.pop("model", None)
         found[json.dumps(provenance, sort_keys=True, default=str)] += 1
@@ -394,7 +392,7 @@ def _sources(slates: Sequence[Slate]) -> list[LoggingSource]:
 
 
 def _written_by(slates: Sequence[Slate]) -> WrittenBy:
-    """People, where the format that the log came from says so, or every responder that is named is a person.
+    """ "people" if the original format says so, or if every named responder is a person.
 
     A person is named "human", or "human:" and a name.
     """

@@ -1,9 +1,9 @@
-"""The estimate for long responses: model first, corrected by classifier weights, with the verdict that goes with it.
+"""The estimator "model_first" for long responses: a reward model corrected with classifier weights, and its verdict.
 
-Weights of whole responses say nothing there, so neither their effective sample size nor their support decides. What
-decides is whether the reward model sees the reward (share explained out of fold, scale), whether the log contradicts
-it where the policy goes (residuals under tempered weights), and whether the policy's own responses lie where the log's
-do in what the classifier reads. docs/choosing-an-estimator.md says when to use it.
+For long responses, weights of whole sequences are useless, and so are their effective sample size and support. The
+verdict depends on whether the reward model predicts the reward (variance explained out of fold, scale), whether the log
+contradicts it where the policy puts probability (residuals under tempered weights), and whether the policy's responses
+overlap with the log's in the classifier's features. docs/choosing-an-estimator.md says when to use it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ NAME = "model_first"
 
 @dataclass(frozen=True, eq=False)
 class LongEstimate:
-    """The estimate, and what `placebo` needs to put its gain to the test.
+    """The estimate, and the shares that `placebo` needs to test a gain.
 
     Attributes:
-        estimate: as every other; ``compare`` takes two of them.
-        shares: ``[R]`` of each logged utility in V_CU; a gain's are the difference of two policies' shares.
+        estimate: can be passed to ``compare``.
+        shares: ``[R]`` coefficient of each logged utility in V_CU; those of a gain are the difference of two policies'.
     """
 
     estimate: Estimate
@@ -64,15 +64,15 @@ def model_first_estimate(
 
     Args:
         policy: one of ``log.policies``.
-        candidates: feature sets of logged responses and of fresh ones of the policy; the one that explains most of the
-            utilities out of fold is used, by reward model and classifier alike. Not read for the logging policy.
-        objective: its diversity_weight and diversity_form; where the weight is above 0, diversity is that of
+        candidates: feature sets of logged responses and of fresh ones of the policy; reward model and classifier use
+            the one that explains most of the utilities out of fold. Not used for the logging policy.
+        objective: its diversity_weight and diversity_form; if the weight is above 0, diversity comes from
             ``log.fresh``.
         confidence: how intervals are made.
-        folds, seed: of the cross-fitting; equal ones deal a log alike for all policies.
+        folds, seed: of the cross-fitting; equal values give equal folds for all policies.
 
     Raises:
-        ValueError: features that do not fit the log; no fresh responses in ``log.fresh`` to tell diversity from.
+        ValueError: features that do not match the log; no fresh responses in ``log.fresh`` for diversity.
     """
     alpha = objective.diversity_weight
     options = {"diversity_weight": alpha, "diversity_form": objective.diversity_form, "folds": folds, "seed": seed}
@@ -126,7 +126,9 @@ def model_first_estimate(
 
 
 def _findings(log: LoggedSlates, policy: str, fit: CrossFit) -> Iterator[Finding]:
-    """Whether the model sees the reward, to scale, and nothing but what it may; and what the log says of its errors."""
+    """Whether the model predicts the reward with the right scale and without leakage, and whether the log contradicts
+    it.
+    """
     yield from find(
         "model_blind", f"the reward model explains {fit.r2:.0%} of the utilities' variance out of fold", fit.r2
     )
@@ -138,7 +140,7 @@ def _findings(log: LoggedSlates, policy: str, fit: CrossFit) -> Iterator[Finding
     yield from leak_findings(log, log.utility - fit.logged)
     raw = log_weights(log, policy, "response", length_normalize=False)
     check = residual_check(log, fit, tempered(raw).log_weights)
-    what = "where the policy goes, the logged responses contradict the reward model"
+    what = "where the policy puts probability, the logged responses contradict the reward model"
     yield from contradiction_findings(check.contradiction, check.standard_error, what)
 
 

@@ -1,6 +1,6 @@
 """Model first: a reward model averaged over a policy's fresh responses, corrected by the weighted residuals of the log.
 
-For long responses the weights of whole sequences say nothing, and a model that reads the response says most::
+For long responses weights of whole sequences are useless, and a model of the response's text is most informative::
 
     V = mean_slates(mean_fresh q(y'))  +  sum_i l_i (r_i - q(y_i)),      l_i = (w_i / k_i) / sum_j (w_j / k_j)
 
@@ -8,14 +8,14 @@ with a ridge ``q`` cross-fitted by cluster (`crossfit`) and weights ``w`` of any
 embedding space (`kernel_weights`, `classifier_weights`), tempered or clipped ones. Without weights it is the direct
 method.
 
-The model's own uncertainty is part of the interval. What a ridge predicts is linear in the ratings it was fitted on, so
-the share of each rating in V is known exactly, and rating less prediction, times that share, is its influence. It
-enters `Ratios` as one more term of value 0, so intervals, bootstraps and paired differences see it without a refit. A
-ridge's shrinkage is not in the interval: the correction removes it where the weights are right.
+The model's own uncertainty is part of the interval. Predictions of a ridge are linear in the ratings it was fitted on,
+so the coefficient ("share") of each rating in V is known exactly, and its influence is the share times (rating minus
+prediction). It is added to `Ratios` as a term of value 0, so that intervals, bootstraps and paired differences include
+it without refitting. The bias of ridge shrinkage is not in the interval; the correction removes it if the weights are
+right.
 
-Wiring: ``model_first(...).ratios`` has one column, the utility; ``finish`` and ``compare`` take it beside a column of
-zeros for diversity. The findings of `residual_check`, ``fit.r2`` and ``fit.calibration`` decide its verdict; `placebo`
-takes ``shares``.
+``model_first(...).ratios`` has one column, the utility; ``finish`` and ``compare`` need a second one for diversity,
+e.g. of zeros. Its verdict depends on `residual_check`, ``fit.r2`` and ``fit.calibration``; `placebo` uses ``shares``.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from .log import LoggedSlates
 
 @dataclass(frozen=True, eq=False)
 class ModelFirst:
-    """A value with everything that moves it.
+    """A value and its parts.
 
     Attributes:
         ratios: column: utility. Terms: the direct method, the correction (if weighted), the model's uncertainty.
         direct: the direct method alone.
         correction: what the residuals add; 0 without weights.
-        shares: ``[R]`` of each rating in the value: ``shares @ log.utility == value`` at the chosen penalties.
+        shares: ``[R]`` coefficient of each rating in the value: ``shares @ log.utility == value`` at the chosen
+            penalties.
     """
 
     ratios: Ratios
@@ -53,7 +54,7 @@ class ModelFirst:
 
 
 def model_first(log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = None) -> ModelFirst:
-    """The value of the policy whose fresh responses ``fit`` has seen.
+    """The value of the policy whose fresh responses are in ``fit``.
 
     Args:
         fit: of `cross_fit` or `best_fit`.
@@ -63,7 +64,7 @@ def model_first(log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = N
     Raises:
         ValueError: weights of another shape, or none above 0.
 
-    Source: Dudik et al. (2011) for the doubly robust form; method.md section 5.
+    Source: docs/evaluation.md, "Estimators"; Dudik et al. (2011) for the doubly robust form.
     """
     ones = np.ones(log.num_slates)
     direct = fresh_mean(log, fit.features.owner, fit.target)  # [S]
@@ -97,10 +98,10 @@ def weighted_mean(log: LoggedSlates, log_weights: Floats) -> Ratios:
 
 @dataclass(frozen=True)
 class ResidualCheck:
-    """Whether logged ratings contradict a reward model where a policy would go.
+    """Whether logged ratings contradict a reward model where a policy puts probability.
 
     Attributes:
-        contradiction: weighted mean of rating less prediction.
+        contradiction: weighted mean of rating minus prediction.
         standard_error: of that, by cluster.
     """
 
@@ -109,15 +110,15 @@ class ResidualCheck:
 
     @property
     def z(self) -> float:
-        """In standard errors; 0 is agreement, beyond 3 the model is wrong where it matters."""
+        """The contradiction in standard errors; beyond 3 the model is wrong where it matters."""
         return self.contradiction / self.standard_error if self.standard_error > 0 else float("nan")
 
 
 def residual_check(log: LoggedSlates, fit: CrossFit, log_weights: Floats) -> ResidualCheck:
-    """The residuals under weights that lean towards the policy, with their paired standard error.
+    """The residuals under weights that move towards the policy, with their standard error.
 
     Args:
-        log_weights: ``[R]``; `tempered` ones lean as far as the log can bear.
+        log_weights: ``[R]``, e.g. `tempered` ones.
     """
     weights = per_slate_weights(log, log_weights)
     residual = weights * (log.utility - fit.logged)
@@ -126,7 +127,7 @@ def residual_check(log: LoggedSlates, fit: CrossFit, log_weights: Floats) -> Res
 
 
 def per_slate_weights(log: LoggedSlates, log_weights: Floats) -> Floats:
-    """``[R]``: ``w_i / k_i`` up to a constant, so that slates count alike.
+    """``[R]``: ``w_i / k_i`` up to a constant, so that slates have equal weight.
 
     Raises:
         ValueError: a shape that is not [R], a NaN, or no weight above 0.
@@ -145,5 +146,5 @@ def _by_cluster(log: LoggedSlates, values: Floats) -> Floats:
 
 
 def _noise(influence: Floats) -> tuple[Floats, Floats]:
-    """A term of value 0 whose clusters have this influence ``[C]``."""
+    """A term of value 0 in which clusters have this influence ``[C]``."""
     return influence.size * (influence - influence.mean()), np.ones_like(influence)

@@ -1,4 +1,4 @@
-"""Which of several estimates of one thing to trust: the least estimated squared error, from paired standard errors."""
+"""Chooses among estimates of one quantity: the least estimated squared error, from paired standard errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..stats.ratios import Ratios
 def least_error(candidates: Sequence[Ratios]) -> int:
     """The index with the least ``bias^2 + variance``, where candidates come from least to most biased.
 
-    The bias of one is the largest difference from any before it, less what noise explains of that difference::
+    The bias of a candidate is its largest difference from an earlier one, minus what noise explains of it::
 
         bias_i = max_{j < i} max(0, |V_i - V_j| - error(V_i - V_j))
 
-    The error of a difference is that of the same clusters under both, so noise that two candidates share does not hide
-    a bias, as it does where whole intervals are compared.
+    The error of a difference is paired by cluster, so that noise shared by two candidates does not hide a bias, as it
+    would if intervals were compared.
 
     Args:
-        candidates: each with one column; less and less variance is expected, and nothing else.
+        candidates: each with one column, normally with decreasing variance.
 
     Raises:
         ValueError: no candidate is finite.

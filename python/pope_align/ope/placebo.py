@@ -1,12 +1,12 @@
-"""Is a gain more than any policy of this shape would show: utilities permuted within slates, rank correlations.
+"""Placebo tests of gains (utilities permuted within slates) and within-slate rank correlations.
 
-A policy that drifts towards some responses of every slate gains something whatever the ratings say, and one that was
-trained on shuffled ratings gains as much as one that learned. With utilities permuted within slates nothing is left to
-learn; a gain that permuted utilities reach as often as not is no gain.
+A policy that moves towards some responses of each slate shows some gain whatever the ratings are, and a policy that was
+trained on shuffled ratings can gain as much as one that learned. Permuting utilities within slates removes everything
+that can be learned, so a gain that permuted utilities also reach is not a gain.
 
-Wiring: every estimator here is linear in the utilities at its chosen weights and penalties. `gain_shares` are those of
-a self-normalised weighted mean over the log's own mean, ``model_first(...).shares`` less `gain_shares`' baseline those
-of a model-first estimate. A gain with ``p_value >= 0.05`` is refused.
+For fixed weights and penalties every estimator here is linear in the utilities, with coefficients ("shares"):
+`gain_shares` for a self-normalised weighted mean, the difference of two ``model_first(...).shares`` for a model-first
+estimate. A gain with ``p_value >= 0.05`` is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._checks import Floats
 from .log import LoggedSlates
 from .model_first import per_slate_weights
 
-#: Numbers in one block of permuted utilities: 32 MiB of float64.
+#: Size of a block of permuted utilities: 32 MiB of float64.
 _BLOCK = 4 * 1024 * 1024
 
 DRAWS = 1000
@@ -29,10 +29,10 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Placebo:
-    """A gain beside those of permuted utilities.
+    """A gain compared with the gains of permuted utilities.
 
     Attributes:
-        gain: with the utilities as they are.
+        gain: with the logged utilities.
         mean, low, high: of the gains of permuted utilities; the middle 95%.
         p_value: ``(1 + number of draws with a gain at least this large) / (draws + 1)``.
         draws: number of permutations.
@@ -50,13 +50,13 @@ def placebo(log: LoggedSlates, shares: Floats, *, draws: int = DRAWS, seed: int 
     """Compare the gain ``shares @ utility`` with gains of utilities permuted within slates.
 
     Args:
-        shares: ``[R]`` of each utility in the gain.
+        shares: ``[R]`` coefficient of each utility in the gain.
         draws: permutations, at least 1.
 
     Raises:
-        ValueError: shares of another shape, or a log whose slates all have one response: nothing can be permuted.
+        ValueError: shares of another shape, or all slates have one response, so that nothing can be permuted.
 
-    Source: method.md section 5.
+    Source: docs/evaluation.md, "Estimators".
     """
     if shares.shape != (log.num_responses,):
         raise ValueError(f"shares: expected [{log.num_responses}], got {list(shares.shape)}")
@@ -96,7 +96,7 @@ def gain_shares(log: LoggedSlates, log_weights: Floats, baseline: Floats | None 
 def rank_correlation(log: LoggedSlates, scores: Floats, confidence: Confidence | None = None) -> Quantity:
     """Mean over slates of Spearman's correlation between a policy's scores and the utilities, ties averaged.
 
-    Slates in which either is constant say nothing and are left out.
+    Slates in which either is constant are left out.
 
     Args:
         scores: ``[R]``, a policy's log-probabilities (length-normalised, say), or their change against another policy.

@@ -34,18 +34,18 @@ def pope_value(
         w = exp(l - l_0)
         V = slate_mean(w * u).sum() / slate_mean(w).sum()
 
-    Length-normalised weights, tempered ones and weights normalised within a slate are no importance weights: the
-    result is then an index of direction ("index" is its best verdict) and not the value of the policy.
+    Length-normalised weights, tempered weights and weights normalised within a slate are not importance weights: the
+    result is then an index of direction (its best verdict is "index"), not the value of the policy.
 
     Args:
         policy: one of ``log.policies``.
-        objective: what is estimated; one for all policies of an evaluation.
+        objective: what is estimated; the same for all policies of an evaluation.
         confidence: how intervals are made.
 
     Raises:
-        ValueError: tokens that a length-normalised objective needs and the log lacks.
+        ValueError: the objective is length-normalised and the log has no token counts.
 
-    Source: method.md sections 1-3; POPE (arXiv 2509.19333), Eqs. (3)-(10).
+    Source: docs/method.md; POPE (arXiv 2509.19333), Eqs. (3)-(10).
     """
     shrink = None if objective.clip is None else Shrink("clip", objective.clip)
     rewards = reward_parts(log, policy, objective)
@@ -91,15 +91,15 @@ def pope_value(
 
 
 def is_tempered(log: LoggedSlates, objective: Objective) -> bool:
-    """Whether the weights are no importance weights although they are made of totals."""
+    """Whether the weights are not importance weights although they use totals."""
     geometric = objective.weighting == "geometric" and log.num_responses > log.num_slates
     return objective.normalization == "slate" or geometric
 
 
 def reward_parts(log: LoggedSlates, policy: str, objective: Objective) -> Floats:
-    """``[R, 2]``: ``cu`` and ``dv`` of every response. Source: method.md, Eqs. (3)-(4).
+    """``[R, 2]``: ``cu`` and ``dv`` of every response. Source: docs/method.md, Eqs. (3)-(4).
 
-    A response that the policy cannot write has weight 0, and both parts are 0 with it.
+    A response that the policy cannot write has weight 0, and both its parts are 0.
     """
     target, _ = log.logprobs(policy, length_normalize=objective.length_normalize)
     possible = np.isfinite(target)
@@ -132,7 +132,9 @@ def with_fresh_diversity(log: LoggedSlates, parts: Ratios, fresh: Floats) -> Rat
 
 
 def diversity_findings(objective: Objective, *, self_normalized: bool, fresh: bool) -> Iterator[Finding]:
-    """Self-normalised weights see only ratios, and -log p grows without bound as a policy leaves the log."""
+    """Self-normalised weights depend on ratios only, so -log p grows without bound as a policy moves away from the
+    log.
+    """
     unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
     if self_normalized and unbounded and not fresh:
         yield from find(
@@ -151,11 +153,11 @@ def weighted_ratios(
     rewards: Floats,  # [R, P]
     normalization: Normalization,
 ) -> Ratios:
-    """The weighted means of rewards as sums over clusters. Source: method.md, Eqs. (6)-(10)."""
+    """The weighted means of rewards as sums over clusters. Source: docs/method.md, Eqs. (6)-(10)."""
     sizes = log.sizes.astype(np.float64)
     if log_omega.size != log.num_responses:
         log_omega = log.per_response(log_omega)
-    top = np.zeros(log.num_slates)  # a quotient stays the same when the weights are scaled before they can underflow
+    top = np.zeros(log.num_slates)  # scaling weights against underflow does not change quotients
     if normalization == "slate":
         top = np.maximum.reduceat(log_omega, log.slate_offsets[:-1])
     elif normalization == "batch":
@@ -171,7 +173,7 @@ def weighted_ratios(
 
 
 def labels(log: LoggedSlates, *, biased: bool, shrink: Shrink | None, self_normalized: bool) -> Iterator[str]:
-    """What must stand beside the number wherever it is shown."""
+    """The caveats to show with the number."""
     if biased:
         yield "biased, variance-reduced"
     if log.scale.relative:
@@ -200,7 +202,7 @@ def contribution_ranges(
     """``[2, 2]``: least and greatest contribution of one slate to V_CU and V_Div, for intervals that need them.
 
     Raises:
-        ValueError: the diversity counts and its range was not declared.
+        ValueError: diversity has a weight and its range was not declared.
     """
     if confidence.method not in ("hoeffding", "bernstein"):
         return None

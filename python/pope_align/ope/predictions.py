@@ -1,4 +1,4 @@
-"""What a reward model says: of the logged responses, and of the policy's own."""
+"""Predictions of a reward model for logged responses and for the policy's own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Predictions:
         target: ``[S]`` mean prediction over fresh responses of the policy to the query of each slate.
         target_diversity: ``[S]`` mean diversity reward over the same fresh responses, in the log-probability unit that
             is evaluated; None if their log-probabilities are not known.
-        source: what predicted, for the result.
-        quality: how well it did on the logged responses, e.g. ``{"r2": 0.31}``; shown beside the estimate.
+        source: the name of the model, for the result.
+        quality: of the predictions on logged responses, e.g. ``{"r2": 0.31}``; shown with the estimate.
     """
 
     logged: Floats
@@ -30,7 +30,7 @@ class Predictions:
     quality: dict[str, float] = field(default_factory=dict)
 
     def check(self, log: LoggedSlates) -> None:
-        """Raises: ValueError: an array that does not fit the log, or a number in it that is not finite."""
+        """Raises: ValueError: an array that does not match the log, or a number that is not finite."""
         _check("logged", self.logged, log.num_responses, "response", log)
         _check("target", self.target, log.num_slates, "slate", log)
         if self.target_diversity is not None:

@@ -1,11 +1,11 @@
-"""Whether two sets of log-probabilities may be subtracted: what their provenance says they differ in."""
+"""Compares the provenance of two sets of log-probabilities, which must agree if they are subtracted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Both sides must agree on these, where both say them; a ratio of log-probabilities carries any difference.
+#: Keys on which both must agree, if both have them.
 _SAME = {
     "tokenizer_fingerprint": "tokenizers",
     "chat_template": "chat templates",
@@ -15,16 +15,16 @@ _SAME = {
     "engine": "inference engines",
 }
 
-#: What makes a sampler's distribution differ from the model's own; absent means the neutral value.
+#: Sampling settings and their neutral values; a missing key means the neutral value.
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def provenance_differences(logging: Mapping[str, Any] | None, target: Mapping[str, Any] | None) -> Iterator[str]:
-    """One sentence for every reason to doubt ``l_theta - l_0``; nothing where the provenance is not known.
+    """One sentence for every difference that makes ``l_theta - l_0`` doubtful; none if the provenance is unknown.
 
     Args:
         logging, target: as `pope_align.propensity.logging_policy` writes them, with any of ``engine``, ``temperature``,
-            ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` added by whoever sampled the log.
+            ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` added when the log was sampled.
     """
     logging, target = logging or {}, target or {}
     for key, what in _SAME.items():

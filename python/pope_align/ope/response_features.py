@@ -1,4 +1,4 @@
-"""What estimators for long responses read: the texts of logged and fresh responses as features."""
+"""Features of the texts of logged and fresh responses, for estimators for long responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def response_features(log: LoggedSlates, samples: Samples, embed: Embed) -> list
     Args:
         log: made by `LoggedSlates.from_slates`, so that it has text.
         samples: for each slate, fresh responses of the policy.
-        embed: sentences to vectors.
+        embed: sentence embeddings.
 
     Raises:
         ValueError: a log without text.

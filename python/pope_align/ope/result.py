@@ -1,4 +1,4 @@
-"""`Estimate`: a value, how sure it is, and whether to believe it."""
+"""`Estimate`: a value with its uncertainty, diagnostics and verdict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .verdict import (
 
 @dataclass(frozen=True)
 class Estimate:
-    """The value of one policy by one estimator, ``V = V_CU + diversity_weight * V_Div``, and what it rests on."""
+    """The value of one policy by one estimator, ``V = V_CU + diversity_weight * V_Div``, with its diagnostics."""
 
     policy: str
     estimator: str
@@ -47,24 +47,24 @@ class Estimate:
     num_clusters: int
     options: Mapping[str, Any]
     labels: tuple[str, ...]
-    diagnostics: Diagnostics | None  # None for the direct method, which weighs nothing
+    diagnostics: Diagnostics | None  # None for the direct method, which has no weights
     support: Support | None  # None without fresh responses scored under the logging policy
     findings: tuple[Finding, ...]
     verdict: Verdict
     reasons: tuple[str, ...]
-    unit: str  # what a difference of 1 in V_CU stands for
+    unit: str  # the meaning of a difference of 1 in V_CU
     ratios: Ratios = field(repr=False, compare=False)  # columns V, V_CU, V_Div
     log_fingerprint: str = field(default="", repr=False)  # of utilities, slates and propensities
     clusters_fingerprint: str = field(default="", repr=False)
-    chosen: Mapping[str, float] = field(default_factory=dict)  # by the data: a shrinkage parameter and its bias bound
+    chosen: Mapping[str, float] = field(default_factory=dict)  # chosen from the data: shrinkage parameter, bias bound
 
     @property
     def is_index(self) -> bool:
-        """Whether the weights show a direction and no value: the estimate has its own table and ranks nothing."""
+        """Whether the weights show only a direction; such an estimate has its own table and is not ranked."""
         return any(each.rule in ("length_normalized", "tempered") for each in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the sums, ready for JSON."""
+        """Everything except the sums, for JSON."""
         left_out = ("ratios", "diagnostics", "findings")
         plain = {name: value for name, value in self.__dict__.items() if name not in left_out}
         diagnostics = None if self.diagnostics is None else self.diagnostics.to_dict()
@@ -90,18 +90,18 @@ def finish(
     options: Mapping[str, Any],
     labels: Iterable[str],
     confidence: Confidence,
-    whole_slates: bool = False,  # weighs slates, not responses
-    utility_range: tuple[float, float] | None = None,  # that V_CU cannot leave
+    whole_slates: bool = False,  # weights are of slates, not of responses
+    utility_range: tuple[float, float] | None = None,  # of V_CU
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
     chosen: Mapping[str, float] | None = None,
-    unshrunk: Ratios | None = None,  # the parts without clipping or shrinking, where there was any
-    seen: Support | None = None,  # by the weights in use, where those are not of whole responses
+    unshrunk: Ratios | None = None,  # the parts without shrinkage, if there was any
+    seen: Support | None = None,  # support under weights that are not of whole responses
 ) -> Estimate:
-    """Put value, parts, intervals and verdict together; every estimator ends here."""
+    """Assemble value, parts, intervals and verdict; every estimator calls this last."""
     if row_ranges is not None:
         both = row_ranges[0] + (diversity_weight * row_ranges[1] if diversity_weight > 0 else 0.0)
         row_ranges = np.stack([both, *row_ranges])
-    with np.errstate(all="ignore"):  # what is not finite is refused below, with the reason
+    with np.errstate(all="ignore"):  # values that are not finite are refused below
         ratios = parts.combine(np.array([[1.0, 1.0, 0.0], [diversity_weight, 0.0, 1.0]]))
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
@@ -154,13 +154,13 @@ def _support(log: LoggedSlates, policy: str) -> Support | None:
 
 
 def _cluster_findings(log: LoggedSlates, diagnostics: Diagnostics | None) -> Iterable[Finding]:
-    """Without weights, a cluster counts by its slates."""
+    """Without weights, the size of a cluster is its number of slates."""
     if diagnostics is None:
         ess = cluster_ess(log, np.ones(log.num_slates))
         yield from find("cluster_ess", f"the log has {ess:.1f} effective independent queries", ess)
 
 
 def _shrinkage_bias(parts: Ratios, unshrunk: Ratios, diversity_weight: float) -> tuple[float, float]:
-    """By how much shrinking moves the value, and the standard error of that (paired)."""
+    """How much shrinkage changes the value, and the paired standard error of this."""
     difference = parts.minus(unshrunk).combine(np.array([[1.0], [diversity_weight]]))
     return float(difference.values()[0]), float(np.sqrt(difference.covariance()[0, 0]))

@@ -14,13 +14,13 @@ from ._checks import Floats, Integers
 from .log import LoggedSlates
 from .predictions import Predictions
 
-#: Sentences to vectors: ``embed(texts)`` is ``[n, d]``.
+#: Sentence embeddings: ``embed(texts)`` is ``[n, d]``.
 Embed = Callable[[list[str]], npt.ArrayLike]
 
 #: ``predict(prompts, responses)`` is ``[n]`` utilities.
 Predict = Callable[[list[str], list[str]], npt.ArrayLike]
 
-#: Ridge penalties tried, in units of the mean variance of a feature times the number of rows.
+#: Candidate ridge penalties, in units of the mean variance of a feature times the number of rows.
 _PENALTIES = np.geomspace(1e-4, 1e2, 13)
 
 
@@ -35,18 +35,18 @@ def fit_predictions(
 ) -> Predictions:
     """Predictions of a ridge regression of utility on the embeddings of prompt and response and the response's length.
 
-    Queries (slates with the same prompt or cluster) are dealt to ``folds`` folds; the model of a fold is fitted on the
-    other folds alone, and predicts both the logged responses and the fresh samples of its own. So no prediction comes
-    from a model that has seen feedback on its query. The penalty of each fit is the one with the least leave-one-out
-    error. ``quality["r2"]`` is the share of the variance of logged utilities that the out-of-fold predictions explain;
-    at 0 or below the model has learnt nothing.
+    Queries (slates with the same prompt or cluster) are divided into ``folds`` folds; a model that is fitted on the
+    other folds predicts the logged responses and fresh samples of each fold. So no model was fitted to feedback on a
+    query that it predicts. The penalty of each fit has the least leave-one-out error. ``quality["r2"]`` is the share of
+    the variance of logged utilities that the out-of-fold predictions explain; at 0 or below the model has learned
+    nothing.
 
     Args:
         log: made by `LoggedSlates.from_slates`, so that it has text.
         samples: for each slate, fresh responses of the policy to its prompt (one or more).
-        embed: sentences to vectors; None: all-MiniLM-L6-v2 (`pope_align.metrics.embeddings`).
+        embed: sentence embeddings; None: all-MiniLM-L6-v2 (`pope_align.metrics.embeddings`).
         folds: at least 2, at most the number of queries.
-        seed: of the deal.
+        seed: of the folds.
         target_diversity: ``[S]``, passed on to `Predictions`.
 
     Raises:
@@ -123,7 +123,7 @@ def _features(slates: Sequence[Slate], responses: Sequence[Sequence[str]], embed
 
 
 def _queries(slates: Sequence[Slate], clusters: Integers) -> Integers:
-    """``[S]`` groups that share neither a prompt nor a cluster with any other group."""
+    """``[S]`` ids of groups that share neither a prompt nor a cluster."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -141,7 +141,7 @@ def _deal(queries: Integers, folds: int, seed: int) -> Integers:
 
 
 def _ridge(features: Floats, utility: Floats) -> Callable[[Floats], Floats]:
-    """Standardised ridge with an intercept, its penalty chosen by the exact leave-one-out error."""
+    """Standardised ridge with an intercept; its penalty has the least leave-one-out error."""
     mean, scale = features.mean(0), features.std(0)
     scale[scale == 0] = 1.0
     x, centre = (features - mean) / scale, utility.mean()

@@ -1,6 +1,6 @@
-"""The rules of a verdict: what is measured, and where it turns into a caution or a refusal.
+"""The rules of verdicts: what is measured, and which values lead to a caution or a refusal.
 
-Every number that a verdict depends on is here and nowhere else, and docs/evaluation.md shows `rules_table`.
+All thresholds of verdicts are defined here; docs/evaluation.md shows `rules_table`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: "index": a direction, and no value; see `pope_align.ope.direction`.
+#: "index": a direction, not a value; see `pope_align.ope.direction`.
 Verdict = Literal["reliable", "caution", "index", "refuse"]
 
 #: From best to worst.
@@ -21,12 +21,12 @@ class Rule:
     """One line of the table.
 
     Attributes:
-        measured: what is looked at.
-        caution, refuse: where the number leads to that verdict; None: never.
+        measured: what is measured.
+        caution, refuse: the threshold of each verdict; None: never.
         below: whether smaller is worse.
-        always: the verdict wherever this is found, for what is a fact and no number.
+        always: the verdict whenever this is found, for facts without a number.
         percent: whether the table shows the numbers as percentages.
-        value_only: what it says concerns a value and not the difference of two policies on one log.
+        value_only: whether it concerns values, but not differences of two policies on one log.
         note: when the rule applies.
     """
 
@@ -40,7 +40,7 @@ class Rule:
     note: str = ""
 
     def grade(self, number: float = 0.0) -> Verdict | None:
-        """What the number leads to; None where it is fine or cannot be known (NaN)."""
+        """The verdict for the number; None if it is fine or unknown (NaN)."""
         if self.always is not None:
             return self.always
         for verdict, limit in (("refuse", self.refuse), ("caution", self.caution)):
@@ -60,8 +60,8 @@ class Rule:
 
 RULES: Mapping[str, Rule] = {
     # the log
-    "clusters": Rule("independent clusters", 50, 10, below=True),
-    "cluster_ess": Rule("effective clusters, by the weight that each has", 50, 10, below=True),
+    "clusters": Rule("number of independent clusters", 50, 10, below=True),
+    "cluster_ess": Rule("effective number of clusters, by their weights", 50, 10, below=True),
     "constant_utility": Rule("every response has the same utility, or the same within its slate", always="refuse"),
     "relative_utility": Rule("utilities relative to their slate", always="caution"),
     "relative_slate": Rule("utilities relative to their slate, with weights of whole slates", always="refuse"),
@@ -81,35 +81,35 @@ RULES: Mapping[str, Rule] = {
     "overflow": Rule("a log-weight above 80 nats without a maximum weight", always="refuse"),
     "ess": Rule("effective sample size of the weights in use", 100, 10, below=True),
     "ess_fraction": Rule(
-        "the same as a share of the weights", None, 0.01, below=True, percent=True, note="where it is below 100"
+        "the same as a share of the weights", None, 0.01, below=True, percent=True, note="if it is below 100"
     ),
     "max_share": Rule("share of the largest weight", 0.05, 0.25, percent=True),
-    "few_weights": Rule("weights", 25, None, below=True, note="too few to judge a tail"),
+    "few_weights": Rule("number of weights", 25, None, below=True, note="too few to judge a tail"),
     "pareto_k": Rule(
-        "Pareto tail index k-hat, less min(1 - 1/log10 n, 0.7)",
+        "Pareto tail index k-hat minus min(1 - 1/log10 n, 0.7)",
         0.0,
         None,
-        note="where a weight is above ten times the mean",
+        note="if a weight is above ten times the mean",
     ),
     "pareto_k_infinite": Rule(
-        "Pareto tail index k-hat", None, 1.0, note="where effective sample size or largest share are a caution too"
+        "Pareto tail index k-hat", None, 1.0, note="if effective sample size or largest share are a caution, too"
     ),
-    "mean_weight": Rule("mean weight from 1, in standard errors", 3, 5, note="true propensities of whole responses"),
+    "mean_weight": Rule(
+        "distance of the mean weight from 1, in standard errors", 3, 5, note="true propensities of whole responses"
+    ),
     "target_coverage": Rule(
-        "logged responses typical of the policy", 0.5, 0.1, below=True, percent=True, note="where support is unchecked"
+        "logged responses typical of the policy", 0.5, 0.1, below=True, percent=True, note="if support is unchecked"
     ),
     "length_correlation": Rule("correlation of log-weight and length", 0.8, note="length-normalised weights"),
-    "clip_fraction": Rule("weights that a maximum changed", 0.1, percent=True),
+    "clip_fraction": Rule("share of clipped weights", 0.1, percent=True),
     # support
     "support_unchecked": Rule("no fresh responses scored under the logging policy", always="caution"),
     "support": Rule("fresh responses that outweigh every logged one", 0.01, 0.1, percent=True),
-    "support_bias": Rule(
-        "difference of two policies: what the unseen part can move it by, in its standard errors", 1.5, 10
-    ),
+    "support_bias": Rule("possible effect of unsupported responses on a difference, in its standard errors", 1.5, 10),
     # estimators
     "shrinkage": Rule("bias of shrinking plus its error, in standard errors of the estimate", 0.5),
-    "shrinkage_far": Rule("that bias less two of its errors, in standard errors of the estimate", None, 3),
-    "model_only": Rule("rests on the reward model alone", always="caution"),
+    "shrinkage_far": Rule("that bias minus twice its error, in standard errors of the estimate", None, 3),
+    "model_only": Rule("estimate by the reward model alone", always="caution"),
     "model_contradicted": Rule("weighted residuals of the reward model, in standard errors", None, 3),
     "model_leaks": Rule("predictions that repeat the logged utilities", always="caution"),
     "model_blind": Rule(
@@ -120,7 +120,7 @@ RULES: Mapping[str, Rule] = {
         percent=True,
         note="direct method and model first",
     ),
-    "model_scale": Rule("slope of utility on prediction away from 1, in standard errors", 3),
+    "model_scale": Rule("distance of the slope of utility on prediction from 1, in standard errors", 3),
     "diversity_from_log": Rule(
         "diversity -log p by self-normalised weights, without fresh responses of the policy", always="caution"
     ),
@@ -130,13 +130,13 @@ RULES: Mapping[str, Rule] = {
     "placebo": Rule("p-value of a gain among utilities permuted within slates", None, 0.05),
 }
 
-#: SLOPE compares estimates of one log with each other and needs so many independent queries.
+#: The number of independent queries that SLOPE needs.
 FEW_CLUSTERS = 50
 
-#: A weight above so many times the mean makes a tail that has to be judged.
+#: The tail is judged if a weight is above this many times the mean.
 TAIL_STARTS = 10.0
 
-#: Residuals this much smaller than the utilities' own spread are a model that repeats what it was fitted to.
+#: If residuals are smaller than this share of the utilities' spread, the model repeats what it was fitted to.
 LEAK = 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Policies that are models: the logged responses under each, and fresh ones under it and the logging policy."""
+"""Scores policies that are models: logged responses under each, fresh responses under it and the logging policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: A policy that can score: a hub name, folder or GGUF file, or a model with its tokenizer.
 Model: TypeAlias = "str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase]"
 
-#: Called with the policy's name and the number of distinct responses scored so far and in all.
+#: Called with the policy's name and the numbers of distinct responses scored so far and in total.
 OnScored = Callable[[str, int, int], None]
 
 #: Fresh responses of one policy, a list for each slate.
@@ -34,7 +34,8 @@ Samples: TypeAlias = Sequence[Sequence[str]]
 class Scoring:
     """How missing log-probabilities are computed; see `pope_align.propensity.scores.score_model`.
 
-    ``max_length``, ``dtype`` and ``template_date`` None: those the log was scored with, else 1024, "float32" and today.
+    If None, ``max_length``, ``dtype`` and ``template_date`` are those that the log was scored with, else 1024,
+    "float32" and today.
     """
 
     max_length: int | None = None
@@ -45,18 +46,18 @@ class Scoring:
 
 
 class PromptAndResponses(NamedTuple):
-    """What a tokenizer needs of a slate: for responses that nobody rated."""
+    """The fields of a slate that tokenising needs, for responses without ratings."""
 
     prompt: str | list[Turn]
     completions: list[str] | list[list[Turn]]
     logging_policy: dict[str, Any] | None
     slate_id: str | None
-    finished: list[bool] | None = None  # not known: every response is taken to have ended
+    finished: list[bool] | None = None  # unknown: responses are assumed to be finished
 
 
 @dataclass
 class Scored:
-    """What scoring the policies gave."""
+    """The scores of all policies."""
 
     logged: dict[str, ModelScores] = field(default_factory=dict)
     fresh: dict[str, ModelScores] = field(default_factory=dict)  # each policy's own responses under itself
@@ -103,19 +104,19 @@ def score_policies(
 ) -> Scored:
     """Score the log under every policy, and its fresh responses under itself and under the logging policy.
 
-    Every text is tokenised once for each tokenizer, every model loaded, hashed and read once.
+    Every text is tokenised once per tokenizer; every model is loaded and hashed once.
 
     Args:
         slates: the log.
-        policies: by name; one given by a path is loaded for the time of scoring.
-        samples: for policies that have any, fresh responses per slate.
-        logging_policy: the model that wrote the log. None: the policy that has the same weights, where there is one.
+        policies: by name; a policy given by path is loaded only while it is scored.
+        samples: optional fresh responses per policy and slate.
+        logging_policy: the model that wrote the log. None: the policy with the same weights, if any.
         scoring: how.
         report: called with a policy's name and the responses scored so far and in all.
 
     Raises:
-        ValueError: tokens that differ from those the log was scored with by the same tokenizer; what
-            `pope_align.data.encode_slate` refuses.
+        ValueError: token counts differ from those of the log although the tokenizer is the same; errors of
+            `pope_align.data.encode_slate`.
     """
     from ..propensity.scores import model_provenance, score_model
 
@@ -126,7 +127,7 @@ def score_policies(
     scored = Scored()
     asked: dict[str, Model] = dict(policies)
     if logging_policy is not None:
-        asked["(logging policy)"] = logging_policy  # last: by then the policies' own checks have passed
+        asked["(logging policy)"] = logging_policy  # last, after the policies' own checks
     fingerprints = {(slate.logging_policy or {}).get("model_fingerprint") for slate in slates}
     for name, policy in asked.items():
         with _loaded(policy, dtype) as (model, tokenizer):
@@ -198,7 +199,7 @@ class _Tokens:
 
 
 def _unrated(slate: Slate, texts: list[str]) -> PromptAndResponses:
-    """The slate's prompt with other responses, written as the log writes its own."""
+    """The slate's prompt with other responses, as text or turns like the log's."""
     as_text = isinstance(slate.completions[0], str)
     completions: Any = texts if as_text else [[{"role": "assistant", "content": text}] for text in texts]
     return PromptAndResponses(slate.prompt, completions, slate.logging_policy, slate.slate_id)

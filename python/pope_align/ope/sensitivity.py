@@ -1,4 +1,4 @@
-"""How far a value moves if propensities are wrong by at most a factor: bounds for fitted logging policies."""
+"""Bounds on a value if every propensity may be wrong by a factor, for fitted logging policies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .weights import log_weights
 
 @dataclass(frozen=True)
 class SensitivityBounds:
-    """The least and greatest V_CU that weights within the box allow.
+    """The smallest and largest V_CU over all weights within a factor ``gamma``.
 
     Attributes:
         gamma: each weight may be wrong by a factor between ``1 / gamma`` and ``gamma``.
-        low, high: of the self-normalised V_CU; no sampling error is in them.
+        low, high: of the self-normalised V_CU, without sampling error.
     """
 
     gamma: float
@@ -29,12 +29,12 @@ class SensitivityBounds:
 def sensitivity_bounds(log: LoggedSlates, policy: str, gamma: float) -> SensitivityBounds:
     """The range of ``sum a_i w_i u_i / sum a_i w_i`` over all ``a_i`` in ``[1 / gamma, gamma]``.
 
-    The extremes give one factor to the responses above a threshold of utility and the other to those below, so a sort
+    At the extremes all responses above a threshold of utility have one factor and the others the other, so sorting
     finds them exactly.
 
     Args:
         policy: one of ``log.policies``.
-        gamma: at least 1; what a fitted propensity may be wrong by, up to a common factor.
+        gamma: at least 1; the factor by which a propensity may be wrong, up to a common factor.
 
     Raises:
         ValueError: a gamma below 1.

@@ -1,4 +1,4 @@
-"""Rewards of a slate as a whole - coverage, distinct n-grams, anything - under another policy."""
+"""The value of rewards of whole slates (coverage, distinct n-grams, any function) under another policy."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def set_value(
 ) -> Estimate:
     """The expected reward of a slate that the policy would write: ``sum_q W_q f(Y_q) / sum_q W_q``.
 
-    A reward that is no sum over responses needs the product of their weights, whose effective sample size falls
-    exponentially with the size of the slate; the verdict refuses where it has fallen too far, and fresh samples of the
-    policy are then the only way.
+    A reward that is not a sum over responses needs the product of their weights, whose effective sample size falls
+    exponentially with the size of the slate. If it is too small, the verdict refuses; then only fresh samples of the
+    policy help.
 
     Args:
         reward: ``[S]`` numbers, or a function of a `Slate` (the log must come from `LoggedSlates.from_slates`).
@@ -41,9 +41,9 @@ def set_value(
         objective: its length_normalize.
 
     Raises:
-        ValueError: a reward that is not finite, with its slate; a function where the log has no text.
+        ValueError: a reward that is not finite, with its slate; a function although the log has no text.
 
-    Source: method.md section 3, weighting "slate" with normalization "batch", for any function of the slate.
+    Source: docs/method.md, "Estimators", weighting "slate" with normalization "batch", for any function of the slate.
     """
     values = _rewards(log, reward)
     whole = objective.length_normalize

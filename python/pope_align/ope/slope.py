@@ -1,4 +1,4 @@
-"""How much to shrink: Lepski's principle over a ladder of parameters, and a bound on the bias that is left."""
+"""Chooses how much to shrink: SLOPE (Lepski's principle) over a list of parameters, and a bound on the bias."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from ..stats.ratios import Ratios
 from ._checks import Floats
 from .weights import Shrink, ShrinkKind
 
-#: Quantiles of the raw weights that make the ladder; the last is no limit in effect.
+#: Quantiles of the raw weights that give the candidate parameters; the last hardly shrinks.
 _LADDER = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 
 
 def ladder(kind: ShrinkKind, log_w: Floats) -> list[Shrink]:
-    """Parameters from hardly any shrinking to much, at quantiles of the raw weights: ``c``, ``c^2``, or ``1 / c``."""
+    """Candidate parameters from weak to strong shrinkage, at quantiles ``c`` of the raw weights: ``c``, ``c^2``, or ``1
+    / c``.
+    """
     limits = np.unique(np.exp(np.clip(np.quantile(log_w, _LADDER), -300, 300)))[::-1]
     if kind == "dros":
         return [Shrink(kind, float(min(limit**2, 1e300))) for limit in limits]
@@ -26,15 +28,15 @@ def ladder(kind: ShrinkKind, log_w: Floats) -> list[Shrink]:
 
 
 def slope(values: Sequence[float], widths: Sequence[float], gaps: Floats | None = None) -> int:
-    """The index SLOPE takes: the narrowest interval that is still consistent with every wider one before it.
+    """The index that SLOPE chooses: the narrowest interval that is consistent with every wider one.
 
-    In order of decreasing width ``i`` is accepted while ``|values_i - values_j| <= gaps_ij`` for every ``j`` before it:
-    until then the added bias hides in the noise.
+    In order of decreasing width ``i`` is accepted while ``|values_i - values_j| <= gaps_ij`` for every ``j`` before it,
+    i.e. while the added bias is within the noise.
 
     Args:
         values, widths: estimate and half-width of its interval for every candidate.
-        gaps: ``[n, n]`` how far two candidates may differ. None: ``widths_i + (sqrt 6 - 1) widths_j``, which takes the
-            candidates' noise for independent; estimates of one log share most of it.
+        gaps: ``[n, n]`` how far two candidates may differ. None: ``widths_i + (sqrt 6 - 1) widths_j``, which assumes
+            independent noise; estimates of one log share most of their noise.
 
     Source: Su, Srinath and Krishnamurthy (2020); the constant is that of Tucker and Lee (2021), SLOPE++.
     """
@@ -51,7 +53,7 @@ def slope(values: Sequence[float], widths: Sequence[float], gaps: Floats | None 
 def slope_of(candidates: Sequence[Ratios]) -> int:
     """`slope` for estimates of one log, with one column each: they may differ by one paired standard error.
 
-    A shared error cancels in the paired difference, so a bias that two overlapping intervals would hide is seen.
+    A shared error cancels in the paired difference, which reveals a bias that overlapping intervals would hide.
     """
     values = [float(each.values()[0]) for each in candidates]
     widths = [float(np.sqrt(each.covariance()[0, 0])) for each in candidates]
@@ -63,13 +65,13 @@ def slope_of(candidates: Sequence[Ratios]) -> int:
 
 
 def bias_bound(log_w: Floats, shrink: Shrink, residual: Floats, delta: float = 0.05) -> float:
-    """Upper bound, with probability ``1 - delta``, on the bias that shrinking brings, for residuals in [-1, 1].
+    """Upper bound, with probability ``1 - delta``, on the bias caused by shrinking, for residuals in [-1, 1].
 
     ``|mean((w - w~) e)| + sqrt(2 mean(w^2) ln(2/delta) / n) + 2 max(w) ln(2/delta) / (3 n)``, with ``e = r - q_hat``.
 
     Args:
         log_w: ``[R]`` raw.
-        residual: ``[R]`` rewards less predictions (predictions are 0 for plain weighting).
+        residual: ``[R]`` rewards minus predictions (predictions are 0 for plain weighting).
 
     Source: Su et al. (2020), section 5.
     """

@@ -1,4 +1,4 @@
-"""Values of a policy by subgroup of the slates, and of the group that it serves worst."""
+"""Values of a policy by subgroup of slates, and its worst group."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .result import Estimate
 
 @dataclass(frozen=True)
 class Subgroups:
-    """One estimate for each group, with intervals that hold for all groups together.
+    """One estimate per group, with intervals that hold for all groups jointly.
 
     Attributes:
         groups: by name; each verdict is that of the group's own slates.
-        worst: the group with the least value among those that are not refused; None where all are.
-        too_small: groups of one independent query, of which nothing can be said.
+        worst: the group with the smallest value among those that are not refused; None if all are.
+        too_small: groups of one independent query, which cannot be estimated.
     """
 
     groups: dict[str, Estimate]
@@ -44,14 +44,14 @@ def subgroup_values(
 ) -> Subgroups:
     """The value of a policy on every group of slates.
 
-    Intervals are at level ``1 - (1 - level) / G`` (Bonferroni), so all ``G`` of them, and with them that of the worst
-    group, hold together as often as the level says.
+    Intervals are at level ``1 - (1 - level) / G`` (Bonferroni), so all ``G`` of them, including the worst group's, hold
+    jointly at the given level.
 
     Args:
         policy: one of ``log.policies``.
         groups: ``[S]`` the group of each slate: a language, a topic, any column.
         objective: as in `pope_value`.
-        confidence: its level is that of all groups together.
+        confidence: its level is the joint level of all groups.
 
     Raises:
         ValueError: not one group for each slate.

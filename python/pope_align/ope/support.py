@@ -1,14 +1,14 @@
-"""Does the log contain what a policy says: the weights of its fresh responses against the largest of the log.
+"""Support: compares the weights of a policy's fresh responses with the largest weight of the log.
 
-No statistic of the logged weights shows what was never logged. A policy's fresh responses show it, once they are scored
-under the logging policy: one whose weight is larger than every logged weight stands for something that the log, as
-large as it is, has not met. The share of such responses estimates the policy's mass there, and what that mass is worth
-is unknown within the range of the utilities.
+Statistics of logged weights cannot show what was never logged. A policy's fresh responses, scored under the logging
+policy, can: a response whose weight is larger than every logged weight is of a kind that the log does not contain. The
+share of such responses estimates the policy's probability outside the log's support; their utility is unknown within
+the range of utilities.
 
-Wiring: ``bias_bound`` is to be held against the standard error of the estimate and, above all, of a difference, whose
-error is far smaller. Without fresh responses support is unchecked, and a verdict says so.
+Compare ``bias_bound`` with the standard error of the estimate and, above all, of a difference, whose error is far
+smaller. Without fresh responses support is unchecked, and the verdict says so.
 
-Source: method.md section 5.
+Source: docs/evaluation.md, "What is estimated".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._checks import Floats, Integers
 from .features import check_owner
 from .log import LoggedSlates
 
-#: Nats by which equal weights may differ after sums in another order.
+#: Tolerance in nats for equal weights that were summed in another order.
 _ROUNDING = 1e-6
 
 #: Normal quantile of the one-sided 95% limit.
@@ -31,11 +31,11 @@ _Z = 1.6448536269514722
 
 @dataclass(frozen=True)
 class Support:
-    """How much of a policy lies beyond the log.
+    """How much of a policy is outside the log's support.
 
     Attributes:
-        share: of the policy's fresh responses (slates alike) with a weight above the log's largest: its mass there.
-        limit: upper 95% limit of that mass (Wilson, by cluster).
+        share: of the policy's fresh responses with a weight above the log's largest (slates have equal weight).
+        limit: its upper 95% limit (Wilson, by cluster).
         largest: the log's largest log-weight, nats.
         bias_bound: ``share`` times the range of the utilities.
         bias_limit: ``limit`` times it.
@@ -51,12 +51,12 @@ class Support:
 
 
 def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: Integers) -> Support:
-    """The share of fresh responses of ``policy`` that outweigh everything logged.
+    """The share of fresh responses of ``policy`` with a weight above every logged weight.
 
     Args:
         policy: one of ``log.policies``; totals of whole sequences are compared.
-        fresh_log_weights: ``[N]`` log-probability of fresh responses under the policy less that under the logging
-            policy, totals in nats; +inf where the logging policy cannot write it.
+        fresh_log_weights: ``[N]`` log-probability of fresh responses under the policy minus that under the logging
+            policy, totals in nats; +inf if the logging policy cannot write it.
         owner: ``[N]`` slate whose prompt each answers.
 
     Raises:
@@ -67,7 +67,7 @@ def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: In
 
 
 def support_of(log: LoggedSlates, logged_log_weights: Floats, fresh_log_weights: Floats, owner: Integers) -> Support:
-    """The same for weights of any kind, such as those of what responses mean (`classifier_weights`).
+    """The same for weights of any kind, such as `classifier_weights`.
 
     Args:
         logged_log_weights: ``[R]``.
@@ -88,7 +88,7 @@ def support_of(log: LoggedSlates, logged_log_weights: Floats, fresh_log_weights:
 
 
 def _independent(log: LoggedSlates, by_slate: Floats, share: float, fresh: int) -> float:
-    """How many independent responses would leave the share as uncertain as the clusters do; at most those there are."""
+    """The number of independent responses with the same uncertainty of the share as the clusters; at most ``fresh``."""
     sums, counts = log.cluster_sums(by_slate), log.cluster_sums(np.ones(log.num_slates))
     clusters = counts.size
     variance = float(np.square(sums - share * counts).sum()) / log.num_slates**2 * clusters / max(clusters - 1, 1)

@@ -1,11 +1,11 @@
-"""Importance weights to the power that leaves a stated effective sample size: an index of direction for long responses.
+"""Tempers importance weights to a given effective sample size: an index of direction for long responses.
 
-A sequence's weight spreads with its length until one response holds all of it. Dividing its logarithm by the number of
-tokens tames it too, but by far more than the log needs, and leaves next to nothing of a true difference. The power that
-keeps a quarter of the sample leaves what the log can bear.
+The spread of sequence weights grows with length until one response has all the weight. Dividing log-weights by the
+number of tokens helps, but shrinks a true difference to almost nothing. The power that keeps an effective sample of a
+quarter of the log shrinks it no more than necessary.
 
-`tempered` gives log-weights that go wherever raw ones do; whatever is built on them is biased towards the log's mean
-and belongs into the table of indices, beside the raw weights' own effective sample size.
+Log-weights of `tempered` can be used wherever raw ones can. Estimates from them are biased towards the log's mean and
+belong in the table of indices, with the effective sample size of the raw weights.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 from ._checks import Floats
 from .diagnostics import effective_sample_size
 
-#: Share of the responses that the effective sample size is kept at.
+#: The effective sample size to keep, as a share of the responses.
 ESS_SHARE = 0.25
 
-#: Halvings of the interval that the power is searched in: to a relative error below 1e-12.
+#: Bisection steps for the power, to a relative error below 1e-12.
 _STEPS = 40
 
 
 @dataclass(frozen=True, eq=False)
 class Tempered:
-    """``power * log w``, and what the power left.
+    """``power * log w``, and its effective sample size.
 
     Attributes:
         log_weights: ``[R]`` nats.
-        power: in [0, 1]; 1 where the raw weights already leave enough.
+        power: in [0, 1]; 1 if the raw weights already suffice.
         ess: effective sample size of the tempered weights.
-        raw_ess: of the raw ones; to be shown beside it.
+        raw_ess: of the raw weights, to be shown as well.
     """
 
     log_weights: Floats
@@ -73,5 +73,5 @@ def tempered(log_weights: Floats, share: float = ESS_SHARE) -> Tempered:
 
 
 def _times(power: float, log_weights: Floats) -> Floats:
-    """``w^0`` is 1 also where ``w`` is 0: the log itself, untouched."""
+    """``w^0`` is 1 also if ``w`` is 0: the unweighted log."""
     return power * log_weights if power > 0 else np.zeros_like(log_weights)

@@ -1,7 +1,8 @@
-"""From scores to utilities for evaluation: one map for the whole log, so that a response's utility is its own.
+"""Maps scores to utilities for evaluation, by one map for the whole log.
 
-A transform within the slate (minmax, rank) makes a response's utility depend on what else was logged beside it. That is
-a fine training signal and no reward: slates of one are constant, and weights of slates have nothing to weigh.
+With a transform within the slate (minmax, rank) a response's utility depends on the others of its slate. That works for
+training, but it is not a reward: in slates of one it is constant, and its sum over a slate does not depend on the
+responses.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from ..data.feedback import UtilityTransform, to_utility
 from ..data.schema import Slate
 from ._checks import Floats
 
-#: Transforms of evaluation: one linear map for the whole log, the same of log(1 + |score|), or those within a slate.
+#: A linear map for the whole log, the same of log(1 + |score|), or a transform within each slate.
 EvaluationTransform = Literal["calibrated", "log1p_calibrated"] | UtilityTransform
 
-#: Every name that `UtilityScale.of` takes.
+#: All names of transforms.
 TRANSFORMS: tuple[str, ...] = ("calibrated", "log1p_calibrated", *get_args(UtilityTransform))
 
 
 @dataclass(frozen=True)
 class UtilityScale:
-    """How scores became utilities, and so what one unit of V is.
+    """How scores became utilities, and therefore the unit of V.
 
     Attributes:
         transform: one of `TRANSFORMS`.
-        relative: utilities compare the responses of one slate and say nothing of its level.
-        unit: in words: what a difference of 1 in V stands for.
-        low, high: least and greatest utility that there can be.
+        relative: whether utilities only compare the responses of one slate.
+        unit: the meaning of a difference of 1 in V, in words.
+        low, high: smallest and largest possible utility.
     """
 
     transform: str = "given"
@@ -59,12 +60,12 @@ def utilities(
         transform: "calibrated": one linear map for the whole log; "log1p_calibrated": the same of
             ``sign(s) log(1 + |s|)``, for heavy-tailed votes; or a transform within the slate
             (`pope_align.data.to_utility`), whose utilities are relative.
-        score_range: declared least and greatest score of the calibrated maps. None: 0 and 1 where every score lies
-            between them, else the least and greatest score of the log.
+        score_range: declared least and greatest score of the calibrated maps. None: 0 and 1 if every score is in this
+            range, else the smallest and largest score of the log.
 
     Raises:
         ValueError: an unknown transform; a range with a transform that has none; a score outside the range, with its
-            place; scores that are all equal and give no range.
+            place; all scores are equal and no range is given.
     """
     if transform not in TRANSFORMS:
         raise ValueError(f"utility_transform: expected one of {', '.join(TRANSFORMS)}, got {transform!r}")

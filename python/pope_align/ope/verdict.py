@@ -1,4 +1,4 @@
-"""Reliable, caution, index or refuse: what a log and its weights allow to be said, with the reasons."""
+"""Findings about a log and its weights, and the verdict that follows: reliable, caution, index or refuse."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .provenance import provenance_differences
 from .rules import RULES, TAIL_STARTS, VERDICTS, Verdict
 from .support import Support
 
-#: Stands beside every result from a log that people wrote.
+#: The reason shown with every result from a log that people wrote.
 PEOPLE = (
-    "people wrote this log: there is no logging policy, and a value here is that of people's own answers, reweighted; "
-    "only the direction of paired differences can be read"
+    "people wrote this log: there is no logging policy, and a value is that of people's own answers, reweighted; "
+    "only the direction of paired differences is meaningful"
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rule says of one estimate."""
+    """What one rule says about one estimate."""
 
     rule: str
     verdict: Verdict
@@ -33,12 +33,12 @@ class Finding:
 
     @property
     def value_only(self) -> bool:
-        """Whether it leaves a paired difference alone."""
+        """Whether it does not apply to paired differences."""
         return RULES[self.rule].value_only
 
 
 def find(rule: str, reason: str, number: float = 0.0) -> Iterator[Finding]:
-    """The finding of a rule, if the number leads to one."""
+    """The finding of a rule, if the number triggers it."""
     verdict = RULES[rule].grade(number)
     if verdict is not None:
         yield Finding(rule, verdict, reason)
@@ -52,10 +52,10 @@ def judge(findings: Iterable[Finding]) -> tuple[Verdict, tuple[str, ...]]:
 
 
 def log_findings(log: LoggedSlates, *, whole_slates: bool = False) -> Iterator[Finding]:
-    """What the log alone rules out.
+    """Findings that follow from the log alone.
 
     Args:
-        whole_slates: the estimator weighs slates, by the product of their weights or a sum of them.
+        whole_slates: the estimator has weights of whole slates (a product or sum of weights).
     """
     clusters = log.num_clusters
     few = RULES["clusters"].grade(clusters) == "refuse"
@@ -67,8 +67,8 @@ def log_findings(log: LoggedSlates, *, whole_slates: bool = False) -> Iterator[F
     if log.scale.relative:
         unit = f"utilities are {log.scale.unit}"
         if whole_slates:
-            yield from find("relative_slate", f"{unit}: the sum over a slate is the same whatever it holds")
-        yield from find("relative_utility", f"{unit}: they say how a response compares with those logged beside it")
+            yield from find("relative_slate", f"{unit}: their sum over a slate does not depend on its responses")
+        yield from find("relative_utility", f"{unit}: they compare a response with the others of its slate")
 
 
 def _constant(log: LoggedSlates) -> str | None:
@@ -85,10 +85,10 @@ def _constant(log: LoggedSlates) -> str | None:
 def propensity_findings(
     log: LoggedSlates, policy: str, *, length_normalize: bool, tempered: bool = False
 ) -> Iterator[Finding]:
-    """What the propensities allow: weights that are no importance weights leave a bias no diagnostic sees."""
+    """Findings about propensities; weights that are not importance weights have a bias that no diagnostic shows."""
     yield from provenance_findings(log, policy)
     origins = {
-        "proxy": ("proxy", "the logging policy is a proxy: this is no off-policy estimate"),
+        "proxy": ("proxy", "the logging policy is a proxy: this is not an off-policy estimate"),
         "behaviour_cloned": (
             "cloned",
             "the logging policy was fitted to the log: the estimate is only as good as the fit",
@@ -106,9 +106,9 @@ def propensity_findings(
     if log.written_by == "people" and log.how != "recorded":
         yield from find("people", PEOPLE)
     if length_normalize:
-        yield from find("length_normalized", "length-normalised weights show a direction and no value")
+        yield from find("length_normalized", "length-normalised weights show a direction, not a value")
     if tempered:
-        yield from find("tempered", "weights tempered or normalised within a slate show a direction and no value")
+        yield from find("tempered", "weights tempered or normalised within a slate show a direction, not a value")
 
 
 def provenance_findings(log: LoggedSlates, policy: str) -> Iterator[Finding]:
@@ -123,7 +123,7 @@ def provenance_findings(log: LoggedSlates, policy: str) -> Iterator[Finding]:
 def weight_findings(
     d: Diagnostics, *, self_normalized: bool, clipped: bool, length_normalize: bool, support_checked: bool
 ) -> Iterator[Finding]:
-    """What the raw weights rule out."""
+    """Findings about the raw weights."""
     what = "responses" if d.weighting == "response" else "slates"
     if d.log_weight_max > MAX_LOG_WEIGHT and not (self_normalized or clipped):
         yield from find(
@@ -143,20 +143,20 @@ def weight_findings(
     yield from find("max_share", share, d.max_share)
     yield from _tail_findings(d, enough and RULES["max_share"].grade(d.max_share) is None)
     mean = f"mean weight {d.mean_weight:.3g}, {abs(d.mean_weight_z):.1f} standard errors from 1"
-    why = ": wrong propensities, or responses the log never shows"
+    why = ": wrong propensities, or responses outside the log's support"
     far = RULES["mean_weight"].grade(abs(d.mean_weight_z)) == "refuse"
     yield from find("mean_weight", mean + (why if far else ""), abs(d.mean_weight_z))
     if not support_checked:
         coverage = f"{d.target_coverage:.0%} of the logged responses are typical of the policy"
         yield from find("target_coverage", coverage, d.target_coverage)
-    yield from find("clip_fraction", f"{d.clip_fraction:.0%} of the weights were cut", d.clip_fraction)
+    yield from find("clip_fraction", f"{d.clip_fraction:.0%} of the weights were clipped", d.clip_fraction)
     if length_normalize:
         follows = f"log-weights follow length (correlation {d.length_correlation:.2f})"
         yield from find("length_correlation", follows, abs(d.length_correlation))
 
 
 def _tail_findings(d: Diagnostics, healthy: bool) -> Iterator[Finding]:
-    """The tail index is not asked where it cannot matter, and does not refuse what ESS and largest share allow."""
+    """The tail index is checked only where it can matter, and never refuses what ESS and largest share allow."""
     tail = f"Pareto k {d.pareto_k:.2f}"
     if RULES["few_weights"].grade(d.num_weights):
         yield from find("few_weights", f"{d.num_weights} weights: too few to judge their tail", d.num_weights)
@@ -168,7 +168,7 @@ def _tail_findings(d: Diagnostics, healthy: bool) -> Iterator[Finding]:
 
 
 def support_findings(log: LoggedSlates, policy: str, found: Support | None) -> Iterator[Finding]:
-    """Whether the policy stays where the log went; nothing in the logged weights shows that."""
+    """Whether the policy stays within the log's support, which logged weights cannot show."""
     if found is None:
         if not is_logging_policy(log, policy):
             yield from find(
@@ -178,7 +178,7 @@ def support_findings(log: LoggedSlates, policy: str, found: Support | None) -> I
         return
     yield from find(
         "support",
-        f"{found.share:.1%} of the policy's fresh responses outweigh every logged one: the log has not met them",
+        f"{found.share:.1%} of the policy's fresh responses outweigh every logged one: they are outside its support",
         found.share,
     )
 
@@ -190,7 +190,7 @@ def is_logging_policy(log: LoggedSlates, policy: str) -> bool:
 
 
 def shrinkage_findings(bias: float, bias_error: float, standard_error: float) -> Iterator[Finding]:
-    """Shrinking trades a bias that the interval does not cover for variance; the raw weights tell how large it is."""
+    """Shrinkage reduces variance and adds a bias that the interval does not cover; raw weights show how large it is."""
     moved = f"clipping or shrinking moves the estimate by {bias:+.3g} (standard error {bias_error:.3g})"
     if not math.isfinite(bias) or not math.isfinite(bias_error):
         yield Finding("shrinkage", "caution", "clipping or shrinking moves the estimate by an unknown amount")
@@ -205,7 +205,7 @@ def shrinkage_findings(bias: float, bias_error: float, standard_error: float) ->
 
 
 def contradiction_findings(gap: float, error: float, what: str) -> Iterator[Finding]:
-    """Two readings of one thing further apart than their paired noise."""
+    """Two estimates of one quantity that differ by more than their paired noise."""
     if math.isfinite(error) and error > 0:
         yield from find("model_contradicted", f"{what} by {gap:+.3g} (+-{error:.2g})", abs(gap) / error)
 
@@ -216,7 +216,7 @@ def finite_findings(name: str, *numbers: float) -> Iterator[Finding]:
 
 
 def range_findings(low: float, high: float, declared: tuple[float, float]) -> Iterator[Finding]:
-    """A mean utility cannot leave the range of the utilities; unnormalised weights can take an estimate there."""
+    """A mean utility cannot be outside the range of utilities; with unnormalised weights an estimate can."""
     least, most = declared
     if low > most or high < least:
         yield from find(

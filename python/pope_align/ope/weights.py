@@ -1,4 +1,4 @@
-"""Importance weights in log space: per response, per slate, tempered; and one family that shrinks them."""
+"""Importance weights in log space: per response, per slate or geometric, and shrinkage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ShrinkKind = Literal["clip", "switch", "dros", "subgaussian"]
 def log_weights(log: LoggedSlates, policy: str, weighting: Weighting, *, length_normalize: bool) -> Floats:
     """Raw log-weights: ``[R]`` for "response", ``[S]`` for "slate" (log W) and "geometric" (log W / k).
 
-    Source: method.md sections 1 and 3.
+    Source: docs/method.md, "Policies, responses, slates" and "Estimators".
     """
     target, logging = log.logprobs(policy, length_normalize=length_normalize)
     each = target - logging
@@ -31,7 +31,7 @@ def log_weights(log: LoggedSlates, policy: str, weighting: Weighting, *, length_
 
 @dataclass(frozen=True)
 class Shrink:
-    """Less variance for some bias: a smaller weight in place of ``w``.
+    """Shrinkage of weights: less variance for some bias.
 
     =============  ======================  ==================================================================
     ``clip``       ``min(w, lam)``         Ionides (2008)
@@ -54,7 +54,7 @@ class Shrink:
             raise ValueError(f"lam: expected a finite number {expected} for {self.kind!r}, got {self.lam!r}")
 
     def log(self, log_w: Floats) -> Floats:
-        """The logarithm of the shrunken weight; -inf where it is 0. Nothing overflows on the way."""
+        """The logarithm of the shrunken weight; -inf if it is 0. Nothing overflows."""
         if self.kind == "clip":
             return np.minimum(log_w, math.log(self.lam))
         if self.kind == "switch":
@@ -68,7 +68,7 @@ class Shrink:
 
     @property
     def max_weight(self) -> float:
-        """No shrunken weight is larger."""
+        """The upper bound of shrunken weights."""
         if self.kind == "dros":
             return math.sqrt(self.lam) / 2
         if self.kind == "subgaussian":

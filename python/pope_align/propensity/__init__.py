@@ -1,1 +1,3 @@
-"""Log-probabilities of logged responses: scoring any model, the logging policy, fitting one that nobody recorded."""
+"""Log-probabilities of logged responses: scoring any model, the logging policy, and fitting one if none was
+recorded.
+"""

@@ -1,9 +1,9 @@
-"""The logging policy when nobody recorded it: a language model fitted to all logged responses by maximum likelihood.
+"""Behaviour cloning: a language model fitted to all logged responses, as the logging policy of a log without one.
 
-`fit_behaviour_policy` fits one model and stops when held-out responses stop becoming more likely. A model that scores
-the rows it was fitted to finds them too likely, so importance weights from it are too small just where the policy
-learned: `cross_fitted_slates` fits one model for each fold of the groups, on the other folds, and scores every response
-with a model that saw nothing of its group.
+`fit_behaviour_policy` fits one model and stops when held-out responses stop becoming more likely. A model gives too
+much probability to the responses that it was fitted to, so their importance weights would be too small:
+`cross_fitted_slates` fits one model per fold of the groups, on the other folds, and scores every response with a model
+that was not fitted to its group.
 """
 
 from __future__ import annotations
@@ -76,28 +76,27 @@ def fit_behaviour_policy(
     """Fit a copy of ``model`` to all logged responses by maximum likelihood, stopped early on held-out ones.
 
     Maximises ``sum_i log pi(y_i | q_i)`` over all training responses, whatever their scores: each logged response is
-    one draw from the logging policy and counts once, so each response *token* has the same weight. The prompt's tokens
-    have none. A step divides by the tokens of its own responses. AdamW without weight decay, gradients clipped to
-    norm 1; the learning rate rises over the first tenth of the steps and falls to 0, both linearly.
+    one draw from the logging policy and counts once, so all response *tokens* have the same weight, and prompt tokens
+    none. The loss of a step is divided by its response tokens. AdamW without weight decay, gradients clipped to norm 1;
+    the learning rate rises over the first tenth of the steps and falls to 0, both linearly.
 
     Several processes (``accelerate launch``) share the slates of a step. The same arguments give the same policy on the
-    same machine; the global random states are left as they were, and so is ``model``.
+    same machine; global random states and ``model`` are not changed.
 
     Args:
-        model: the start, any causal language model of transformers, on its device.
+        model: the model to start from, any causal language model of transformers, on its device.
         tokenizer: the model's.
-        train_slates: what to fit.
-        heldout_slates: what decides when to stop, and which weights are kept; best of other groups than the training
-            slates (`group_split`).
+        train_slates: slates to fit.
+        heldout_slates: slates that decide when to stop and which weights are kept; preferably of other groups than the
+            training slates (`group_split`).
         config: see `BehaviourConfig`; None for its defaults.
         checkpoints: folder of a checkpoint, written at every evaluation; None writes none.
-        resume: go on from the checkpoint in that folder, if there is one, to the very weights of a fit that was not
-            interrupted.
+        resume: continue from the checkpoint in that folder, if there is one, with bit-identical results.
         progress: called with the slates trained on so far and at most.
 
     Raises:
-        ValueError: no slates on a side; a held-out response that is also trained on; a loss or gradient that is not
-            finite; a model in pieces (FSDP, DeepSpeed); a checkpoint of other slates.
+        ValueError: no training or held-out slates; a held-out response that is also trained on; a loss or gradient that
+            is not finite; a sharded model (FSDP, DeepSpeed); a checkpoint of other slates.
     """
     config = config or BehaviourConfig()
     keys = _refuse_leaks(train_slates, heldout_slates)
@@ -122,7 +121,7 @@ def fit_behaviour_policy(
             progress=progress,
         )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("model: expected one device or DDP for a fit, got a model in pieces (FSDP or DeepSpeed)")
+            raise ValueError("model: expected one device or DDP for a fit, got a sharded model (FSDP or DeepSpeed)")
         trainer.train("last" if resume else None)
         trainer.held_out.restore_best()
         fitted = cast("PreTrainedModel", trainer.unwrapped())
@@ -130,8 +129,8 @@ def fit_behaviour_policy(
             fitted.gradient_checkpointing_disable()
         if config.lora_rank is not None:
             fitted = merged(cast(Any, fitted))
-        # One process has one precision, that of its first Accelerator. The fit is over, and what is trained next may
-        # want another, from arguments that were made (and checked) before the fit.
+        # A process keeps the precision of its first Accelerator. Reset it after the fit, because the next training may
+        # need another.
         AcceleratorState._reset_state()
     prompts = {json.dumps(slate.prompt) for slate in train_slates}
     report = FitReport(
@@ -165,27 +164,26 @@ def cross_fitted_slates(
     overwrite: bool = False,
     progress: OnProgress | None = None,
 ) -> tuple[list[Slate], list[FitReport]]:
-    """Score every response with a behaviour-cloned policy that saw nothing of its group.
+    """Score every response with a behaviour-cloned policy that was not fitted to its group.
 
-    The groups are dealt into ``folds`` (`group_folds`). For each fold a policy is fitted to the others, of which a
-    ``1 / folds`` share of the groups (at least one) decides when to stop, and scores the fold.
+    The groups are divided into ``folds`` (`group_folds`). For each fold a policy is fitted to the other folds and
+    scores the fold; a ``1 / folds`` share of the other groups (at least one) is held out to decide when to stop.
 
     Args:
         model, tokenizer, config: as in `fit_behaviour_policy`; every fold starts from ``model``.
         slates: the log.
-        key: the group of a slate: whatever shares text or authors, such as its item or conversation.
-        folds: how many policies are fitted; at least 2, and the groups must number more.
-        work_dir: folder of checkpoints and of the policies of finished folds; None keeps none.
-        resume: take finished folds from ``work_dir``, and go on with the one that was interrupted.
+        key: the group of a slate, such as its item or conversation; slates that share text or authors must share it.
+        folds: the number of policies; at least 2 and fewer than the groups.
+        work_dir: folder for checkpoints and the policies of finished folds; None keeps none.
+        resume: use finished folds from ``work_dir``, and continue the interrupted one.
         cache_dir, overwrite: as in `score_slates`.
         progress: called with the slates trained on so far and at most, over all folds.
 
     Returns:
-        The slates in their order, scored, and the report of every fold's fit. The provenance of a slate names its
-        fold.
+        The scored slates in their order, and the report of every fold's fit. The provenance of a slate has its fold.
 
     Raises:
-        ValueError: too few groups; anything that `fit_behaviour_policy` or `score_slates` refuse.
+        ValueError: too few groups; errors of `fit_behaviour_policy` and `score_slates`.
     """
     config = config or BehaviourConfig()
     fold_of = group_folds(slates, key, folds, config.seed)
@@ -233,7 +231,7 @@ def _fold_policy(
     tokenizer: PreTrainedTokenizerBase,
     progress: OnProgress | None,
 ) -> BehaviourPolicy:
-    """The policy of one fold: fitted, or from the folder where an interrupted run with the same options left it."""
+    """The policy of one fold: fitted, or loaded from the folder of an interrupted run with the same options."""
     if folder is None:
         return fit(progress=progress)
     report = FitReport.read(folder) if resumed else None
@@ -250,7 +248,7 @@ def _fold_policy(
 
 
 def _begun(folder: Path | None) -> str | None:
-    """The day on which a fold was begun that an interrupted run left; None without one."""
+    """The date on which an interrupted run began its fold; None without one."""
     if folder is None:
         return None
     report = FitReport.read(folder)
@@ -258,7 +256,7 @@ def _begun(folder: Path | None) -> str | None:
 
 
 def _part(progress: OnProgress | None, before: int, of_all: int) -> OnProgress | None:
-    """The progress of one fold's fit as that of all folds, whose total is known from the first."""
+    """The progress over all folds, from that of one fold."""
     return None if progress is None else lambda done, of: progress(before + done, of_all)
 
 
@@ -279,7 +277,7 @@ def _with_adapter(model: PreTrainedModel, rank: int) -> Any:
 
 @contextmanager
 def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeded random numbers inside, the caller's afterwards; Trainer seeds those of Python and NumPy as well."""
+    """Seed all random states (also those of Python and NumPy, which Trainer seeds), and restore them afterwards."""
     devices = [] if device.type == "cpu" else [device]
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
@@ -293,7 +291,7 @@ def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _folder(checkpoints: str | os.PathLike[str] | None) -> Iterator[str]:
-    """The folder of the checkpoints, or one that is gone afterwards."""
+    """The folder of the checkpoints, or a temporary one."""
     if checkpoints is not None:
         yield os.fspath(checkpoints)
         return
@@ -311,7 +309,7 @@ def _tokens(slates: Sequence[EncodedSlate]) -> int:
 
 
 def _refuse_leaks(train: Sequence[Slate], heldout: Sequence[Slate]) -> set[str]:
-    """The keys of all training responses, if none of them is held out."""
+    """The keys of all training responses; raises if one of them is held out."""
     for name, slates in (("train_slates", train), ("heldout_slates", heldout)):
         if not slates:
             raise ValueError(f"{name}: expected at least one slate, got none")

@@ -1,4 +1,4 @@
-"""The fit of a logging policy in the project's training loop: maximum likelihood, stopped on held-out responses."""
+"""Fits a logging policy in the project's training loop: maximum likelihood, stopped on held-out responses."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-#: The metric of an evaluation.
+#: The metric of evaluations.
 NATS_PER_TOKEN = "eval_nats_per_token"
 
 
 class BehaviourTrainer(SlateTrainer):
-    """Maximise the likelihood of all responses, each token alike; the best weights on held-out ones are kept.
+    """Maximise the likelihood of all responses, with equal token weights; keep the best weights on held-out responses.
 
     Args:
-        model: is trained in place.
+        model: trained in place.
         config: see `BehaviourConfig`.
         folder: for checkpoints; nothing else is written there.
         save: write a checkpoint at every evaluation, to resume from.
         progress: called with the slates trained on so far and at most.
 
     Raises:
-        ValueError: ``batch_slates`` that the processes cannot share; a loss or gradient that is not finite.
+        ValueError: ``batch_slates`` cannot be divided among the processes; a loss or gradient that is not finite.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class BehaviourTrainer(SlateTrainer):
         self.nats, self.tokens = _zero(args.device), 0  # of the training responses since the last evaluation
         self.heldout_nats, self.heldout_tokens = _zero(args.device), 0
         super().__init__(model, args, RowCollator(0), train_data, heldout_data, callbacks=[self.held_out])
-        self.remove_callback(PrinterCallback)  # progress and report say the same
+        self.remove_callback(PrinterCallback)  # the progress and the report show the same
 
     def count_items(self, batch: Mapping[str, Any]) -> int:
-        """Response tokens: each has the same weight in a step."""
+        """The number of response tokens; all have the same weight in a step."""
         return int(batch["labels"].shape[0]) if num_slates(batch) else 0
 
     def compute_loss(
@@ -97,9 +97,9 @@ class BehaviourTrainer(SlateTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The share of one micro-batch in the loss of its step: its nats, divided by the step's response tokens.
+        """The contribution of one micro-batch to the loss of its step: its nats divided by the step's response tokens.
 
-        Times the number of processes, over whose gradients DDP takes the mean.
+        Multiplied by the number of processes, because DDP averages gradients.
         """
         policy = cast("PreTrainedModel", self.accelerator.unwrap_model(model))
         count = self.count_items(inputs)
@@ -107,7 +107,7 @@ class BehaviourTrainer(SlateTrainer):
         def nats_of_batch() -> torch.Tensor:
             with self.accelerator.autocast():
                 nats = -response_logprobs(policy, cast(TokenRows, inputs)).sum()
-            return nats if count else 0.0 * nats  # a stand-in
+            return nats if count else 0.0 * nats  # padding
 
         with self.naming(inputs):
             nats = cast(torch.Tensor, call_as_forward(model, policy, nats_of_batch))
@@ -136,7 +136,7 @@ class BehaviourTrainer(SlateTrainer):
         return output
 
     def train_nats_per_token(self) -> float | None:
-        """Of the steps since this was last asked; None without any. To be called on all processes."""
+        """The mean over the steps since the last call; None without any. To be called on all processes."""
         mean = self._mean(self.nats, self.tokens)
         self.nats, self.tokens = _zero(self.args.device), 0
         return mean
@@ -165,7 +165,7 @@ class BehaviourTrainer(SlateTrainer):
 
 
 class HeldOut(TrainerCallback):
-    """Evaluates at even places of an epoch, keeps the best weights, and stops when they no longer get better.
+    """Evaluates at equal intervals within an epoch, keeps the best weights, and stops when they no longer improve.
 
     Attributes:
         scores: the first before any step.
@@ -182,7 +182,7 @@ class HeldOut(TrainerCallback):
         self.marks = {round(part * self.per_epoch / looks) for part in range(1, looks + 1)} - {0}
         self.scores: list[HeldOutScore] = []
         self.best = 0
-        self.kept: list[torch.Tensor] = []  # this process's part of the best weights, in the CPU's memory
+        self.kept: list[torch.Tensor] = []  # this process's part of the best weights, on the CPU
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
@@ -214,10 +214,10 @@ class HeldOut(TrainerCallback):
             self.kept = [own_part(weight).detach().cpu().clone() for weight in self._weights()]
         elif len(self.scores) - 1 - self.best >= self.config.patience:
             control.should_training_stop = True
-            control.should_save = False  # one that resumes from an earlier checkpoint stops here again
+            control.should_save = False  # a run resumed from an earlier checkpoint stops here again
 
     def restore_best(self) -> None:
-        """Put the best weights into the model."""
+        """Load the best weights into the model."""
         with torch.no_grad():
             for weight, kept in zip(self._weights(), self.kept, strict=True):
                 own_part(weight).copy_(kept)
@@ -235,7 +235,7 @@ class HeldOut(TrainerCallback):
 
 
 def _micro_batches(config: BehaviourConfig, processes: int) -> int:
-    """Per process and step."""
+    """The number of micro-batches per process and step."""
     together = config.micro_batch_slates * processes
     if config.batch_slates % together:
         raise ValueError(

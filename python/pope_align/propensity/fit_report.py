@@ -1,4 +1,4 @@
-"""What a fit of a behaviour-cloned policy was asked to do and did; kept beside the model, quoted in provenance."""
+"""Configuration and report of a fit of a behaviour-cloned policy, saved with the model and quoted in provenance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from .._files import write_json
 from ..data.tokenize import check_day
 
-#: The report's name, beside the model's files.
+#: The file name of the report in the model's folder.
 REPORT_NAME = "behaviour_fit.json"
 
 
@@ -22,22 +22,22 @@ class BehaviourConfig:
     """How a behaviour-cloned policy is fitted.
 
     Attributes:
-        max_length: tokens of prompt and response that are kept; score with the same.
-        epochs: passes over the training responses, at most.
-        learning_rate: highest one, after a linear rise over the first tenth of the steps; it falls linearly to 0.
-        batch_slates: slates of an optimizer step.
+        max_length: maximum number of tokens of prompt and response; score with the same.
+        epochs: maximum number of passes over the training responses.
+        learning_rate: peak, after linear warm-up over the first tenth of the steps; then it decays linearly to 0.
+        batch_slates: slates per optimizer step.
         evaluations_per_epoch: how often the held-out responses are scored.
-        patience: stop after so many evaluations in a row without a new best.
+        patience: stop after this many evaluations in a row without a new best.
         lora_rank: fit an adapter of this rank, merged at the end; None fits all weights.
-        seed: of the order of responses, dropout and the adapter's start.
-        micro_batch_slates: slates of a forward pass; ``batch_slates`` is a multiple of it times the processes.
+        seed: of the order of responses, dropout and the adapter's initialisation.
+        micro_batch_slates: slates per forward pass; ``batch_slates`` is a multiple of it times the number of processes.
         bf16: train under bfloat16 autocast; faster where the hardware has it.
-        gradient_checkpointing: compute activations again in backward, for memory.
-        template_date: the day, as 2026-11-28, for a chat template that writes today's date; None for the day on which
-            the fit begins, which its report keeps.
+        gradient_checkpointing: recompute activations in backward to save memory.
+        template_date: the date (2026-11-28) for chat templates that write today's date; None for the day on which the
+            fit begins, which the report records.
 
     Raises:
-        ValueError: a number that is not positive, or a day that is none, by name.
+        ValueError: a number that is not positive, or an invalid date; the message names it.
     """
 
     max_length: int = 1024
@@ -65,7 +65,7 @@ class BehaviourConfig:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScore:
-    """One look at the held-out responses during a fit."""
+    """One evaluation on the held-out responses during a fit."""
 
     step: int
     train_nats_per_token: float | None  # mean over the steps since the last evaluation; None before the first step
@@ -74,7 +74,7 @@ class HeldOutScore:
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a fit did; the policy that is kept is the one of ``best``."""
+    """The report of a fit; the policy of evaluation ``best`` is kept."""
 
     train_slates: int
     train_responses: int
@@ -82,7 +82,7 @@ class FitReport:
     heldout_slates: int
     heldout_responses: int
     heldout_tokens: int
-    shared_prompts: int  # held-out slates whose prompt was trained on, with other responses
+    shared_prompts: int  # held-out slates whose prompt is in the training slates, with other responses
     evaluations: tuple[HeldOutScore, ...]  # the first before any step
     best: int  # index into evaluations
     trained_on: tuple[str, ...]  # `response_key` of every training response, sorted
@@ -98,7 +98,7 @@ class FitReport:
 
     @property
     def train_nats_per_token(self) -> float | None:
-        """Mean over the steps before the best evaluation; None when no step made the policy better."""
+        """Mean over the steps before the best evaluation; None if no step improved the policy."""
         return self.evaluations[self.best].train_nats_per_token
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class FitReport:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> FitReport | None:
-        """The report that `write` left in ``folder``; None where there is none."""
+        """The report that `write` wrote to ``folder``; None if there is none."""
         path = Path(folder, REPORT_NAME)
         if not path.is_file():
             return None
@@ -136,5 +136,5 @@ class FitReport:
 
 
 def response_key(prompt: object, completion: object) -> str:
-    """A short hash of a response to a prompt, which says later whether it was trained on."""
+    """A short hash of a response to a prompt, to recognise training responses later."""
     return hashlib.sha256(json.dumps([prompt, completion]).encode()).hexdigest()[:16]

@@ -1,20 +1,20 @@
-"""The logging policy: how probable every logged response was under it, and where that number came from.
+"""The logging policy: the log-probability of every logged response under it, and its provenance.
 
 `score_slates` fills ``logging_logprobs`` and ``completion_tokens`` of a log with the scores of the logging policy, or
-of a model that stands for it, and writes the provenance beside them as ``Slate.logging_policy``. Nothing else writes
-these; the log-probabilities of any other model are `scores.ModelScores`. The provenance:
+of a model in its place, and the provenance as ``Slate.logging_policy``. Nothing else writes these fields; scores of
+other models are `scores.ModelScores`. The provenance:
 
 =========================  ================================================================================
 ``how``                    ``recorded`` (this model wrote the responses), ``behaviour_cloned`` (it was fitted to
-                           the log) or ``proxy`` (it is a stand-in; estimates from it may not be called unbiased)
+                           the log) or ``proxy`` (a stand-in; estimates from it are never unbiased)
 ``model``                  name or path, and ``model_fingerprint``: a hash of configuration and weights
-``tokenizer``              name or path, and ``tokenizer_fingerprint``: a hash of what decides the tokens
+``tokenizer``              name or path, and ``tokenizer_fingerprint``: a hash of what determines the tokens
 ``chat_template``          hash of the template, None without one
 ``dtype``                  of the weights
-``max_length``             tokens of prompt and response that were kept
-``rope``                   how a sequence's length decides its rotary frequencies; only where it does
-``template_date``          the day that the chat template was given; only where it writes today's date
-``training``               what the model was trained for, where its folder says so
+``max_length``             maximum tokens of prompt and response
+``rope``                   how rotary frequencies depend on the length of a sequence, if they do
+``template_date``          the date for the chat template, if it writes today's date
+``training``               the training objective, if it is in the model's folder
 ``versions``               of torch, transformers and pope-core
 ``fit``                    of a behaviour-cloned policy with a report (`propensity.fit_report`): held-out nats per token
                            before and after, responses fitted to, seed, ``fold`` and ``folds`` when
@@ -40,7 +40,7 @@ from .unscored import check_unscored
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: What a model is to the log that it scores as the logging policy.
+#: The relation of a model to the log that it scores as the logging policy.
 HowLogged = Literal["recorded", "behaviour_cloned", "proxy"]
 
 logger = logging.getLogger(__name__)
@@ -64,27 +64,26 @@ def score_slates(
     """The same slates with ``logging_logprobs`` (totals, nats), ``completion_tokens`` and ``logging_policy`` filled in.
 
     The log-probabilities are those of `propensity.scoring.score_responses`, which batches by length, resumes from
-    ``cache_dir`` after a kill, and leaves the model's modes and every random state as they were.
+    ``cache_dir`` after a kill, and does not change the model's modes or a random state.
 
     Args:
         slates: the log.
         model: any causal language model of transformers, on its device and in its dtype.
         tokenizer: the model's.
-        how: what this model is to the log; see the module's table.
-        max_length: as in `encode_slate`; what is cut is reported through the log of this module.
+        how: the relation of the model to the log; see the module's table.
+        max_length: as in `encode_slate`; truncation is logged.
         batch_tokens: upper bound of rows times length in one forward pass (a single longer response runs alone).
-        cache_dir: folder of the cache, made if missing; None computes everything.
-        overwrite: replace log-probabilities that the slates already carry.
+        cache_dir: folder of the cache, created if missing; None disables caching.
+        overwrite: replace log-probabilities that the slates already have.
         fit: the report of a behaviour-cloned model's fit, for the provenance. Responses that the model was fitted to
-            are counted there, and warned of: their log-probabilities are too high.
-        fold: number of this fold and of all folds, when cross-fitted.
-        template_date: as in `encode_slate`; for a behaviour-cloned model the day of its fit, whatever slates say.
+            are counted there, with a warning: their log-probabilities are too high.
+        fold: number of this fold and of all folds, if cross-fitted.
+        template_date: as in `encode_slate`; for a behaviour-cloned model the date of its fit, whatever the slates have.
         progress: called after every batch, and once before the first.
 
     Raises:
         ValueError: an unknown ``how``; a ``fit`` with another ``how``, or made at another ``max_length``; a slate that
-            already has ``logging_logprobs`` without ``overwrite``; anything that `encode_slate` refuses; a cache file
-            that is not one.
+            already has ``logging_logprobs`` without ``overwrite``; errors of `encode_slate`; an invalid cache file.
     """
     if how not in get_args(HowLogged):
         raise ValueError(f"how: expected one of {', '.join(get_args(HowLogged))}, got {how!r}")
@@ -119,11 +118,10 @@ def score_slates(
 
 
 def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
-    """Refuse log-probabilities that belong to other tokens than those about to be trained on.
+    """Refuse log-probabilities that were computed for other tokens than those to train on.
 
-    Applies when the slate has ``completion_tokens`` and its provenance names the tokenizer that ``encoded`` came from:
-    then the counts can differ only because the two were cut at different lengths. With another tokenizer the counts may
-    differ honestly.
+    Applies if the slate has ``completion_tokens`` and was scored with the tokenizer of ``encoded``: then counts can
+        differ only because of different maximum lengths. With another tokenizer different counts are normal.
 
     Raises:
         ValueError: a response with another number of tokens than was scored.
@@ -173,8 +171,8 @@ def _warn_in_sample(slates: Sequence[Slate]) -> None:
     count = sum(fit["in_sample"] for fit in fits if fit is not None)
     if count:
         logger.warning(
-            "%d of %d responses were scored by a policy that was fitted to them, which finds them too likely: "
-            "importance weights come out too small; cross-fit (pope fit-logger --folds) to avoid it",
+            "%d of %d responses were scored by a policy that was fitted to them and gives them too much probability: "
+            "their importance weights are too small; cross-fit (pope fit-logger --folds) to avoid it",
             count,
             sum(len(slate.completions) for slate in slates),
         )

@@ -1,4 +1,4 @@
-"""What scoring any model gives: totals, token counts, and where they came from."""
+"""Scores any model on logged responses: totals, token counts, provenance."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelScores:
-    """Log-probabilities of logged responses under one model, be it a policy to evaluate or the logging policy.
+    """Log-probabilities of logged responses under one model, a policy to evaluate or the logging policy.
 
     Attributes:
         totals: ``[S][k]`` total log-probability of every response, in nats.
-        tokens: ``[S][k]`` tokens that each total sums over, in the model's own tokenizer.
-        provenance: which model, tokenizer and options made them; see `model_provenance`. What the model is to the log
-            is not part of it: only `logging_policy.score_slates` knows that.
+        tokens: ``[S][k]`` number of tokens of each response under the model's tokenizer.
+        provenance: model, tokenizer and options; see `model_provenance`. The model's relation to the log is not part of
+            it; `logging_policy.score_slates` adds it.
     """
 
     totals: list[list[float]]
@@ -57,21 +57,21 @@ def score_model(
 ) -> ModelScores:
     """Log-probability of every response of every slate under ``model``, with token counts and provenance.
 
-    The numbers are those of `scoring.score_responses`, which says how they are computed, cached and resumed. Scores and
-    log-probabilities that slates carry have no part in it.
+    See `scoring.score_responses` for how scores are computed, cached and resumed. Scores and log-probabilities of the
+    slates are not used.
 
     Args:
-        slates: the log; or its tokens, as `encode_slates` made them with this tokenizer and ``max_length``, so that a
-            caller who needs the tokens too makes them once. A policy's own samples are `EncodedSlate` as well.
+        slates: the log; or its tokens (`EncodedSlate`, also of a policy's own samples), made by `encode_slates` with
+            this tokenizer and ``max_length``, so that a caller who needs the tokens can tokenise once.
         model: any causal language model of transformers, on its device and in its dtype.
         tokenizer: the model's.
-        max_length: as in `encode_slate`; what is cut is reported through the log of this module.
+        max_length: as in `encode_slate`; truncation is logged.
         batch_tokens, cache_dir, progress: as in `scoring.score_responses`.
-        provenance: of an earlier call with the same weights, tokenizer and ``max_length``: saves reading every
-            parameter for its hash again. The caller answers for the weights being the same.
+        provenance: from an earlier call with the same weights, tokenizer and ``max_length``, to avoid hashing all
+            parameters again. The caller guarantees that the weights are the same.
 
     Raises:
-        ValueError: tokens of another tokenizer; anything that `encode_slate` or `scoring.score_responses` refuse.
+        ValueError: tokens of another tokenizer; errors of `encode_slate` and `scoring.score_responses`.
     """
     encoded = _encoded(slates, tokenizer, max_length)
     about = dict(provenance) if provenance is not None else model_provenance(model, tokenizer, max_length)
@@ -90,7 +90,7 @@ def score_model(
 
 
 def model_provenance(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-    """What decides a model's scores, by the names that the table in `propensity.logging_policy` explains."""
+    """Everything that determines a model's scores; the table in `propensity.logging_policy` explains the keys."""
     template = tokenizer.chat_template
     rule, training = length_rule(model), read_training_objective(model.name_or_path or os.devnull)
     return {
@@ -115,10 +115,10 @@ def encode_log(
     template_date: str | None = None,
     name: str = "",
 ) -> list[EncodedSlate]:
-    """`encode_slates`, with what was cut told through the log: a warning, unless nothing was.
+    """`encode_slates`, with a warning if something was truncated.
 
     Args:
-        name: of the slates, in that report.
+        name: the name of the slates in the warning.
     """
     encoded, report = encode_slates(slates, tokenizer, max_length=max_length, template_date=template_date)
     prefix = f"{name}: " if name else ""

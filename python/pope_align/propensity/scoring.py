@@ -24,14 +24,14 @@ from ..models.sharing import sharing_obstacle
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Called with the number of response tokens scored so far and in all (distinct responses count once).
+#: Called with the numbers of response tokens scored so far and in total (distinct responses count once).
 OnProgress = Callable[[int, int], None]
 
-#: Part of every cache key and of the cache's name; a change of what is computed changes it.
+#: Part of every cache key and of the cache's name; to be changed when scores change.
 _CACHE_VERSION = "4"
 
-#: A prompt is computed once for responses of up to this many tokens in all; where attention skips nothing of what the
-#: mask hides, longer rows would cost more than computing the prompt again.
+#: A prompt is computed once for responses of up to this many tokens in total; if attention does not skip masked blocks,
+#: longer rows would cost more than computing the prompt again.
 _TREE_TOKENS = 1024
 
 logger = logging.getLogger(__name__)
@@ -50,29 +50,28 @@ def score_responses(
 
     Equivalent, for one response: ``model(ids).logits.log_softmax(-1)`` gathered at the response's tokens and summed.
     Only the response's positions reach the language-model head. A prompt is computed once for several of its responses
-    where the model can (one that cannot is told from a first comparison, and a warning says why). What a response gets
-    depends on its own tokens alone, also where a model's rotary frequencies follow from the length (`models.rope`).
-    Rows are batched by length, longest first; equal responses are scored once. The model is in evaluation mode
-    meanwhile, and its modes are restored; no random state is touched.
+    if the model allows it (a first comparison checks this, and a warning says why not). The score of a response depends
+    only on its own tokens, even if rotary frequencies depend on the length (`models.rope`). Rows are batched by length,
+    longest first; equal responses are scored once. The model is put in evaluation mode and its modes are restored; no
+    random state is changed.
 
-    With ``cache_dir``, every finished batch is appended to a file there, so that a log that grew pays for the new
-    responses only, and a run that was killed goes on where it stopped: the batches follow from the log alone and are
-    kept whole or not at all, so it ends with the very bits of a run that was not. An entry's key is the SHA-256 of the
-    cache version, the model's fingerprint (configuration, and names, dtypes, shapes and bytes of all parameters), the
-    number of prompt tokens and the token ids: nothing else decides the number, up to rounding.
+    With ``cache_dir``, every finished batch is appended to a file there, so that only new responses of a log that grew
+    are computed, and a killed run continues where it stopped. Batches depend on the log alone and are stored completely
+    or not at all, so the results are bit-identical to those of an uninterrupted run. An entry's key is the SHA-256 of
+    the cache version, the model's fingerprint (configuration, and names, dtypes, shapes and bytes of all parameters),
+    the number of prompt tokens and the token ids: nothing else affects the score, up to rounding.
 
     Args:
-        slates: token ids, as `encode_slates` gives them.
+        slates: token ids, from `encode_slates`.
         model: any causal language model of transformers, on its device and in its dtype.
         batch_tokens: upper bound of rows times length in one forward pass (a single longer row runs alone).
-        cache_dir: folder of the cache, made if missing; None computes everything.
-        fingerprint: `model_fingerprint` of the model as it is now, where it is known already; None computes it where
-            the cache needs it.
+        cache_dir: folder of the cache, created if missing; None disables caching.
+        fingerprint: the model's current `model_fingerprint`, if known; None computes it if the cache needs it.
         progress: called after every batch, and once before the first.
 
     Raises:
-        ValueError: tokens or positions that the model's tables do not hold; a cache file that is not one; a
-            log-probability that is no number; a model whose head or logits are not supported.
+        ValueError: tokens or positions beyond the model's tables; an invalid cache file; a log-probability that is not
+            finite; a model whose head or logits are not supported.
     """
     check_limits(model, [Tree(slate.prompt_ids, slate.completion_ids) for slate in slates])
     if fingerprint is None:
@@ -85,7 +84,7 @@ def score_responses(
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of what decides a model's log-probabilities: its configuration and its parameters, bit for bit."""
+    """A hash of the model's configuration and all bits of its parameters."""
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     if config is not None:
@@ -101,7 +100,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One response to score, and the key of the answer."""
+    """One response to score, and its cache key."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -114,13 +113,13 @@ class _Request:
         return cls(tuple(prompt_ids), tuple(completion_ids), hashlib.sha256(content.encode()).hexdigest())
 
 
-_Row = list[_Request]  # responses to one prompt, which a forward pass may compute once
+_Row = list[_Request]  # responses to one prompt, which may be computed once
 
 
 def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Batches of rows: every distinct response once, decided by the log alone and not by what is known already.
+    """Batches of rows with every distinct response once; they depend on the log alone, not on the cache.
 
-    Longest first: rows of a batch are alike in length, and a batch too large for the memory fails at the start.
+    Longest first: rows of a batch have similar lengths, and a batch that does not fit in memory fails at the start.
     """
     by_prompt: dict[tuple[int, ...], dict[str, _Request]] = {}
     for request in requests:
@@ -137,7 +136,9 @@ def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row
 
 
 def _rows(responses: list[_Request]) -> Iterator[_Row]:
-    """Responses to one prompt in rows of like lengths, up to ``_TREE_TOKENS`` each (a longer response goes alone)."""
+    """Responses to one prompt in rows of similar lengths, up to ``_TREE_TOKENS`` each (a longer response gets its
+    own).
+    """
     row: _Row = []
     for request in sorted(responses, key=lambda request: len(request.response)):
         if row and sum(len(other.response) for other in row) + len(request.response) > _TREE_TOKENS:
@@ -164,12 +165,12 @@ def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _Cache, progr
     report(done, of)
     if not any(pending):
         return
-    share_prompt = _shares_prompt(model, plan)  # of the whole plan: a resumed run must decide alike
+    share_prompt = _shares_prompt(model, plan)  # from the whole plan, so that a resumed run decides the same
     with _evaluating(model):
         for batch in filter(None, pending):
             trees = [_tree(row) for row in batch]
             rows = rows_on(model, lay_out(trees, share_prompt=share_prompt))
-            # A log-probability is at most 0; rounding can leave a response of near-certain tokens a hair above.
+            # A log-probability is at most 0; rounding can make it slightly larger for near-certain tokens.
             logprobs = response_logprobs(model, rows).double().clamp(max=0.0).tolist()
             totals.add([request for row in batch for request in row], logprobs)
             done += sum(map(_tokens, batch))
@@ -188,13 +189,13 @@ def _shares_prompt(model: PreTrainedModel, plan: list[list[_Row]]) -> bool:
         return False
     obstacle = sharing_obstacle(model, trees)
     if obstacle is not None:
-        logger.warning("every response computes its prompt anew: %s", obstacle)
+        logger.warning("every response computes its prompt again: %s", obstacle)
     return obstacle is None
 
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module has its own mode back (parts may have been frozen)."""
+    """Evaluation mode without gradients; afterwards every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -209,7 +210,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Cache:
-    """Totals by key; kept in a journal, one line a batch, when there is a folder for it."""
+    """Totals by key, stored in a journal with one line per batch if there is a folder."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.journal = journal

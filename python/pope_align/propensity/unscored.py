@@ -1,4 +1,4 @@
-"""Whether a log has log-probabilities already: asked before a model is loaded, so this module needs no torch."""
+"""Checks whether a log already has log-probabilities, without torch, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_unscored(slates: Iterable[Slate]) -> None:
     """Refuse log-probabilities that scoring would replace.
 
     Raises:
-        ValueError: with the first slate that has them.
+        ValueError: names the first slate that has them.
     """
     for number, slate in enumerate(slates, start=1):
         if slate.logging_logprobs is not None:

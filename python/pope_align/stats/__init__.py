@@ -1,1 +1,1 @@
-"""Uncertainty of means and ratios over independent clusters, shared by metrics and off-policy evaluation."""
+"""Uncertainty of means and ratios over independent clusters, for metrics and off-policy evaluation."""

@@ -1,4 +1,4 @@
-"""Resampling of clusters: how often each counts in every draw, and the sums that follow from it."""
+"""Resampling of clusters: their multiplicities in every draw, and the resampled sums."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Floats = npt.NDArray[np.float64]
 #: "bootstrap" draws C clusters with replacement; "bayesian" gives them Dirichlet(1, ..., 1) weights.
 Resampling = Literal["bootstrap", "bayesian"]
 
-#: Numbers in one block of multiplicities: 32 MiB of float64.
+#: Size of a block of multiplicities: 32 MiB of float64.
 _BLOCK = 4 * 1024 * 1024
 
 
 def resampled_sums(columns: Floats, resampling: Resampling, draws: int, seed: int) -> Floats:
     """``[C, K] -> [draws, K]``: the sum of every column over each resampled set of clusters.
 
-    Equal seeds resample equal clusters, whatever the columns: sums of one log under two policies are paired.
+    Equal seeds resample the same clusters, so that sums of one log under two policies are paired.
     """
     blocks = _multiplicities(resampling, len(columns), draws, seed)
     return np.concatenate([weights @ columns for weights in blocks])
 
 
 def _multiplicities(resampling: Resampling, clusters: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Blocks ``[b, C]`` of how often each cluster counts, ``draws`` rows in all; the same whatever the block size."""
+    """Blocks ``[b, C]`` of multiplicities of clusters, ``draws`` rows in total; independent of the block size."""
     random = np.random.default_rng(seed)
     rows = max(1, _BLOCK // clusters)
     for start in range(0, draws, rows):

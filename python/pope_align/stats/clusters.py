@@ -1,4 +1,4 @@
-"""Ids of clusters as numbers, so that different ids stay different whatever their types."""
+"""Maps ids of clusters to integers; ids that differ in value or type stay different."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 
 def codes_of(ids: Sequence[Any] | npt.ArrayLike, name: str = "clusters") -> tuple[list[Any], npt.NDArray[np.int64]]:
-    """The distinct ids, in order, and for every element of ``ids`` the place of its own among them.
+    """The distinct ids, sorted, and the index of every element of ``ids`` among them.
 
-    As `np.unique` with ``return_inverse`` does it, but ids keep their types: 1 and "1" are two, and so are texts that
-    differ in a final NUL and whole numbers that float64 would round to one. Equal numbers of other types (1 and 1.0)
-    are one.
+    Like `np.unique` with ``return_inverse``, but ids keep their types: 1 and "1" differ, and so do texts that differ in
+        a final NUL and integers that float64 would round to the same number. Equal numbers of different types (1 and
+        1.0) are equal.
 
     Raises:
         ValueError: an id that is missing (None or NaN) or cannot be compared, with its place.
@@ -28,7 +28,9 @@ def codes_of(ids: Sequence[Any] | npt.ArrayLike, name: str = "clusters") -> tupl
 
 
 def _key(value: Any, at: int, name: str) -> tuple[str, Any]:
-    """By which ids are equal and ordered: numbers, then texts and whatever else, each among its kind."""
+    """The key that defines equality and order of ids: numbers first, then texts and other types, each among
+    themselves.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or not isinstance(value, Hashable) or value != value:

@@ -1,4 +1,4 @@
-"""Intervals for sums of ratios: t, bootstraps over clusters, and bounds that hold at any sample size."""
+"""Intervals for sums of ratios: t, bootstraps over clusters, and bounds that are valid at any sample size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ IntervalMethod = Literal["t", "bootstrap", "bayesian", "hoeffding", "bernstein"]
 
 @dataclass(frozen=True)
 class Confidence:
-    """How an interval is made.
+    """The settings of an interval.
 
     Attributes:
         method: "t": delta-method standard error and the t quantile of C - 1 degrees; "bootstrap": percentiles over
             resampled clusters; "bayesian": percentiles under Dirichlet weights of the clusters; "hoeffding" and
             "bernstein": bounds from declared ranges, for unnormalised estimators with a clip.
         level: coverage, two-sided.
-        draws: of the bootstraps.
-        seed: of the bootstraps; equal seeds resample equal clusters for every policy and estimator.
+        draws: number of bootstrap draws.
+        seed: of the bootstrap; equal seeds resample the same clusters for every policy and estimator.
         diversity_range: declared least and greatest diversity reward, for the two bounds.
     """
 
@@ -119,7 +119,7 @@ def bernstein_interval(ratios: Ratios, row_ranges: Floats, level: float) -> tupl
 
 
 def _mean_shares(ratios: Ratios) -> Floats:
-    """``[C]`` the part of each cluster in a plain mean."""
+    """``[C]`` the share of each cluster in a plain mean."""
     return np.asarray(ratios.denominators[0] / ratios.denominators[0].sum())
 
 

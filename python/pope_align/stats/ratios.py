@@ -1,4 +1,4 @@
-"""Sums of ratios over clusters: the one form that all estimates take, and all that their uncertainty needs."""
+"""Sums of ratios over clusters: the common form of all estimates, from which their uncertainty is computed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ratios:
         return np.asarray((self.numerators.sum(1) / self.denominators.sum(1)[:, None]).sum(0))
 
     def influence(self) -> Floats:
-        """``[C, P]`` what each cluster adds to ``V - E V``, to first order (the delta method)."""
+        """``[C, P]`` the contribution of each cluster to ``V - E V``, to first order (the delta method)."""
         total = self.denominators.sum(1)[:, None]  # [T, 1]
         each = self.numerators.sum(1) / total  # [T, P]
         centred = self.numerators - each[:, None, :] * self.denominators[:, :, None]
@@ -62,7 +62,7 @@ class Ratios:
         )
 
     def draws(self, resampling: Resampling, count: int, seed: int) -> Floats:
-        """``[count, P]`` values of resampled logs; every ratio is formed anew in every draw."""
+        """``[count, P]`` values of resampled logs; every ratio is recomputed in every draw."""
         terms, clusters, parts = self.numerators.shape
         columns = np.concatenate(
             [self.numerators.transpose(1, 0, 2).reshape(clusters, terms * parts), self.denominators.T], axis=1

@@ -230,7 +230,7 @@ def shares_prompt(
     if obstacle is not None:
         if prompt_sharing == "on":
             raise ValueError(f"prompt_sharing: {obstacle}")
-        logger.warning("prompt_sharing: off, every response computes its prompt anew: %s", obstacle)
+        logger.warning("prompt_sharing: off, every response computes its prompt again: %s", obstacle)
     return obstacle is None
 
 
