@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Reddit, submissions and comments as Pushshift publishes them: votes on comments, one slate a post.
+# Reddit, submissions and comments as Pushshift publishes them: votes on comments, one slate per post.
 # Usage: examples/reddit.sh [OUTPUT-FOLDER]; it takes a minute or two on two free cores.
 set -euo pipefail
 raw="$(cd "$(dirname "$0")" && pwd)/raw"
 out="${1:-reddit-out}"
 mkdir "$out"  # a new folder: nothing is overwritten
 
-# 1. From the raw file to slates, and a look at them. Posts, items and tickets stay together in a split.
+# 1. Convert the raw file to slates and inspect them. Posts, items and tickets stay together in a split.
 pope convert --from auto "$raw/RS_2020-01.zst" "$raw/RC_2020-01.zst" \
     --split-by group --splits 0.5,0,0.5 --seed 0 -o "$out/slates.jsonl"
 pope inspect "$out/slates.test.jsonl" --against "$out/slates.train.jsonl" -o "$out/slates.png"
 
-# 2. Log-probabilities. SmolLM2 stands in for the people who wrote these answers; `pope fit-logger` on the training split
-#    makes a better logging policy, and takes longer.
+# 2. Log-probabilities. SmolLM2 is a stand-in for the people who wrote these answers; `pope fit-logger` on the training split
+#    gives a better logging policy, but takes longer.
 pope score "$out/slates.test.jsonl" --model smollm2-135m --how proxy --max-length 96 --cache "$out/cache" \
     -o "$out/scored.jsonl"
 
-# 3. What SmolLM2 is worth by these votes, and whether to believe it: of a stand-in and so few slates, little.
+# 3. Estimate SmolLM2's value by these votes; with a stand-in and so few slates the verdict is poor.
 pope evaluate "$out/scored.jsonl" --policy smollm2=smollm2-135m --utility-transform log1p_minmax \
     --cache "$out/cache" -o "$out/evaluation.json"
 
-# 4. What it answers.
+# 4. Generate its answers.
 pope generate "$out/slates.test.jsonl" --model smollm2-135m -n 1 --max-new-tokens 8 --limit 2 \
     -o "$out/generations.jsonl"

@@ -1,7 +1,7 @@
-"""Write ``tests/golden/public_api.json``: the public names and the signatures of what they stand for.
+"""Write ``tests/golden/public_api.json``: the public names and their signatures.
 
 A difference is a change for every user: record it in CHANGELOG.md (docs/versioning.md says what a version may change),
-then run ``python scripts/freeze_api.py``, which writes the file anew. ``--check`` writes nothing and compares.
+then run ``python scripts/freeze_api.py``, which rewrites the file. ``--check`` only compares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from pope_core import Objective
 
 FILE = Path(__file__).parent.parent / "tests" / "golden" / "public_api.json"
-#: Modules that docs/versioning.md calls public, with the names that count where these are not all of its own.
+#: The public modules of docs/versioning.md, with their public names if these are not all.
 MODULES: dict[str, tuple[str, ...] | None] = {
     "pope_core": None,
     "pope_core.reference": None,
@@ -31,14 +31,14 @@ MODULES: dict[str, tuple[str, ...] | None] = {
 
 
 def annotation(value: Any) -> str:
-    """The text of an annotation, also where a NamedTuple has wrapped it, which Python's versions print differently."""
+    """The text of an annotation; unwraps those of NamedTuples, which Python versions print differently."""
     if isinstance(value, typing.ForwardRef):
         return str(value.__forward_arg__)
     return value if isinstance(value, str) else inspect.formatannotation(value).replace("ForwardRef", "")
 
 
 def default(value: Any) -> str:
-    """The text of a default. Those of `Objective` stand in its own entry, and in no other that has it as a default."""
+    """The text of a default. The defaults of `Objective` are only in its own entry."""
     if value == Objective():
         return "Objective()"
     if value == Objective.evaluation():
@@ -50,10 +50,10 @@ def default(value: Any) -> str:
 
 
 def signature(value: Any) -> str:
-    """Parameters in order with their annotations and defaults, and what is returned."""
+    """Parameters in order with annotations and defaults, and the return type."""
     given = inspect.signature(value)
     inherited: set[str] = set()
-    if dataclasses.is_dataclass(value):  # the fields of another library's class, which change with its versions
+    if dataclasses.is_dataclass(value):  # fields of another library's class, which change with its versions
         foreign = [base for base in value.__mro__[1:] if not base.__module__.startswith("pope_")]
         inherited = {name for base in foreign for name in inspect.get_annotations(base)}
         inherited -= {name for base in value.__mro__ if base not in foreign for name in inspect.get_annotations(base)}
@@ -93,7 +93,7 @@ def entry(value: Any) -> Any:
 
 
 def public_names(module: Any) -> list[str]:
-    """``__all__``, or what a module without it defines itself and does not mark as private."""
+    """``__all__``, or the non-private names that a module without it defines."""
     if hasattr(module, "__all__"):
         return sorted(module.__all__)
     own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
@@ -104,14 +104,14 @@ def describe(name: str) -> dict[str, Any]:
     """Every public name of a module, and its entry."""
     module = importlib.import_module(name)
     found = {each: entry(getattr(module, each)) for each in MODULES[name] or public_names(module)}
-    if name == "pope_core":  # where the two named objectives differ
+    if name == "pope_core":  # differences of the two named objectives
         of_training = Objective().to_dict().items()
         found["Objective.evaluation()"] = dict(sorted(Objective.evaluation().to_dict().items() - of_training))
     return found
 
 
 def differences(stored: Any, made: Any, path: str = "") -> Iterator[str]:
-    """Entries that are not the same, by name."""
+    """Entries that differ, by name."""
     if isinstance(stored, dict) and isinstance(made, dict):
         for name in sorted(set(stored) | set(made)):
             where = f"{path}.{name}" if path else name

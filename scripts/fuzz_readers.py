@@ -1,13 +1,13 @@
-"""Broken input for every reader, seeded: no traceback, bounded time and memory, and every bad row counted once.
+"""Fuzzes every reader with damaged input, seeded: no traceback, bounded time and memory, every bad row counted once.
 
     python scripts/fuzz_readers.py [--rows 120] [--files 40] [--seed 0]
 
-Rows: records of each format's sample (tests/formats) are damaged one by one. Each damaged row is read alone, which says
-whether it is bad, and then all of them between good ones, where the conversion must skip just the bad ones. Some kinds
-of damage are bad whatever stands in the row; they are checked to be.
+Rows: records of each format's sample (tests/formats) are damaged one by one. Each damaged row is read alone to find out
+whether it is bad, and then all of them between good ones, where the conversion must skip exactly the bad ones. Some
+kinds of damage must always be bad, which is checked.
 
-Files: the bytes of samples in every container are damaged anywhere. Whatever they become, reading them ends in records
-and in errors that name the file.
+Files: the bytes of samples in every container are damaged anywhere. Reading them must give records or errors that name
+the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 class Failure(Exception):
-    """A reader did what it must not."""
+    """A reader failed a check."""
 
 
 # --- damage to one row, as the line it becomes ------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def spliced(row: Row, rng: random.Random, text: str) -> bytes:
     return json.dumps(replaced(row, rng, "@here@")).replace('"@here@"', text, 1).encode()
 
 
-#: Each kind of damage, and whether no reader may take the row.
+#: Each kind of damage, and whether every reader must reject the row.
 DAMAGES: list[tuple[Callable[[Row, random.Random], bytes], bool]] = [
     (truncation, True),
     (type_swap, False),

@@ -1,21 +1,21 @@
 """Build, test, sanitize and measure on a machine with a GPU, which needs no network: ``python scripts/gpu_check.py``.
 
 It needs Python with torch, triton, pip, setuptools, pybind11, cmake, ninja, pytest and hypothesis, the CUDA toolkit of
-torch's version (nvcc; compute-sanitizer for two phases), and a C++ compiler. What is missing, and rivals, may lie as
-wheels in ``--wheels``, fetched elsewhere (docs/kernels.md says which); a large one may come in pieces,
-``NAME.whl.part-*``. All is installed into ``--target``, nothing into
-the environment. A phase that fails is reported and the next one runs.
+torch's version (nvcc; compute-sanitizer for two phases), and a C++ compiler. Missing packages and rivals may be wheels
+in ``--wheels``, downloaded elsewhere (docs/kernels.md says which); a large one may be split, ``NAME.whl.part-*``.
+Everything is installed into ``--target``, nothing into the environment. A phase that fails is reported and the next one
+runs.
 
-Where a command may not take long, give it a part of the work::
+If commands have a time limit, run a part of the work::
 
     python scripts/gpu_check.py --wheels DIR --phases wheels build
     python scripts/gpu_check.py --phases tests --select "cuda and not triton"
     python scripts/gpu_check.py --phases racecheck --dtypes bfloat16
     python scripts/gpu_check.py --phases benchmarks --select "hidden and 8192x128256x2048"
 
-Parts of the benchmark add up in one file of ``benchmarks/results`` as long as device, driver, versions and commit are
-the same. Where the files have no git history, say which commit they are: ``POPE_COMMIT=<hash>``. The rows of a real
-model need ``benchmarks/data/hidden_states.pt``, which ``python benchmarks/hidden_states.py`` makes where there is one.
+Partial benchmark runs are merged into one file of ``benchmarks/results`` if device, driver, versions and commit are the
+same. Without a git history, give the commit: ``POPE_COMMIT=<hash>``. The rows of a real model need
+``benchmarks/data/hidden_states.pt``, which ``python benchmarks/hidden_states.py`` makes on a machine with the model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def install(target: Path, *what: str | Path, **environment: str) -> bool:
 
 
 def join_parts(folder: Path) -> list[Path]:
-    """Files that came in pieces, ``NAME.part-*`` in the order of their names, put together beside them."""
+    """Join split files, ``NAME.part-*`` in the order of their names."""
     names = sorted({part.name.rpartition(".part-")[0] for part in folder.glob("*.part-*")})
     for name in names:
         with (folder / f"{name}.joining").open("wb") as whole:
@@ -57,7 +57,7 @@ def join_parts(folder: Path) -> list[Path]:
 
 
 def install_wheels(target: Path, folder: Path | None) -> bool:
-    """All in one command, because pip replaces the target's ``bin`` with that of every later one."""
+    """Install everything in one command, because every pip command replaces the target's ``bin``."""
     if folder is not None:
         join_parts(folder)
     wheels = sorted(folder.glob("*.whl")) if folder is not None else []
@@ -65,7 +65,7 @@ def install_wheels(target: Path, folder: Path | None) -> bool:
         print(f"no wheels in {folder}")
     if not wheels:
         return folder is None
-    # Packages that add folders to the path in a .pth file (quack's compiler) are heard in a site folder only.
+    # .pth files (quack's compiler has one) work only in a site folder.
     target.mkdir(parents=True, exist_ok=True)
     (target / "sitecustomize.py").write_text(
         "import site\nfrom pathlib import Path\n\nsite.addsitedir(Path(__file__).parent)\n"
@@ -82,13 +82,13 @@ def build(target: Path) -> bool:
 
 
 def gpu_tests() -> list[Path]:
-    """The files with tests of a GPU; others may need libraries that are not here."""
+    """The files with GPU tests; others may need libraries that are not installed."""
     files = sorted((ROOT / "tests").glob("test_*.py"))
     return [file for file in files if "TARGETS" in file.read_text() or "mark.gpu" in file.read_text()]
 
 
 def has_gpu() -> bool:
-    """Tests would be skipped without one, and pass."""
+    """Fail without a GPU, because tests would be skipped and pass."""
     about = "print(torch.cuda.get_device_name(), 'torch', torch.__version__, 'CUDA', torch.version.cuda)"
     return run(sys.executable, "-c", f"import torch; assert torch.cuda.is_available(), 'no CUDA device'; {about}")
 
@@ -98,7 +98,7 @@ def sanitize(tool: str, dtypes: list[str]) -> bool:
     if sanitizer is None:
         print("compute-sanitizer is neither on the PATH nor in /usr/local/cuda/bin; it comes with the CUDA toolkit")
         return False
-    # torch's allocator hands out parts of large blocks, which would hide accesses beyond a tensor.
+    # torch's allocator returns parts of large blocks, which would hide out-of-bounds accesses.
     return has_gpu() and run(
         sanitizer,
         f"--tool={tool}",
@@ -112,7 +112,7 @@ def sanitize(tool: str, dtypes: list[str]) -> bool:
 
 def pytest(select: str | None, *files: str | Path) -> bool:
     chosen = ["-k", select] if select else []
-    # A test keeps a core of the host busier than the GPU. Rows of a benchmark must be alone.
+    # Tests use the CPU more than the GPU, so they run in parallel; benchmark rows must run alone.
     if importlib.util.find_spec("xdist") is not None and not any("bench" in str(file) for file in files):
         chosen += ["-n", str(min(8, os.cpu_count() or 1))]
     return has_gpu() and run(
@@ -130,7 +130,7 @@ def main() -> int:
     arguments = parser.parse_args()
     target = arguments.target.resolve()
     target.mkdir(parents=True, exist_ok=True)
-    # The target comes first: the source tree beside this file holds no extension.
+    # The target comes first, because the source tree has no built extension.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, str(target))
     tools = [target / "bin", Path(sys.executable).parent, os.environ["PATH"], "/usr/local/cuda/bin"]
@@ -150,7 +150,7 @@ def main() -> int:
         passed.append(work[phase]())
         line = f"{phase:12}{'passed' if passed[-1] else 'FAILED'}{time.monotonic() - begin:8.0f} s"
         print(line, flush=True)
-        with (target / "report.txt").open("a") as report:  # a run that is cut off leaves what it found
+        with (target / "report.txt").open("a") as report:  # keep results if the run is cut off
             report.write(line + "\n")
     return int(not all(passed))
 

@@ -1,4 +1,4 @@
-"""Every CUDA kernel once, on shapes with unaligned rows and long ones: the program that compute-sanitizer watches.
+"""Runs every CUDA kernel once, on shapes with unaligned and long rows, under compute-sanitizer.
 
 ``python scripts/gpu_small_case.py [DTYPE ...]``, all three without an argument.
 """
@@ -22,7 +22,7 @@ VOCABULARIES = (37, 1031, 40_001)
 
 
 def objectives() -> Iterator[Objective]:
-    """Every weighting with every normalization, which decide what waits for what in a chunk."""
+    """Every weighting with every normalization, which determine the groups of a chunk."""
     for weighting, normalization in itertools.product(get_args(Weighting), get_args(Normalization)):
         yield Objective(clip=2.0, weighting=weighting, normalization=normalization)
 

@@ -1,9 +1,9 @@
 """Write ``tests/golden/objective.json``: float64 values and gradients of every combination of the objective's options.
 
-``python scripts/make_golden.py`` computes them with ``pope_core.reference`` from the inputs that the file holds
-(logits, labels, offsets, utility, propensities) and writes the file anew: after a new option, or for other inputs put
-into it. ``--check`` writes nothing and compares. The first version of the file was computed by a program of its own
-from docs/method.md, so equal numbers say that the reference follows the page.
+``python scripts/make_golden.py`` computes them with ``pope_core.reference`` from the inputs in the file (logits,
+labels, offsets, utility, propensities) and rewrites the file; run it after adding an option or changing inputs.
+``--check`` only compares. The first version of the file was computed by an independent program from docs/method.md, so
+equal numbers mean that the reference follows the page.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pope_core.objective import CHOICES
 FILE = Path(__file__).parent.parent / "tests" / "golden" / "objective.json"
 CLIPS = (None, 1.2)
 WHAT = (
-    "float64 values of the objective in docs/method.md, sections 1-4. All log-probabilities are totals in nats. "
+    "float64 values of the objective in docs/method.md. All log-probabilities are totals in nats. "
     "grad_response_logprobs is the derivative of the value in the totals of the responses."
 )
 
 
 def combinations() -> Iterator[dict[str, Any]]:
-    """Every combination of the options that are names, with and without a maximum weight."""
+    """Every combination of the named options, with and without a maximum weight."""
     options = {"weighting": CHOICES["weighting"], "normalization": CHOICES["normalization"], "clip": CLIPS}
     options |= {name: CHOICES[name] for name in ("utility_form", "diversity_form")}
     for values in itertools.product(*options.values()):
@@ -54,7 +54,7 @@ def case(group: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def computed(group: dict[str, Any]) -> dict[str, Any]:
-    """The group with everything that follows from its inputs."""
+    """The group with all results computed from its inputs."""
     logits, labels = torch.tensor(group["logits"], dtype=torch.float64), torch.tensor(group["labels"])
     offsets = torch.tensor(group["response_offsets"])
     inputs = {name: value for name, value in group.items() if name != "cases"}
@@ -66,7 +66,7 @@ def computed(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(stored: Any, made: Any, path: str = "") -> Iterator[str]:
-    """Places where two files differ by more than rounding."""
+    """The differences of two files beyond rounding."""
     if isinstance(stored, dict) and isinstance(made, dict) and set(stored) == set(made):
         for name in stored:
             yield from differences(stored[name], made[name], f"{path}.{name}")

@@ -50,7 +50,7 @@ APART = {
             intermediate_size=64,
             window_size=20,
         ),
-        "by the place in a row",
+        "along the row",
     ),
     "openai-gpt": (lambda: hf.OpenAIGPTConfig(**GPT), "takes no mask of its own (RuntimeError"),
     "xlnet": (

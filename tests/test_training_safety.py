@@ -41,7 +41,7 @@ def test_a_loss_that_is_no_number_names_its_slates_and_the_cause(
         trainer.model.model.layers[1].mlp.down_proj.weight[3, 4] = math.nan
     with pytest.raises(ValueError, match=r"step 1, slates colour/2#slate02, colour/0#slate00: ") as error:
         trainer.compute_loss(trainer.model, batch, num_items_in_batch=2)
-    assert "1 parameters (model.layers.1.mlp.down_proj.weight, ...) are no numbers" in str(error.value)
+    assert "1 parameters (model.layers.1.mlp.down_proj.weight, ...) are NaN or infinite" in str(error.value)
 
 
 def test_a_weight_beyond_all_bounds_names_its_slates(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:

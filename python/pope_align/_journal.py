@@ -122,7 +122,7 @@ class Journal(Mapping[str, Any]):
             changes = ", ".join(f"{name} {found.get(name)!r} -> {about.get(name)!r}" for name in differing)
             raise ValueError(
                 f"{self.path}: expected the journal of this run, got that of another ({changes}); "
-                "delete it to start anew, or repeat the run it belongs to"
+                "delete it to start from scratch, or repeat the run it belongs to"
             )
 
     def _no_journal(self) -> ValueError:

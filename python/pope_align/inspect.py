@@ -281,7 +281,7 @@ def _policies(axes: Axes, policies: Sequence[Propensities]) -> None:
         label = f"{policy.how}: {policy.nats_per_token:.2f} nats per token"
         axes.hist(policy.per_token, bins=_bins(policy.per_token), alpha=0.6, label=label)
     if scored:
-        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # room for the legend
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.25)  # space for the legend
         axes.legend(frameon=False, fontsize="small")
     else:
         axes.set_axis_off()

@@ -59,7 +59,7 @@ class RowCollator:
 
 @dataclass(frozen=True, slots=True)
 class SlateCollator(RowCollator):
-    """Batch scored slates of any sizes: `TokenRows`, and under ``log`` what the log brings to the objective.
+    """Batch scored slates of any sizes: `TokenRows`, and under ``log`` the logged data for the objective.
 
     ``log`` is a `pope_core.slates.LogData`: totals of the logging policy and utilities in float64, offsets of the
     slates, and the number of tokens of each response, by which the objective divides where it is length-normalised.

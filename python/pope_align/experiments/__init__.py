@@ -1,1 +1,1 @@
-"""Studies that can be run again: each module is one, and says what it shows."""
+"""Reproducible studies, one per module."""

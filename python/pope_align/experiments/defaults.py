@@ -1,8 +1,8 @@
 """The ablation behind the defaults: objectives, clips and learning rates, from one cloned logging policy.
 
-``python -m pope_align.experiments.defaults LOG --model MODEL -o FILE.json`` clones a logging policy once, trains
-every setting below from it for one epoch, and estimates what each gained on the log's validation part, which neither
-saw. The test part is left alone. docs/defaults.md has the tables that it prints.
+``python -m pope_align.experiments.defaults LOG --model MODEL -o FILE.json`` clones a logging policy once, trains every
+setting below from it for one epoch, and estimates the gain of each on the log's validation part, which is used neither
+for cloning nor for training. The test part is not used. docs/defaults.md has the tables that it prints.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ..training.config import PopeConfig
 from ..training.trainer import PopeTrainer
 from .parts import three_parts
 
-#: What every setting is measured with, whatever it was trained with.
+#: The objective with which every setting is evaluated, whatever it was trained with.
 MEASURE = Objective(diversity_form="neg_log_prob")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is varied; the rest is `PopeConfig`'s."""
+    """The varied options; the others are `PopeConfig`'s defaults."""
 
     normalization: Normalization
     diversity_form: DiversityForm
@@ -62,10 +62,10 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Study:
-    """What all settings share.
+    """Common options of all settings.
 
     Attributes:
-        max_length: tokens of prompt and response that are kept.
+        max_length: maximum number of tokens of prompt and response.
         cloning_learning_rate: of the logging policy, fitted for one epoch.
         seed: of the split, the fit and the order of slates; 1 is the demo's split.
         bf16: train under bfloat16 autocast. Scoring stays in float32.
@@ -79,7 +79,7 @@ class Study:
 
 
 def run(log: Path, model: str, study: Study) -> dict[str, Any]:
-    """Every setting's gain over the cloned policy, under one measure: neg_log_prob diversity of weight 0.1."""
+    """Every setting's gain over the cloned policy, under one objective: neg_log_prob diversity with weight 0.1."""
     tokenizer = load_tokenizer(model)
     train, validation, test = three_parts(log, study.seed)
     fitted, stop = group_split(train, slate_group, 0.15, study.seed)

@@ -1,8 +1,8 @@
-"""POPE beside SFT and DPO: one log, one start, one budget, and the value of each on slates that none has seen.
+"""Compares POPE with SFT and DPO: one log, one start, one budget, and the value of each on held-out slates.
 
 ``python -m pope_align.experiments.methods LOG --model MODEL -o FOLDER`` clones a logging policy from the slates
-outside the log's test part, trains every method from it on the same slates, and estimates on the test part what each
-gained. ``methods.md`` is the table of the documentation, ``methods.json`` everything behind it.
+outside the log's test part, trains every method from it on the same slates, and estimates the gain of each on the test
+part. ``methods.md`` is the table of the documentation, ``methods.json`` has all results.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from .parts import three_parts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
-#: The start of all methods, which they are compared with.
+#: The model that all methods start from and are compared with.
 START = "cloned"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all methods share.
+    """Common options of all methods.
 
     Attributes:
         epochs, learning_rate, slates_per_step: of every method; the rate is the default of `PopeConfig`.
         beta: of DPO, TRL's default.
-        max_length: tokens of prompt and response that are kept, by all alike.
+        max_length: maximum number of tokens of prompt and response, for all methods.
         bf16: train every method under bfloat16 autocast. The fit and all scoring stay in float32.
         seed: of the split and the orders; 1 is the demo's split.
     """
@@ -61,7 +61,7 @@ class Study:
 
 
 def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
-    """Clone, train, evaluate; the trained models are left in ``output``, a folder for each method."""
+    """Clone, train, evaluate; the trained models are saved in ``output``, one folder per method."""
     arguments = {method: _arguments(method, output / method, study) for method in get_args(TrainingMethod)}
     tokenizer = load_tokenizer(model)
     parts = three_parts(log, study.seed)
@@ -94,7 +94,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
 
 
 def table(evaluation: Evaluation) -> str:
-    """Markdown: self-normalised values, what each method gained over the start, verdicts."""
+    """Markdown: self-normalised values, gains over the start, verdicts."""
     gains = {comparison.policy: comparison for comparison in evaluation.comparisons}
     lines = [
         f"| | V | gain in V over {START} | in V_CU | in V_Div (nats) | ESS | verdict |",

@@ -1,8 +1,8 @@
-"""Do verdicts keep their promises: estimates and differences on worlds with known truth, by kind and estimator.
+"""Checks the promises of verdicts: estimates and differences on worlds with known truth, by kind and estimator.
 
     python -m pope_align.experiments.ope_calibration held-out --worlds 40 --out calibration.json
 
-Every world of a kind is drawn anew and gives one log. docs/ope_study.md reads the results.
+Every world of a kind is drawn separately and gives one log. docs/ope_study.md discusses the results.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..ope import Comparison, Estimate, LoggedSlates, Predictions, compare, effe
 from ..ope.rules import FEW_CLUSTERS, VERDICTS
 from .ope_worlds import DEVELOPMENT, HELD_OUT, POLICIES, TableWorld
 
-#: What is judged: the rows of `METHODS`.
+#: The estimators, rows of `METHODS`.
 ESTIMATORS = ("snips", "ips", "dr", "sndr", "clipped_ips")
 
-#: What makes a log healthy: effective sample size of whole sequences, and the policy's exact mass beyond the log.
+#: A log is healthy by the effective sample size of whole sequences and the policy's exact mass outside the log.
 HEALTHY_ESS, HEALTHY_SHARE = 100.0, 0.01
 
-#: Of these kinds the recorded propensities are not true.
+#: Kinds whose recorded propensities are wrong.
 UNTRUE = ("misrecorded",)
 
 
@@ -44,7 +44,7 @@ class Judged:
     covered: bool
     verdict: str
     healthy: bool
-    rules: tuple[str, ...]  # that led to the verdict
+    rules: tuple[str, ...]  # the rules that led to the verdict
 
     @property
     def far_off(self) -> bool:
@@ -95,7 +95,7 @@ def _judged(kind: str, estimator: str, result: Estimate | Comparison, truth: flo
 
 
 def promises(rows: Iterable[Judged]) -> dict[str, dict[str, float]]:
-    """By estimator and kind of result: coverage of what is called reliable, with Wilson's bound, and the rest."""
+    """By estimator and kind of result: coverage of reliable results, with Wilson's bound, and the other promises."""
     groups: dict[str, list[Judged]] = {}
     for row in rows:
         groups.setdefault(f"{row.estimator}, {row.what}", []).append(row)

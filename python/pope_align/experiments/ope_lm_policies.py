@@ -1,4 +1,4 @@
-"""The prompts and the policies of the study on real language: one small model, changed in known ways."""
+"""Prompts and policies of the study on real language: variants of one small model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LENGTHS = (8, 16, 32, 64)
 #: Prompts of a block have equally many tokens, so that a batch of them needs no padding.
 BLOCK = 10
 
-#: Temperatures under which everything the untouched model reads is scored at once, since the logits are there.
+#: Temperatures at which texts of the unchanged model are all scored, because the logits are available.
 TEMPERATURES = (1.0, 0.7, 0.85, 1.15)
 
 _PLAIN = "You answer in one short paragraph. You use plain, everyday words and come to the point at once."
@@ -30,11 +30,11 @@ class Policy:
     name: str
     temperature: float = 1.0
     system: str | None = None  # None: the chat template's own
-    adapter: str | None = None  # a folder of the cache; None: the model as it came
+    adapter: str | None = None  # a folder of the cache; None: the unchanged model
 
     @property
     def untouched(self) -> bool:
-        """Whether it differs from the logging policy by its temperature alone."""
+        """Whether it differs from the logging policy only in temperature."""
         return self.system is None and self.adapter is None
 
 
@@ -68,7 +68,7 @@ class Prompts:
 
 
 def chat_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:
-    """The prompt in the model's chat template, up to where the answer begins."""
+    """The prompt in the model's chat template, including the generation prompt."""
     turns = [{"role": "system", "content": system}] if system is not None else []
     turns.append({"role": "user", "content": prompt})
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])

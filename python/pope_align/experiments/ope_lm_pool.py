@@ -1,4 +1,4 @@
-"""What was sampled, read once: texts of every prefix, what they are worth, and what a reward model may see of them."""
+"""The sampled responses: texts of every prefix, their rewards, and features for reward models."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Pool:
 
 
 def finished_blocks(cache: Path, blocks: int, rounds: int, targets: Sequence[Policy]) -> list[int]:
-    """The blocks whose every piece is there, for these targets and rounds of the log."""
+    """The blocks with all pieces for these targets and rounds of the log."""
     return [block for block in range(blocks) if all(path.exists() for path in _needed(cache, block, rounds, targets))]
 
 
@@ -74,7 +74,7 @@ def read_pools(
     rounds: int,
     targets: Sequence[Policy],
 ) -> list[Pool]:
-    """The pools of all `LENGTHS`, from the blocks that `finished_blocks` names."""
+    """The pools of all `LENGTHS`, from `finished_blocks`."""
     raw = {LOGGING.name: _read(cache, LOGGING, blocks, rounds, targets)}
     raw |= {target.name: _read(cache, target, blocks, 1, [target]) for target in targets}
     questions = [prompt for block in blocks for prompt in prompts.blocks[block]]
@@ -108,7 +108,7 @@ def _read(cache: Path, policy: Policy, blocks: Sequence[int], rounds: int, score
         parts.append(row)
 
     def joined(name: str) -> npt.NDArray[Any]:
-        """``[P, M, ...]``: rounds side by side, blocks below each other."""
+        """``[P, M, ...]``: rounds concatenated along M, blocks along P."""
         shaped = [[each[name].reshape(BLOCK, ROUND, *each[name].shape[1:]) for each in row] for row in parts]
         return np.concatenate([np.concatenate(row, axis=1) for row in shaped])
 
@@ -186,7 +186,7 @@ def _first_tokens(tokenizer: Any, text: str, length: int) -> str:
 
 
 def _axes(values: Floats) -> Callable[[Floats], Floats]:
-    """Projection on the principal components of the log's values; no reward is read."""
+    """Projection on the principal components of the log's values, without rewards."""
     flat = values.reshape(-1, values.shape[-1])
     mean = flat.mean(0)
     axes = np.linalg.svd(flat - mean, full_matrices=False)[2][:_COMPONENTS]
@@ -194,7 +194,7 @@ def _axes(values: Floats) -> Callable[[Floats], Floats]:
 
 
 def embedder(cache: Path) -> Embed:
-    """all-MiniLM-L6-v2, its vectors kept beside the samples."""
+    """all-MiniLM-L6-v2, with its cache next to the samples."""
     from ..metrics.embeddings import Embedder
 
     os.makedirs(cache / "embeddings", exist_ok=True)

@@ -1,4 +1,4 @@
-"""Every estimator on replicates of the log, against fresh responses that none of them saw."""
+"""All estimators on replicates of the log, compared with fresh responses that they did not use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .ope_long_estimators import estimate_all, learn
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-#: Responses of a slate, and fresh ones that an estimator is given.
+#: Responses per slate, and fresh responses for the estimators.
 SIZE, FRESH = 4, 4
 
 
@@ -37,13 +37,13 @@ class Row:
     standard_error: float
     low: float
     high: float
-    heldout: float  # difference in fresh responses that the estimator had not
+    heldout: float  # difference in fresh responses that the estimator did not use
     heldout_error: float
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the diagnostics said of one target on one replicate."""
+    """The diagnostics of one target on one replicate."""
 
     reward: str
     length: int
@@ -70,7 +70,7 @@ class _Replicate:
 
 
 def replicate(pool: Pool, number: int) -> _Replicate:
-    """Slates without overlap as long as the pool lasts, then another deal; thumbs are always new."""
+    """Slates without overlap until the pool is used up, then reshuffled; thumbs are always new."""
     prompts, count = pool.logged.tokens.shape
     deal, part = divmod(number, count // SIZE)
     order = np.random.default_rng(1000 + deal).random((prompts, count)).argsort(1)
@@ -140,7 +140,7 @@ def _take(values: npt.NDArray[Any], chosen: Integers) -> npt.NDArray[Any]:
 def _heldout(
     logged: Responses, drawn: _Replicate, target: Responses, rest: Integers, reward: str
 ) -> tuple[float, float]:
-    """The true difference in responses that no estimator had, and its standard error, both paired by prompt."""
+    """The true difference in responses that no estimator used, and its standard error, paired by prompt."""
     prompts = len(rest)
     new = _take(target.reward[reward], rest).reshape(prompts, -1)
     old = _take(logged.reward[reward], drawn.others).reshape(prompts, -1)
@@ -171,7 +171,7 @@ def summarize(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> di
 def _summary(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dict[str, float]:
     errors = np.array([row.estimate - row.heldout for row in rows])
     half = np.array([(row.high - row.low) / 2 for row in rows])
-    # The truth is itself a mean of samples: an interval may miss it by that much.
+    # The truth is a mean of samples, so an interval may miss it by its error.
     allowed = np.sqrt(np.square(half) + np.square(1.96 * np.array([row.heldout_error for row in rows])))
     true = np.array([truths[row.target][0] for row in rows])
     estimates = np.array([row.estimate for row in rows])
@@ -193,7 +193,7 @@ def _summary(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dic
 
 
 def _order(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> tuple[float, float]:
-    """Kendall's tau of the targets and the log itself, and what is lost by taking what looks best."""
+    """Kendall's tau of the targets and the log, and the regret of choosing the best estimate."""
     estimates = np.array([0.0, *(row.estimate for row in rows)])
     true = np.array([0.0, *(truths[row.target][0] for row in rows)])
     i, j = np.triu_indices(len(true), 1)

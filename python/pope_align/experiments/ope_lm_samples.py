@@ -1,7 +1,7 @@
-"""Responses of the study's policies with the log-probability of every token, in pieces that survive a killed run.
+"""Responses of the study's policies with token log-probabilities, stored in pieces so that runs can be resumed.
 
-A piece is a policy, a block of prompts and a round; its file is written once and never changed. Several workers may
-share a cache: the pieces are dealt among them.
+A piece is a policy, a block of prompts and a round; its file is written once. Several workers may share a cache and
+divide the pieces.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Piece:
 
 
 class PolicyModel:
-    """One copy of the weights, to which adapters are added; draws and scores for every policy."""
+    """One copy of the weights with adapters; draws and scores for every policy."""
 
     def __init__(self, model: Any, tokenizer: Any, cache: Path) -> None:
         self.model, self.tokenizer, self.cache = model.eval(), tokenizer, cache
@@ -55,7 +55,7 @@ class PolicyModel:
         self._loaded: dict[str, Any] = {}
 
     def ready(self, policy: Policy) -> bool:
-        """Whether the policy's adapter, if it has one, is there."""
+        """Whether the policy's adapter exists, if it needs one."""
         return policy.adapter is None or (self.cache / "adapters" / policy.adapter / "adapter_config.json").exists()
 
     def network(self, policy: Policy) -> Any:
@@ -77,7 +77,7 @@ class PolicyModel:
         """`ROUND` responses to each prompt, with each token's log-probability under the policy that drew it.
 
         Returns:
-            ``tokens`` ``[n, LENGTH]`` (-1 after the end), ``logprobs`` ``[n, LENGTH, 1]`` or, for an untouched policy,
+            ``tokens`` ``[n, LENGTH]`` (-1 after the end), ``logprobs`` ``[n, LENGTH, 1]`` or, for an unchanged policy,
             ``[n, LENGTH, len(TEMPERATURES)]``, nats, and ``hidden`` ``[n, len(LENGTHS), D]``: the mean of the last
             layer's states that predict the tokens of each prefix.
         """
@@ -162,7 +162,7 @@ def _prefix_means(states: torch.Tensor, tokens: torch.Tensor) -> npt.NDArray[np.
 
 
 def write_piece(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write a piece, whole or not at all."""
+    """Write a piece atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         np.savez(partial, allow_pickle=False, **arrays)

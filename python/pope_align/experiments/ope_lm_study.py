@@ -1,11 +1,11 @@
-"""How far each estimator can be believed on real language, where the truth is known.
+"""The accuracy of each estimator on real language with known truth.
 
     python -m pope_align.experiments.ope_lm_study sample --prompts alpaca_eval.jsonl --cache CACHE
     python -m pope_align.experiments.ope_lm_study train --prompts alpaca_eval.jsonl --cache CACHE
     python -m pope_align.experiments.ope_lm_study study --prompts alpaca_eval.jsonl --cache CACHE -o study.json
 
-The first draws the responses and can be stopped and started at will, and again with ``--trained`` after the second.
-docs/choosing-an-estimator.md reads the results.
+The first draws the responses (it can be stopped and restarted) and is run again with ``--trained`` after the second.
+docs/choosing-an-estimator.md discusses the results.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from .ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
 from .ope_lm_training import train, training_slates
 from .ope_similar_study import as_text
 
-#: Blocks that are sampled under every policy before the next ones are begun, so that what is there can be used.
+#: Blocks that are sampled under every policy before the next ones begin, so that partial results can be used.
 _STAGE = 4
 
-#: Rounds of the log that `overlap` looks for.
+#: Maximum rounds of the log that `overlap` uses.
 _MOST_ROUNDS = 20
 
 
@@ -82,19 +82,19 @@ def _scoring(target: Policy, block: int, round_: int) -> Iterator[tuple[Piece, P
 
 @dataclass(frozen=True)
 class Worker:
-    """One of several processes that share a cache: it takes every so manieth piece, and its part of the cores."""
+    """One of several processes that share a cache: it takes every n-th piece and its share of the cores."""
 
     number: int = 0
     of: int = 1
-    cores: float = 1.5  # that all of them may keep busy
+    cores: float = 1.5  # for all workers together
 
     def rest(self, wall: float, busy: float) -> None:
-        """Sleep off what was used beyond this worker's part."""
+        """Sleep to keep to this worker's share of the cores."""
         time.sleep(max(0.0, busy * self.of / self.cores - wall))
 
 
 def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker, trained: bool) -> None:
-    """Draw and score what is missing in the cache; a worker takes the pieces that are its own."""
+    """Draw and score pieces that are missing in the cache; each worker handles its own."""
     tokenizer = load_tokenizer(packaged_model())
     models = PolicyModel(load_model(packaged_model()), tokenizer, cache)
     prompts = choose_prompts(path, tokenizer, blocks=blocks)
@@ -117,7 +117,7 @@ def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker,
 
 
 def overlap(cache: Path, blocks: int) -> dict[str, Any]:
-    """Effective share of the log for other temperatures at each length, from the logged responses alone."""
+    """Effective share of the log for other temperatures at each length, from logged responses only."""
     pieces = [Piece(LOGGING, block, number).path(cache) for block in range(blocks) for number in range(_MOST_ROUNDS)]
     there = [np.load(path)["logprobs"].astype(np.float64) for path in pieces if path.exists()]
     if not there:
@@ -153,7 +153,7 @@ def train_targets(path: Path, cache: Path, *, prompts: int) -> None:
 def study(
     path: Path, cache: Path, *, blocks: int, rounds: int, replicates: int, names: Sequence[str]
 ) -> dict[str, Any]:
-    """The tables of every reward and length, over the blocks that are finished for all the targets named.
+    """The tables of every reward and length, over the blocks that are finished for all given targets.
 
     Raises:
         ValueError: no block is finished for these targets.

@@ -1,4 +1,4 @@
-"""Targets that were trained: adapters by SFT on references, DPO and POPE on the log, and POPE against the reward."""
+"""Trained targets: adapters by SFT on references, DPO and POPE on the log, and POPE against the reward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .ope_lm_samples import PolicyModel, write_piece
 #: Prompts of a step, responses of a slate, and the step size; the method's strength is its number of steps.
 SLATES, SIZE, LEARNING_RATE = 4, 4, 2e-4
 
-#: Of the preference loss: the scale of its penalty on leaving the logging policy.
+#: The beta of DPO, which scales its KL penalty to the logging policy.
 _DPO_BETA = 0.1
 
 Utility = Callable[[Prompt, list[str]], Sequence[float]]
@@ -26,7 +26,7 @@ Utility = Callable[[Prompt, list[str]], Sequence[float]]
 
 @dataclass(frozen=True, eq=False)
 class Slate:
-    """One training prompt: its logged responses, their totals in nats, and what they are worth, from 0 to 1."""
+    """One training prompt: its logged responses, their totals in nats, and utilities in [0, 1]."""
 
     prompt_ids: list[int]
     response_ids: list[list[int]]
@@ -64,7 +64,7 @@ def train(models: PolicyModel, slates: Sequence[Slate], method: str, steps: int,
     """Train a LoRA adapter for ``steps`` steps and save it to ``folder``.
 
     Args:
-        method: "sft", "dpo", "pope", or "against": POPE with the utilities turned round.
+        method: "sft", "dpo", "pope", or "against": POPE with inverted utilities.
     """
     from copy import deepcopy
 

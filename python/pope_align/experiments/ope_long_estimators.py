@@ -1,4 +1,4 @@
-"""The estimators that the studies of long responses compare, and what the checks say beside them."""
+"""The estimators and checks that the studies of long responses compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What is learned from responses and ratings, whatever their log-probabilities are."""
+    """What is learned from responses and ratings, without log-probabilities."""
 
     fit: CrossFit
     classifier: ClassifierWeights
@@ -35,7 +35,7 @@ class Learned:
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
-    """Of one policy on one log: values, the log's own mean, and the checks by name."""
+    """Results for one policy on one log: values, the log's own mean, and checks by name."""
 
     values: Mapping[str, Ratios]
     base: Ratios
@@ -51,7 +51,7 @@ def learn(
     """Reward model, classifier and kernels.
 
     Args:
-        candidates: feature sets of the reward model; the classifier reads the one that is chosen.
+        candidates: feature sets of the reward model; the classifier uses the chosen one.
         unit: embeddings for the kernel.
         logging_vectors: embeddings of fresh responses of the logging policy, and their slates, for the kernel.
     """

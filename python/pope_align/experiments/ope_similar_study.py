@@ -1,10 +1,10 @@
-"""Which estimator at which length, in a world whose true values are known in closed form.
+"""Compares estimators at several response lengths, in a world whose true values are known in closed form.
 
     python -m pope_align.experiments.ope_similar_study -o docs/results/ope-similar.json
 
-Responses mean something and are worded somehow (`ope_similar_world`): the longer they are, the further apart their
-wording takes the weights of whole responses, while what they mean differs as little as before. A reward model, a
-classifier and a kernel read the meaning ("seen") or something else of equal size ("unseen").
+Responses have a meaning and a wording (`ope_similar_world`): with length, the wording increases the spread of sequence
+weights, while the difference in meaning stays the same. Reward model, classifier and kernel get the meaning ("seen") or
+unrelated features of equal size ("unseen").
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .ope_lm_results import Check, Row, check_table, summarize
 from .ope_long_estimators import estimate_all, learn
 from .ope_similar_world import World
 
-#: Spread of the log-weight that one token of wording brings, nats: an effective sample of 14% at 8 tokens.
+#: Spread of the log-weight per token of wording, nats: an effective sample of 14% at 8 tokens.
 PER_TOKEN = 0.5
 
 LENGTHS = (2, 8, 32, 64)
 
-#: How far targets move what is meant, along the taste of the raters.
+#: Shifts of the targets' meaning along the raters' preference.
 SHIFTS = (-0.6, -0.3, -0.1, 0.1, 0.3, 0.6, 0.9, 1.2)
 
 
@@ -44,7 +44,7 @@ def run(replicates: int, slates: int) -> Iterator[tuple[Row, Check | None]]:
 
 
 def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[Row, Check | None]]:
-    """One log at every length: the same meanings and ratings, in words of more and more spread."""
+    """One log at every length: the same meanings and ratings, with increasing spread of wording."""
     log, features, _ = World(shift).draw(number, slates=slates)
     logging = World(0.0).unit(World(0.0).draw(number, slates=slates)[1])  # the same log, fresh responses of its policy
     unit = World(shift).unit(features)
@@ -66,7 +66,7 @@ def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[R
 
 
 def _unseen(features: Features, seed: int) -> Features:
-    """As many numbers, which have to do with nothing."""
+    """Unrelated features of the same size."""
     random = np.random.default_rng((seed, 1))
     logged, target = random.normal(size=features.logged.shape), random.normal(size=features.target.shape)
     return Features("unseen", logged, target, features.owner)
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def as_text(table: dict[str, dict[str, float]]) -> str:
-    """The columns that choose an estimator, one estimator a line."""
+    """The main columns, one estimator per line."""
     columns = ("rmse", "recovered", "covered", "half_width", "right_signs", "tau", "regret")
     lines = ["| estimator | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for estimator, row in table.items():

@@ -1,8 +1,7 @@
-"""A world of responses whose meaning is a vector: true values in closed form, weights that are exact and useless.
+"""A world of responses whose meaning is a vector, with true values in closed form and exact weights.
 
-A response is what it means, ``e ~ N(B x + shift, I)`` around its prompt's ``x``, and how it is worded, which changes
-its probability and not its reward. With enough wording the weights of whole responses collapse, as those of long texts
-do.
+A response has a meaning, ``e ~ N(B x + shift, I)`` given its prompt's ``x``, and a wording, which changes its
+probability but not its reward. With enough wording sequence weights degenerate, as for long texts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class World:
-    """A target policy that means ``shift`` more than the log and words things ``wording`` nats of spread apart."""
+    """A target policy whose meaning is shifted by ``shift`` and whose wording adds ``wording`` nats of spread."""
 
     shift: float = 0.6  # along the taste of the raters
     wording: float = 2.0
@@ -53,7 +52,7 @@ class World:
     def draw(
         self, seed: int, *, slates: int = 150, size: int = 4, fresh: int = 4
     ) -> tuple[LoggedSlates, Features, Floats]:
-        """A log with thumbs, what is meant by logged and fresh responses, and fresh responses' log-weights ``[N]``."""
+        """A log with thumbs, the meanings of logged and fresh responses, and log-weights ``[N]`` of fresh ones."""
         random = np.random.default_rng(seed)
         x = random.normal(0, 1, (slates, PROMPT))
         rows, owner = np.repeat(np.arange(slates), size), np.repeat(np.arange(slates), fresh)
@@ -76,11 +75,11 @@ class World:
         return log, features, self._log_ratio(target - x[owner] @ _B) + fresh_words
 
     def marginal(self, log: LoggedSlates, features: Features) -> Floats:
-        """``[R]`` true log-weights of what responses mean."""
+        """``[R]`` true log-weights of meanings."""
         return self._log_ratio(features.logged[:, :MEANING] - features.logged[:, MEANING:] @ _B)
 
     def unit(self, features: Features) -> Features:
-        """What responses mean, as unit vectors, for kernels."""
+        """Meanings as unit vectors, for kernels."""
         return Features("unit", _unit(features.logged), _unit(features.target), features.owner)
 
     def _log_ratio(self, about: Floats) -> Floats:

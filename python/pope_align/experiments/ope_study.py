@@ -1,8 +1,9 @@
-"""How far each estimator can be believed: errors, coverage and verdicts on logs of a world with known truth.
+"""The accuracy of each estimator: errors, coverage and verdicts on logs of a world with known truth.
 
-    python -m pope_align.experiments.ope_study --output study.json --figure study.png
+    python -m pope_align.experiments.ope_study -o study.json --figure study.png
 
-Every cell is a target, a slate size and a log size; every replicate a fresh log. docs/ope_study.md reads the results.
+Every cell is a target, a slate size and a log size; every replicate a fresh log. docs/ope_study.md discusses the
+results.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def summarise(world: World, rows: list[Row]) -> dict[str, Any]:
 
 
 def promises(rows: list[Row]) -> dict[str, float]:
-    """Of the reliable estimates, the share within their interval; of those far off, the share not called reliable."""
+    """The share of reliable intervals that cover the truth, and the share of far-off estimates not called reliable."""
     reliable = [row for row in rows if row.verdict == "reliable"]
     off = [row for row in rows if row.far_off]
     return {
@@ -216,7 +217,7 @@ def theorem(world: World, target: str, size: int) -> Theorem:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, required=True, help="JSON of the summary")
+    parser.add_argument("-o", "--out", "--output", dest="output", type=Path, required=True, help="JSON of the summary")
     parser.add_argument("--figure", type=Path, help="PNG, SVG or PDF")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

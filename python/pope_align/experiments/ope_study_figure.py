@@ -1,4 +1,4 @@
-"""The picture of the study: error by log and slate size, coverage by verdict, and where the verdicts turn."""
+"""The picture of the study: error by log and slate size, coverage by verdict, and where the verdicts change."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _lines(axes: Axes, cells: list[dict[str, Any]], by: str, fixed: dict[str, An
 
 
 def _coverage(axes: Axes, estimators: dict[str, Any]) -> None:
-    """A point where an estimator got that verdict often enough to say."""
+    """Points of estimators that had the verdict often enough."""
     names = list(estimators)
     for offset, (verdict, colour) in zip((-0.22, 0, 0.22), _VERDICTS.items()):
         rows = [i for i, name in enumerate(names) if estimators[name][verdict]["share"] >= 0.01]
@@ -72,7 +72,7 @@ def _coverage(axes: Axes, estimators: dict[str, Any]) -> None:
 
 
 def _verdicts(axes: Axes, summary: dict[str, Any]) -> None:
-    """Logs of 1,000 slates: what each verdict's share is as the target and the slate move away."""
+    """Logs of 1,000 slates: shares of verdicts by target and slate size."""
     targets = sorted(summary["targets"], key=lambda name: summary["targets"][name]["chi_squared"])
     rows = [("snips", 4)] + [("slate_snips", size) for size in (2, 4, 8)]
     names, left = [], np.zeros(len(targets) * len(rows))

@@ -1,7 +1,7 @@
-"""A world with known truth: a small language model all of whose responses can be enumerated, and policies around it.
+"""A world with known truth: a small language model whose responses can all be enumerated, and target policies.
 
 Responses are the strings of up to ``LENGTH`` tokens over ``TOKENS`` ordinary ones and an end-of-sequence token, so
-every expectation under every policy is an exact sum, and on-policy samples cost nothing.
+expectations under every policy are exact sums, and on-policy samples are cheap.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class World:
     logging: Floats  # [Q, N] totals, nats
     targets: dict[str, Floats]  # each [Q, N]
     reward: Floats  # [Q, N] probability that a response is liked
-    model: Floats  # [Q, N] what an imperfect reward model believes it to be
+    model: Floats  # [Q, N] the prediction of an imperfect reward model
     tokens: npt.NDArray[np.int64]  # [N]
 
     def logprobs(self, policy: str) -> Floats:
@@ -51,7 +51,7 @@ class World:
     def sample(
         self, policy: str, slates: int, size: int, random: np.random.Generator, *, fresh: int = 4
     ) -> tuple[LoggedSlates, Predictions]:
-        """A log of slates with Bernoulli feedback, scored under ``policy``, and what the reward model predicts.
+        """A log of slates with Bernoulli feedback, scored under ``policy``, and the reward model's predictions.
 
         Queries are drawn with replacement, so slates are independent. Predictions for the policy are means over
         ``fresh`` samples of its own.
@@ -167,7 +167,7 @@ def _log_pi(logits: torch.Tensor, responses: npt.NDArray[np.int64]) -> torch.Ten
     """``[Q, N]`` total log-probability of every response."""
     log_probs = logits.log_softmax(-1)
     place = np.where(responses[:, :-1] < TOKENS, np.maximum(responses[:, :-1], 0), 0)
-    string = torch.from_numpy(place @ TOKENS ** np.arange(LENGTH - 2, -1, -1))  # a string that begins like the response
+    string = torch.from_numpy(place @ TOKENS ** np.arange(LENGTH - 2, -1, -1))  # a string with the response's beginning
     total = log_probs.new_zeros(len(log_probs), len(responses))
     for position in range(LENGTH):
         token = torch.from_numpy(responses[:, position])

@@ -1,9 +1,8 @@
-"""Worlds of many kinds with known truth, for the promises of a verdict: some to set thresholds on, others to test them.
+"""Worlds of many kinds with known truth: some to set the thresholds of verdicts, others to test them.
 
 A world is a table: a few hundred prompts with tens of responses each, their probabilities under the logging policy and
-under two targets, and the probability that a response is liked. Every value is an exact sum. The kinds of `DEVELOPMENT`
-may be looked at when a threshold is set; those of `HELD_OUT` were committed before, and are drawn from other kinds and
-other ranges.
+under two targets, and the probability that a response is liked. Every value is an exact sum. Thresholds may be set on
+the kinds of `DEVELOPMENT`; those of `HELD_OUT` were committed before, with other kinds and ranges.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ POLICIES = ("logging", "first", "second")
 
 @dataclass(frozen=True, eq=False)
 class TableWorld:
-    """Probabilities and mean rewards of every response, and how a log is drawn.
+    """Probabilities and mean rewards of every response, and the settings of logs.
 
     Attributes:
         policies: ``[Q, N]`` log-probabilities by name; rows sum to one.
         reward: ``[Q, N]`` probability that a response is liked.
-        model: ``[Q, N]`` what a wrong reward model believes.
-        recorded: ``[Q, N]`` log-probabilities that the log records; those of "logging" unless it records them wrongly.
+        model: ``[Q, N]`` predictions of a wrong reward model.
+        recorded: ``[Q, N]`` log-probabilities that the log records; those of "logging" unless they are recorded
+            wrongly.
         slates, size: of a log.
         cluster_sizes: shares of the slates that belong to one cluster each; the others are clusters of their own.
     """
@@ -91,7 +91,7 @@ class TableWorld:
         return random.integers(0, len(self.reward), self.slates)
 
     def _clusters(self, query: Integers, random: np.random.Generator) -> tuple[Integers, Integers]:
-        """Clusters of slates; those of one large cluster all ask the same few prompts, so they are alike."""
+        """Clusters of slates; a large cluster has only a few prompts."""
         clusters = np.arange(self.slates)
         start = 0
         for share in self.cluster_sizes:
@@ -148,7 +148,7 @@ def _world(
 
 
 def tilted(least: float, most: float) -> Kind:
-    """Targets that prefer what is liked, and what is not related to it, by ``least`` to ``most`` nats a unit."""
+    """Targets that prefer liked responses, and unrelated ones, by ``least`` to ``most`` nats per unit."""
 
     def make(random: np.random.Generator) -> TableWorld:
         logging, taste, reward = _base(random, spread=random.uniform(0.5, 1.5))
@@ -172,7 +172,7 @@ def tempered(coldest: float, hottest: float) -> Kind:
 
 
 def rare(least: float, most: float, reward_there: tuple[float, float]) -> Kind:
-    """Targets with some mass on responses that the log as good as never shows, better or worse than the rest."""
+    """Targets with some mass on responses that are almost never logged, better or worse than the rest."""
 
     def make(random: np.random.Generator) -> TableWorld:
         logging, taste, reward = _base(random, spread=random.uniform(0.5, 1.2))
@@ -216,7 +216,7 @@ def lumped(least: float, most: float) -> Kind:
 
 
 def misrecorded(least: float, most: float) -> Kind:
-    """A log that records the propensities of another temperature than it was sampled at."""
+    """A log with recorded propensities of another temperature than it was sampled at."""
 
     def make(random: np.random.Generator) -> TableWorld:
         logging, taste, reward = _base(random, spread=random.uniform(0.8, 1.5))
@@ -228,7 +228,7 @@ def misrecorded(least: float, most: float) -> Kind:
 
 
 def drifting(least: float, most: float) -> Kind:
-    """Targets that move every prompt by its own amount, some hardly and a few by very much."""
+    """Targets that change each prompt by a different amount, most little and a few very much."""
 
     def make(random: np.random.Generator) -> TableWorld:
         logging, taste, reward = _base(random, spread=random.uniform(0.5, 1.5))
@@ -265,7 +265,7 @@ DEVELOPMENT: Mapping[str, Kind] = {
     "misrecorded": misrecorded(1.1, 1.4),
 }
 
-#: Kinds that no threshold was set on.
+#: Kinds that were not used to set thresholds.
 HELD_OUT: Mapping[str, Kind] = {
     "tilted": tilted(0.05, 1.4),
     "far tilted": tilted(1.4, 3.5),

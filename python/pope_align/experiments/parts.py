@@ -1,4 +1,4 @@
-"""How the studies of this package split a log, so that no choice is made on what is reported.
+"""How the studies of this package split a log, so that reported slates influence no choice.
 
 `defaults` compares settings on the validation part, `methods` reports on the test part, and `pope demo` too, with the
 same seed. To use less of a log, sample it beforehand (``pope convert --fraction --sample-k``).
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..data import Slate, group_split, read_slates, slate_group
 
-#: Share of the groups that only the test part has, and of the others that go to the validation part; the demo's.
+#: Share of groups in the test part, and share of the others in the validation part; as in the demo.
 HOLDOUT = 0.35
 
 
@@ -24,6 +24,6 @@ class Parts(NamedTuple):
 
 
 def three_parts(log: Path, seed: int) -> Parts:
-    """The slates of ``log``, split by `slate_group`; the seed and the groups decide, not the order of the rows."""
+    """The slates of ``log``, split by `slate_group`; depends on the seed and the groups, not on the order of rows."""
     rest, test = group_split(read_slates(log), slate_group, HOLDOUT, seed)
     return Parts(*group_split(rest, slate_group, HOLDOUT, seed), test)

@@ -1,1 +1,1 @@
-"""Answers of models: drawn here or elsewhere, the same for the same seeds, and the file they are kept in."""
+"""Answers of models: sampled here or elsewhere, reproducible by seed, and their file format."""

@@ -1,9 +1,9 @@
-"""Decoding with transformers in which the batch decides nothing: seeded per answer, ties settled alone.
+"""Decoding with transformers that does not depend on the batch: seeded per answer, with near-ties recomputed alone.
 
-Two things make a sampled text depend on its neighbours in a batch. One is a shared random stream; here every answer has
-its own. The other is rounding: the same row gives logits that differ in the last digits in a batch of another size, or
-behind padding, and where two tokens are that close the other one may win. Such a choice is recognised by its margin and
-made on the logits of the row alone, without padding or cache, which depend on nothing else.
+A sampled text can depend on its batch in two ways. One is a shared random stream; here every answer has its own. The
+other is rounding: logits of a row differ in the last digits with batch size and padding, which can change a near-tie
+between two tokens. Such near-ties are detected by their margin and decided on logits of that row alone, without padding
+or cache.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..models.rope import decide_alone
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Logits of one row in float32 differ by less than this between batches (SmolLM2: up to 7e-5); a choice
-#: that such a difference could turn is made on the row alone.
+#: Float32 logits of a row differ by less than this between batches (SmolLM2: up to 7e-5); a choice that such a
+#: difference could change is made on the row alone.
 FLOAT32_TOLERANCE = 1e-3
 
-#: Candidates ranked for top-p before all of the vocabulary is.
+#: Number of candidates ranked for top-p before the whole vocabulary is ranked.
 _RANKED = 1024
 
 
 class SamplingOptions(Protocol):
-    """What decoding reads of `generate.Sampling`."""
+    """The fields of `generate.Sampling` that decoding uses."""
 
     @property
     def max_new_tokens(self) -> int: ...
@@ -46,12 +46,12 @@ class SamplingOptions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The tokens of an answer, and their log-probabilities where those were asked for, in nats."""
+    """The tokens of an answer and, if requested, their log-probabilities in nats."""
 
     ids: list[int]  # [t] with the stop token, unless the limit came first
     sampled: list[float] | None = None  # [t] under the distribution they were drawn from
     model: list[float] | None = None  # [t] under the model itself
-    candidates: list[int] | None = None  # [t] vocabulary entries that top-k and top-p left to draw from
+    candidates: list[int] | None = None  # [t] number of vocabulary entries kept by top-k and top-p
 
 
 def decode_batch(
@@ -67,7 +67,7 @@ def decode_batch(
     """The answers to ``prompts``, as token ids that end with a stop token unless the limit came first.
 
     Args:
-        use_cache: keep keys and values of earlier tokens; False where they change with the length (`models.rope`).
+        use_cache: cache keys and values; False if they change with the length (`models.rope`).
         logprobs: give the log-probability of every token, too; see `propensities`.
     """
     decide_alone(model)
@@ -75,7 +75,7 @@ def decode_batch(
     length = max(map(len, prompts))
     input_ids = torch.full((len(prompts), length), stop_ids[0], dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(prompts):  # padded on the left: every row's next token stands at the same place
+    for row, ids in enumerate(prompts):  # padded on the left, so that every row's next token has the same position
         input_ids[row, length - len(ids) :] = torch.tensor(ids)
         attention_mask[row, length - len(ids) :] = 1
     chooser = _Chooser(model, [length - len(ids) for ids in prompts], seeds, sampling, stop_ids, logprobs)
@@ -97,7 +97,7 @@ def decode_batch(
 
 
 class _Chooser:
-    """A logits processor that leaves one token possible in every row: the one that the row's own stream chooses."""
+    """A logits processor that forces in every row the token chosen with the row's own random stream."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class _Chooser:
         self.started = False
         self.logprobs = logprobs
         self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of `propensities`
-        # A 16-bit model rounds its logits so coarsely that most choices would have to be made alone.
+        # 16-bit logits are so coarse that most choices would be near-ties.
         self.tolerance = FLOAT32_TOLERANCE if model.dtype in (torch.float32, torch.float64) else 0.0
         names = inspect.signature(model.forward).parameters
         self.only_last = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
@@ -138,7 +138,7 @@ class _Chooser:
         return torch.full_like(scores, -torch.inf).scatter_(1, choice[:, None], 0.0)
 
     def decoded(self, answers: Sequence[list[int]]) -> list[Decoded]:
-        """The answers with what was recorded of them."""
+        """The answers with recorded log-probabilities."""
         of_rows = [torch.stack(steps, dim=1).tolist() for steps in zip(*self.steps)]
         return [Decoded(ids, *(of_row[row][: len(ids)] for of_row in of_rows)) for row, ids in enumerate(answers)]
 
@@ -162,9 +162,9 @@ def choose(
     sampling: SamplingOptions,
     tolerance: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next token of every row, and whether logits that are off by ``tolerance`` would have given the same one.
+    """The next token of every row, and whether logits with an error of ``tolerance`` would give the same one.
 
-    Temperature first, then top-k, then top-p over what top-k kept, as everyone does it.
+    Temperature first, then top-k, then top-p over the entries that top-k kept, as in transformers.
 
     Returns:
         ``[B]`` int64 and ``[B]`` bool.
@@ -173,7 +173,7 @@ def choose(
         best = logits.topk(2).values
         return logits.argmax(1), best[:, 0] - best[:, 1] > 2 * tolerance
     scaled = logits / sampling.temperature
-    # Two logits move by 2 * tolerance against each other, a probability by that as a factor, and so does its total.
+    # The difference of two logits changes by up to 2 * tolerance, probabilities and their sums by its exponential.
     slack = 2 * tolerance / sampling.temperature
     doubt = math.expm1(2 * slack)
     lowest_kept = _cut(scaled, sampling.top_k, sampling.top_p, doubt)[0] - slack
@@ -192,11 +192,12 @@ def propensities(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probabilities of ``tokens``, as `choose` draws them and under the model itself.
 
-    Equivalent: ``warped.log_softmax(-1)`` gathered at the tokens, where ``warped`` is what the temperature, top-k and
-    top-p warpers of transformers make of the logits, and ``logits.log_softmax(-1)``. A token that is left out has -inf.
+    Equivalent: ``warped.log_softmax(-1)`` gathered at the tokens, where ``warped`` are the logits after the
+        temperature, top-k and top-p warpers of transformers, and the same of ``logits.log_softmax(-1)``. An excluded
+        token has -inf.
 
     Returns:
-        ``[B]`` nats as drawn, ``[B]`` nats under the model, ``[B]`` vocabulary entries left to draw from.
+        ``[B]`` nats as drawn, ``[B]`` nats under the model, ``[B]`` number of vocabulary entries kept.
     """
     picked = tokens[:, None]
     logits = logits.float()
@@ -230,7 +231,7 @@ def _cut(scaled: torch.Tensor, top_k: int, top_p: float, more: float) -> tuple[t
 
 
 def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    """What stands before the padding: everything up to and with the first stop token."""
+    """The tokens up to and including the first stop token."""
     for position, token in enumerate(ids):
         if token in stop_ids:
             return ids[: position + 1]
@@ -239,7 +240,7 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 @contextmanager
 def _own_configuration(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Evaluation mode and ``config`` alone: the checkpoint's own generation defaults would fill what it leaves open."""
+    """Evaluation mode, with ``config`` in place of the checkpoint's generation defaults."""
     modes = [(module, module.training) for module in model.modules()]
     theirs = model.generation_config
     model.generation_config = config

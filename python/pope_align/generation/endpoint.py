@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint to lean on: retries, back-off, rate limit, budget; the key stays out of sight."""
+"""A client for OpenAI-compatible endpoints with retries, back-off, rate limit and budget; the key is never shown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .._extras import require
 from .._text import passwords, redact, utf8, without_password
 from .replies import BadReply, Reply, read_reply
 
-#: Statuses that another attempt may cure, beside 5xx.
+#: Statuses that are retried, in addition to 5xx.
 _TRANSIENT = {408, 409, 425, 429}
-#: What a refusal says if only this request is at fault, by its length or its contents; others may still be answered.
+#: Words in a refusal that concern only this request (its length or contents).
 _THIS_REQUEST = re.compile(
     r"context.?(length|window|size)|maximum.?context|too long|string_above_max|content.?(filter|policy)", re.I
 )
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 class EndpointError(ConnectionError):
-    """One request failed for good: its attempts are used up, or the endpoint will not have it."""
+    """One request failed: its attempts are used up, or the endpoint rejects it."""
 
 
 class EndpointRefused(ValueError):
-    """The endpoint refuses all requests: wrong key, wrong address, unknown model, a parameter that it does not take."""
+    """The endpoint refuses all requests: wrong key, wrong address, unknown model, unsupported parameter."""
 
 
 class BudgetExceeded(ValueError):
@@ -40,7 +40,7 @@ class BudgetExceeded(ValueError):
 
 @dataclass(slots=True)
 class Budget:
-    """What may be spent, and what is. Checked before every request; requests on their way may still finish."""
+    """A limit on requests and tokens, and what is spent. Checked before every request; running requests may finish."""
 
     max_requests: int | None = None  # attempts, failed ones included
     max_tokens: int | None = None  # of prompts and answers
@@ -62,25 +62,25 @@ class Endpoint:
     """Chat completions of one model, called from any number of threads.
 
     A request that meets a rate limit, a server error, a timeout, a cut connection or an unreadable body is sent again
-    after 0.5, 1, 2 ... seconds (with jitter, at most ``max_wait``), or what ``Retry-After`` asks for; a rate limit
-    makes all threads wait.
+    after 0.5, 1, 2 ... seconds (with jitter, at most ``max_wait``), or after ``Retry-After``; after a rate limit all
+    threads wait.
 
     Args:
         model: name at the endpoint.
         base_url: e.g. ``http://localhost:8000/v1``; None is OpenAI's.
         key_variable: environment variable with the API key. Neither it nor a password in ``base_url`` is ever logged,
-            stored or put into an error, not even where the endpoint repeats it.
+            stored or put into an error, even if the endpoint repeats it.
         timeout: seconds to wait for an answer.
-        max_attempts: sendings of one request.
-        requests_per_minute: sendings of all threads together.
+        max_attempts: attempts per request.
+        requests_per_minute: limit for all threads together.
 
     Raises:
         ImportError: the openai client is not installed.
-        ValueError: no key in the environment, and no ``base_url`` that might do without; a key that no header can hold.
+        ValueError: no key in the environment and no ``base_url``; a key with invalid characters.
     """
 
     model: str
-    base_url: str | None = field(default=None, repr=False)  # may hold a password; `address` does not
+    base_url: str | None = field(default=None, repr=False)  # may contain a password; `address` does not
     key_variable: str = "OPENAI_API_KEY"
     timeout: float = 120.0
     max_attempts: int = 6
@@ -106,9 +106,9 @@ class Endpoint:
         """The model's answer to ``messages``; ``parameters`` are those of the chat completions API.
 
         Raises:
-            EndpointError: this request failed for good.
-            EndpointRefused: every request would.
-            BudgetExceeded: nothing is left to send it with.
+            EndpointError: this request failed.
+            EndpointRefused: every request would fail.
+            BudgetExceeded: the budget is spent.
         """
         for attempt in range(1, self.max_attempts + 1):
             self._wait_for_turn()
@@ -143,7 +143,7 @@ class Endpoint:
         except BadReply as error:
             self._charge(error.tokens)
             raise
-        if not counted:  # an endpoint that does not count is charged four characters a token
+        if not counted:  # without token counts, four characters count as a token
             sent = sum(len(message["content"]) for message in messages)
             said = len(reply.text) + len(reply.reasoning)
             reply = replace(reply, prompt_tokens=sent // 4, completion_tokens=said // 4)

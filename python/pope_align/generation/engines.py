@@ -1,4 +1,4 @@
-"""Answers from elsewhere: vLLM where it is installed, and any OpenAI-compatible endpoint."""
+"""Other engines: vLLM (if installed) and any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sampling import Sampling
 class VllmEngine:
     """A model served inside this process by vLLM, which batches by itself.
 
-    Every answer has its own seed, but vLLM's kernels depend on the batch, so rounding ties may fall differently.
+    Every answer has its own seed, but vLLM's kernels depend on the batch, so near-ties may differ.
 
     Args:
         model: hub name or folder.
@@ -40,7 +40,7 @@ class VllmEngine:
             self._lora = lora.LoRARequest("adapter", 1, os.fspath(adapter))
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """Rounds of requests, so that a killed run has kept something."""
+        """Answer requests in rounds, so that a killed run keeps finished rounds."""
         template = self._model.get_tokenizer().chat_template
         for start in range(0, len(requests), _ROUND):
             some = requests[start : start + _ROUND]
@@ -65,10 +65,10 @@ class VllmEngine:
 class EndpointEngine:
     """A model behind an OpenAI-compatible endpoint, several requests at a time.
 
-    The seed is sent with every request; whether it is honoured is the endpoint's affair.
+    The seed is sent with every request; the endpoint may ignore it.
 
     Args:
-        concurrency: requests on their way together.
+        concurrency: number of concurrent requests.
     """
 
     def __init__(self, endpoint: Endpoint, *, concurrency: int = 8) -> None:
@@ -82,7 +82,7 @@ class EndpointEngine:
 
         Raises:
             ValueError: ``top_k``, which the API does not have.
-            EndpointError, EndpointRefused, BudgetExceeded: as `Endpoint.chat`; what has arrived before is kept.
+            EndpointError, EndpointRefused, BudgetExceeded: as `Endpoint.chat`; answers that arrived before are kept.
         """
         if sampling.top_k:
             raise ValueError(f"top_k: expected 0 (off) with an OpenAI-compatible endpoint, got {sampling.top_k}")
@@ -98,7 +98,7 @@ class EndpointEngine:
                 if (error := future.exception()) is not None:
                     failure = failure or error
                     stop.set()
-                elif (completion := future.result()) is not None:  # after a failure, too: it has been paid for
+                elif (completion := future.result()) is not None:  # also after a failure, because it is paid for
                     yield futures[future], completion
         if failure is not None:
             raise failure
@@ -109,12 +109,12 @@ class EndpointEngine:
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            seed=request.seed % 2**31,  # what every server can hold
+            seed=request.seed % 2**31,  # a range that every server supports
         )
         return Completion(reply.text, reply.completion_tokens, reply.finish_reason == "stop")
 
 
-#: Requests that vLLM is given at a time.
+#: Number of requests per call of vLLM.
 _ROUND = 4096
 
 

@@ -1,4 +1,4 @@
-"""What models answered: the row, its file, and the key that joins it to the slate it answers."""
+"""Generations: the row, its file format, and the key that joins it to a slate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..data.schema import Slate, Turn, text_of
 
 @dataclass(frozen=True, slots=True)
 class Propensity:
-    """How probable one sampled answer was, token by token and in all; natural logarithms.
+    """Log-probabilities of one sampled answer in nats, per token and in total.
 
-    ``logging`` is the distribution that the tokens were drawn from, temperature, top-k and top-p included; ``model`` is
-    the model itself, at temperature 1 and without cuts. An end-of-turn token counts where the model wrote one; an
-    answer that was cut at the limit has the probability of what stands there.
+    ``logging`` is under the distribution that the tokens were drawn from, including temperature, top-k and top-p;
+    ``model`` is under the model itself, at temperature 1 without truncation. The end-of-turn token counts if the model
+    wrote one; an answer that was cut at the limit has the probability of its tokens.
     """
 
     logging_logprob: float  # total: the sum over tokens
@@ -32,8 +32,8 @@ class Propensity:
     token_ids: list[int]  # [t]
     token_logging_logprobs: list[float]  # [t]
     token_model_logprobs: list[float]  # [t]
-    candidates: list[int]  # [t] vocabulary entries that top-k and top-p left; all others had probability 0
-    exact: bool  # the text, tokenised as training does it, is these tokens again
+    candidates: list[int]  # [t] vocabulary entries kept by top-k and top-p; others had probability 0
+    exact: bool  # tokenising the text as in training gives the same tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Generation:
     prompt: str | list[Turn]
     texts: list[str]  # [n]
     tokens: list[int] | None = None  # [n] generated tokens, the end-of-turn token included
-    finished: list[bool] | None = None  # [n] ended by the model, not by the limit
-    propensities: list[Propensity] | None = None  # [n] where they were recorded
+    finished: list[bool] | None = None  # [n] ended by the model, not at the limit
+    propensities: list[Propensity] | None = None  # [n] if recorded
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class GenerationSet(Sequence[Generation]):
         return len(self.rows)
 
     def counts(self) -> dict[str, Any]:
-        """How many prompts and answers there are, and how many answers are empty or were cut."""
+        """The numbers of prompts, answers, empty answers and cut answers."""
         answers = [text for row in self.rows for text in row.texts]
         return {
             "model": self.model,
@@ -82,7 +82,7 @@ class GenerationSet(Sequence[Generation]):
 def slate_keys(slates: Sequence[Slate]) -> list[str]:
     """One distinct name per slate: its ``slate_id``, else a hash of its prompt; repeats are numbered.
 
-    They do not change when other slates are added, as long as repeats keep their order.
+    They do not change when slates are added, as long as repeats keep their order.
     """
     names = [slate.slate_id or prompt_key(slate.prompt) for slate in slates]
     seen: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def slate_keys(slates: Sequence[Slate]) -> list[str]:
 
 
 def prompt_key(prompt: str | list[Turn]) -> str:
-    """A short hash of a prompt: equal for equal prompts, in whatever slates they stand."""
+    """A short hash of a prompt, equal for equal prompts."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -102,7 +102,7 @@ prompt_text = completion_text = text_of
 
 
 def of_slates(slates: Sequence[Slate], name: str) -> GenerationSet:
-    """Logged responses as generations, a row for every slate."""
+    """Logged responses as generations, one row per slate."""
     rows = [
         Generation(key, slate.prompt, list(map(completion_text, slate.completions)))
         for key, slate in zip(slate_keys(slates), slates)
@@ -118,7 +118,7 @@ def holds_slates(path: str | os.PathLike[str]) -> bool:
         parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
         try:
             return "completions" in parquet.read_schema(path).names
-        except ValueError:  # its reader says what is wrong with it
+        except ValueError:  # its reader raises the error
             return False
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
@@ -130,10 +130,12 @@ def holds_slates(path: str | os.PathLike[str]) -> bool:
 
 
 def join_slates(generations: GenerationSet, slates: Sequence[Slate]) -> list[tuple[Generation, int]]:
-    """Every generation that belongs to a slate, by key or, where it comes from elsewhere, by prompt; and its index."""
+    """Every generation that belongs to a slate (by key, or by prompt if it comes from elsewhere), with the slate's
+    index.
+    """
     by_key = {key: index for index, key in enumerate(slate_keys(slates))}
     seen: Counter[str] = Counter()
-    for index, slate in enumerate(slates):  # how `read_generations` names rows that came without a key
+    for index, slate in enumerate(slates):  # the key that `read_generations` gives to rows without one
         name = prompt_key(slate.prompt)
         seen[name] += 1
         by_key.setdefault(name if seen[name] == 1 else f"{name}#{seen[name]}", index)
@@ -141,10 +143,10 @@ def join_slates(generations: GenerationSet, slates: Sequence[Slate]) -> list[tup
 
 
 def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) -> None:
-    """Write to ``.jsonl`` or ``.parquet`` so that `read_generations` gives an equal set back.
+    """Write to ``.jsonl`` or ``.parquet``; `read_generations` returns an equal set.
 
     In JSON lines the first line is ``{"model": ..., "settings": ...}``; in Parquet they are metadata of the file, and
-    the prompts must be all text or all turns. The file appears complete or not at all.
+    the prompts must be all text or all turns. The write is atomic.
 
     Raises:
         ValueError: the ending is neither of the two, or Parquet prompts of both kinds.
@@ -188,14 +190,14 @@ def _propensity_type(pa: Any) -> Any:
 def read_generations(path: str | os.PathLike[str], *, model: str | None = None) -> GenerationSet:
     """Read a set of generations, checking every row.
 
-    Rows of another origin are welcome: a ``.jsonl`` or ``.parquet`` file whose rows have ``prompt`` and ``texts`` is
-    enough, ``key`` being made from the prompt as `slate_keys` does for slates without an id.
+    Files from elsewhere work if their rows have ``prompt`` and ``texts``; ``key`` is then made from the prompt as in
+    `slate_keys`.
 
     Args:
         model: name of the model, instead of the one in the file; without either it is the file's name.
 
     Raises:
-        ValueError: not such a file; a row without prompt or texts, or with none of them text; a key that comes twice.
+        ValueError: an invalid file; a row without valid prompt or texts; a repeated key.
     """
     path = Path(path)
     check_path(path)
@@ -236,7 +238,7 @@ def _read_jsonl(path: Path) -> tuple[Mapping[str, Any], Iterable[tuple[int, Any]
 
 
 def _check_head(head: Any, path: Path) -> None:
-    """The model and its settings, where the file names them."""
+    """The model and its settings, if the file has them."""
     if not isinstance(head, Mapping) or not isinstance(head.get("settings") or {}, dict):
         raise ValueError(f"{path}: settings: expected an object, got {head!r:.80}")
     if not isinstance(head.get("model") or "", str):

@@ -1,4 +1,4 @@
-"""Answers with feedback become slates like any other, their recorded propensities included."""
+"""Converts answers with feedback to slates, including recorded propensities."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from ..data import Slate
 from .generations import Generation, GenerationSet
 
-#: What of a generation's settings says where its propensities come from; see `propensity.logging_policy`.
+#: Settings of a generation that become provenance of its propensities; see `propensity.logging_policy`.
 _PROVENANCE = ("model", "adapter", "model_fingerprint", "tokenizer_fingerprint", "dtype", "template_date", "engine")
 
 
 @dataclass(slots=True)
 class LabelReport:
-    """What became of the answers of a set of generations."""
+    """Counts of the answers of a set of generations."""
 
     slates: int = 0
     answers: int = 0  # in the slates
-    cut: int = 0  # of them, answers that the limit of tokens ended
+    cut: int = 0  # of these, answers that were cut at the limit
     blank: int = 0  # left out: no text
-    inexact: int = 0  # left out: their text, tokenised again, is other tokens than were sampled
-    empty_slates: int = 0  # left out: no answer was left
+    inexact: int = 0  # left out: their text gives other tokens than were sampled
+    empty_slates: int = 0  # left out: no answer remained
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -46,14 +46,14 @@ def labelled_slates(
 ) -> tuple[list[Slate], LabelReport]:
     """Slates of a model's answers and their feedback.
 
-    Where the generations have propensities, ``logging_logprobs`` are those of the distribution that was sampled from,
-    ``completion_tokens`` count the sampled tokens, and ``logging_policy`` says ``recorded`` and how was sampled. A
-    blank answer is left out, since no slate can hold one, and so is one whose text gives other tokens than were
-    sampled, since its propensity would be that of another sequence. Answers cut at the limit stay, marked in
-    ``finished``: their propensity is that of what stands there, without an end-of-turn token.
+    If the generations have propensities, ``logging_logprobs`` are under the sampling distribution,
+    ``completion_tokens`` are the numbers of sampled tokens, and ``logging_policy`` has ``recorded`` and the sampling
+    settings. Blank answers are left out, because slates cannot contain them, and so are answers whose text gives other
+    tokens than were sampled, because the propensity would belong to another sequence. Answers cut at the limit are kept
+    and marked in ``finished``: their propensity is without an end-of-turn token.
 
     Args:
-        scores: one list a row, one number an answer, larger is better.
+        scores: one list per row, one number per answer, larger is better.
         about: the labeller's; kept in ``origin``.
     """
     report = LabelReport()
@@ -71,7 +71,7 @@ def labelled_slates(
 
 
 def relabelled(slates: Sequence[Slate], scores: Sequence[Sequence[float]], about: dict[str, Any]) -> list[Slate]:
-    """Logged slates with other feedback; ``ranks``, which would contradict it, go, and all else stays."""
+    """Logged slates with new scores; ``ranks``, which may contradict them, are removed, and all else is kept."""
     return [
         replace(
             slate,
@@ -84,7 +84,7 @@ def relabelled(slates: Sequence[Slate], scores: Sequence[Sequence[float]], about
 
 
 def rescaled(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], dict[str, float]]:
-    """Scores brought to [0, 1] over the whole log, by one line for all, and the two numbers that undo it."""
+    """Scores mapped to [0, 1] by one linear function for the whole log, and the two numbers of its inverse."""
     flat = [score for of_row in scores for score in of_row]
     low, high = min(flat), max(flat)
     width = high - low or 1.0

@@ -1,7 +1,7 @@
-"""Feedback for a model's own answers: by embeddings, a command, a Python function or a judge.
+"""Labellers: feedback for a model's own answers by embeddings, a command, a Python function or a judge.
 
-A labeller takes a set of generations and gives every answer a number, larger is better; `labelled.labelled_slates`
-turns both into slates, with the recorded propensities where there are any. `pope_align.judging.rating` has the judge.
+A labeller gives every answer of a set of generations a number, larger is better; `labelled.labelled_slates` converts
+both to slates, with recorded propensities if there are any. The judge is in `pope_align.judging.rating`.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from .generations import Generation, GenerationSet, completion_text, join_slates
 if TYPE_CHECKING:
     from ..metrics.embeddings import Embedder
 
-#: Called with the number of answers labelled so far and in all.
+#: Called with the numbers of answers labelled so far and in total.
 OnLabel = Callable[[int, int], None]
 
 
 class Labeller(Protocol):
-    """Something that gives answers feedback."""
+    """Gives answers feedback."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the feedback depends on; kept in every slate's ``origin``."""
+        """The settings of the feedback, stored in every slate's ``origin``."""
         ...
 
     def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
-        """One list a row, one finite number an answer."""
+        """One list per row, one finite number per answer."""
         ...
 
 
 @dataclass(frozen=True)
 class ByReferences:
-    """Feedback by what people wrote: ``reward(answers, references, weights)`` on unit vectors.
+    """Feedback by comparison with people's responses: ``reward(answers, references, weights)`` on unit vectors.
 
     Attributes:
         name: of the reward: one of `REFERENCE_REWARDS`.
         references: slates with people's responses and votes, joined to the generations by key or prompt.
-        weights: how votes weigh the references.
+        weights: how votes weight the references.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ByReferences:
         return {"labeller": self.name, "embedding_model": self.embedder.report.model, "weights": self.weights}
 
     def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
-        """Raises ValueError for a row without references, or a reward that is not defined there."""
+        """Raises ValueError for a row without references or with an undefined reward."""
         joined = join_slates(generations, self.references)
         found = {generation.key: self.references[index] for generation, index in joined}
         texts: dict[str, None] = {}
@@ -89,12 +89,12 @@ class ByReferences:
 
 
 def similarity_reward(answers: Floats, references: Floats, weights: Floats) -> Floats:
-    """How near each answer is to what people wrote: ``sum_j p_j cos(x_i, y_j)``, ``[n]`` in [-1, 1]."""
+    """The similarity of each answer to what people wrote: ``sum_j p_j cos(x_i, y_j)``, ``[n]`` in [-1, 1]."""
     return np.asarray((answers @ references.T) @ weights)
 
 
 def set_utility_reward(answers: Floats, references: Floats, weights: Floats) -> Floats:
-    """What each answer adds to the slate's worth for people who each take the answer nearest to their own, ``[n]``."""
+    """How much each answer adds for people who each take the answer nearest to their own, ``[n]``."""
     return marginal_contributions(np.maximum(answers @ references.T, 0), weights)
 
 
@@ -107,12 +107,12 @@ REFERENCE_REWARDS: dict[str, Callable[[Floats, Floats, Floats], Floats]] = {
 
 @dataclass(frozen=True)
 class ByGroups:
-    """What each logged response adds to ``F(Y) = mean_g max_i u_g(y_i)``, where groups of people rated the responses.
+    """How much each logged response adds to ``F(Y) = mean_g max_i u_g(y_i)``, from ratings by groups of people.
 
     Every group is served by the response that it likes best. Feedback of zero or below serves nobody.
 
     Attributes:
-        slates: whose ``group_scores`` are read, one for each row of the generations.
+        slates: with ``group_scores``, one for each row of the generations.
     """
 
     slates: Sequence[Slate]
@@ -134,7 +134,7 @@ class ByGroups:
 
 @dataclass(frozen=True)
 class ByCommand:
-    """Feedback by another program, which reads JSON lines and writes one number a line.
+    """Feedback by another program, which reads JSON lines and writes one number per line.
 
     It is started once, without a shell. Every answer is a line ``{"key": ..., "prompt": ..., "completion": ...,
     "index": ...}`` on its standard input; for each it writes a number, or an object with ``score``, in the same order.
@@ -147,7 +147,7 @@ class ByCommand:
         return {"labeller": "command", "command": self.command}
 
     def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
-        """Raises ValueError if the program is not found or fails, or writes other than one number an answer."""
+        """Raises ValueError if the program is not found, fails, or does not write one number per answer."""
         lines = [
             json.dumps({"key": row.key, "prompt": row.prompt, "completion": text, "index": index})
             for row in generations.rows
@@ -185,7 +185,7 @@ class ByFunction:
     """Feedback by a Python function: ``function(prompt, completions)`` gives one number per completion.
 
     Attributes:
-        name: ``module:function``; the module is looked for in the current folder, too.
+        name: ``module:function``; the module may be in the current folder.
     """
 
     name: str
@@ -214,7 +214,7 @@ class ByFunction:
         return {"labeller": "python", "function": self.name}
 
     def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
-        """Raises ValueError if the function gives other than one number a completion."""
+        """Raises ValueError if the function does not return one number per completion."""
         of = sum(len(row.texts) for row in generations.rows)
         labelled: list[list[float]] = []
         for number, row in enumerate(generations.rows, start=1):

@@ -1,4 +1,4 @@
-"""What an endpoint sent back: a chat completion read with suspicion, and the thoughts of a reasoning model apart."""
+"""Parses replies of an endpoint: validates chat completions and separates the reasoning of reasoning models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class BadReply(Exception):
-    """The body is no chat completion.
+    """The body is not a chat completion.
 
     Attributes:
-        tokens: what the endpoint said that the reply cost, prompt included; 0 if it did not say.
+        tokens: tokens of the reply including the prompt, as reported by the endpoint; 0 if not reported.
     """
 
     def __init__(self, problem: str, tokens: int = 0) -> None:
@@ -23,25 +23,25 @@ class BadReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back for one request."""
+    """The reply to one request."""
 
-    text: str  # what the model said; empty where it spent all of its tokens on thoughts
+    text: str  # the model's text; empty if all its tokens went into reasoning
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str
-    reasoning: str = ""  # thoughts that the endpoint sent beside the text
+    reasoning: str = ""  # reasoning in a separate field
 
 
 def read_reply(body: bytes, clean: Callable[[str], str]) -> tuple[Reply, bool]:
     """The reply in the body of a response, and whether the endpoint counted its tokens.
 
-    Where it did not, both counts are 0. Nothing of the body is taken on trust: any JSON gives a reply or `BadReply`.
+    If it did not, both counts are 0. Any body gives either a reply or `BadReply`.
 
     Args:
         clean: applied to every text.
 
     Raises:
-        BadReply: no JSON, JSON too deep, no message, a text or a token count of another type.
+        BadReply: not JSON, JSON nested too deep, no message, a text or token count of the wrong type.
     """
     try:
         content = json.loads(body)
@@ -59,7 +59,7 @@ def read_reply(body: bytes, clean: Callable[[str], str]) -> tuple[Reply, bool]:
     finish = choice.get("finish_reason") if isinstance(choice, dict) else None
     text = message.get("content")
     if text is None and (reasoning or finish == "length"):
-        text = ""  # a reasoning model that was cut before it said anything
+        text = ""  # a reasoning model that was cut during its reasoning
     if not isinstance(text, str):
         raise BadReply(f"expected a message with a text, got {_short(body)}", tokens)
     prompt_tokens, completion_tokens = counts or (0, 0)
@@ -84,20 +84,20 @@ def _short(body: bytes) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-#: Names of the tags between which reasoning models think: <think>, [THINK], <seed:think> and their like.
+#: Names of reasoning tags: <think>, [THINK], <seed:think> etc.
 _NAME = r"(?:\w+:)?(?:think|thinking|thought|thoughts|reasoning|analysis|reflection)"
 _OPEN = re.compile(rf"[<\[]\s*{_NAME}\s*[>\]]", re.IGNORECASE)
 _CLOSE = re.compile(rf"[<\[]\s*/\s*{_NAME}\s*[>\]]", re.IGNORECASE)
-#: Where a reply in OpenAI's harmony format stops thinking.
+#: The end of the reasoning in OpenAI's harmony format.
 _FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|constrain\|>\s*\w+\s*)?<\|message\|>")
 _HARMONY = re.compile(r"<\|channel\|>\s*(?:analysis|commentary)")
 
 
 def without_thoughts(text: str) -> str:
-    """What a reasoning model says once it has thought.
+    """The reply of a reasoning model without its reasoning.
 
-    Everything up to the last closing tag is thought, whether or not an opening one stands before it: many chat
-    templates write it into the prompt. An opening tag that is never closed leaves what stands before it.
+    Everything up to the last closing tag is reasoning, with or without an opening tag, which many chat templates write
+    into the prompt. After an opening tag that is never closed everything is reasoning.
 
     >>> without_thoughts("<think>yes or no?</think>no")
     'no'

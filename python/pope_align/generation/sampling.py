@@ -1,4 +1,4 @@
-"""How tokens are chosen; read by command lines, so it imports nothing heavy."""
+"""Sampling settings; used by command lines, so this module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. The defaults sample from the model itself; a checkpoint's own settings are not applied."""
+    """Sampling settings. The defaults sample from the model itself; a checkpoint's own settings are not applied."""
 
     max_new_tokens: int = 256
-    temperature: float = 1.0  # 0: the likeliest token each time
+    temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0  # 1: off
     top_k: int = 0  # 0: off
 
@@ -25,10 +25,10 @@ class Sampling:
             raise ValueError(f"top_k: expected an integer >= 0 (0: off), got {self.top_k}")
 
     def check_logprobs(self) -> None:
-        """Refuse settings whose propensities no other policy can be compared with.
+        """Refuse settings without usable propensities.
 
         Raises:
-            ValueError: greedy choice.
+            ValueError: greedy decoding.
         """
         if self.temperature == 0:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Asking a judge: every call kept, thoughts left out, a reply that is no verdict sent back with what was wrong."""
+"""Asks a judge: stores every call, ignores reasoning, and sends a reply without a verdict back with the reason."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class AskOptions:
-    """How a judge is asked."""
+    """Settings for asking a judge."""
 
-    repairs: int = 2  # further questions after a reply that is no verdict
+    repairs: int = 2  # retries after a reply without a verdict
     temperature: float = 0.0
     max_tokens: int = 512  # of a reply
     json_mode: bool = False  # ask the endpoint to enforce JSON
@@ -33,11 +33,11 @@ class AskOptions:
 
 
 class NoVerdict(ValueError):
-    """A reply that holds no verdict, and why."""
+    """A reply without a verdict, with the reason."""
 
 
 def open_calls(path: str) -> Journal:
-    """The file that keeps every call. One file may serve any judges, models and options."""
+    """The file with all calls. One file can be used for any judges, models and options."""
     return Journal(path, {"calls": "chat completions by the SHA-256 of the request"})
 
 
@@ -50,15 +50,15 @@ def ask(
     read: Callable[[str], T],
     choices: str,
 ) -> T:
-    """What ``read`` makes of the judge's reply, asked again as often as ``options.repairs`` allow.
+    """The judge's verdict, parsed by ``read``; asks again up to ``options.repairs`` times.
 
     Args:
-        calls: see `open_calls`; nothing in it is asked twice.
-        read: a reply without its thoughts to a verdict; raises `NoVerdict`.
-        choices: what a reply may be, shown to a judge that gave none.
+        calls: see `open_calls`; a request in it is not sent again.
+        read: parses a reply without its reasoning; raises `NoVerdict`.
+        choices: the valid replies, shown to a judge that gave none.
 
     Raises:
-        NoVerdict: of the last reply. One that was cut at its limit of tokens gives none: it may hold only thoughts.
+        NoVerdict: for the last reply. A reply that was cut at its token limit gives none, because it may be reasoning.
         EndpointError, EndpointRefused, BudgetExceeded: as `Endpoint.chat`.
     """
 
@@ -81,10 +81,10 @@ def ask(
 
 
 def objects_with(field: str, text: str) -> list[dict[str, Any]]:
-    """Every JSON object of a text that has a field; those inside others are left out.
+    """Every JSON object in a text that has the field, without nested ones.
 
     Raises:
-        NoVerdict: none, or JSON too deep.
+        NoVerdict: no such object, or JSON nested too deep.
     """
     found, at, decoder = [], 0, json.JSONDecoder()
     while (at := text.find("{", at)) >= 0:
@@ -103,10 +103,10 @@ def objects_with(field: str, text: str) -> list[dict[str, Any]]:
 
 
 def reason_of(verdict: dict[str, Any]) -> str:
-    """The reason that a verdict gives.
+    """The reason in a verdict.
 
     Raises:
-        NoVerdict: one that no file can hold.
+        NoVerdict: text that a file cannot contain.
     """
     reason = str(verdict.get("reason", ""))
     if utf8(reason) != reason:
@@ -128,7 +128,7 @@ def _reply(
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     if key not in calls:
         reply = endpoint.chat(messages, **parameters)
-        with suppress(NoVerdict):  # read before it is stored: what cannot be read must not come back at every repeat
+        with suppress(NoVerdict):  # parsed before it is stored, so that an unreadable reply is not reused by every run
             verdict(reply)
         calls.keep(key, {"request": request, "reply": asdict(reply)})
     return Reply(**calls[key]["reply"])

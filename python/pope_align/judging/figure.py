@@ -15,11 +15,11 @@ _PARTS = (("win", "won", "#0072B2"), ("tie", "tied", "#BBBBBB"), ("loss", "lost"
 
 
 def win_rates(summaries: Sequence[dict[str, Any]], *, judge: str) -> Figure:
-    """A bar per match, split into won, tied and lost; the win rate with its interval beside it.
+    """A bar per match, split into won, tied and lost, with the win rate and its interval.
 
     Args:
-        summaries: as `pope_align.judging.match.Match.summary` gives them.
-        judge: who judged, for the title.
+        summaries: of `pope_align.judging.match.Match.summary`.
+        judge: the judge's name, for the title.
     """
     module = require("matplotlib.figure", extra="train", purpose="to draw figures")
     figure: Figure = module.Figure(figsize=(7.5, 1.5 + 0.6 * len(summaries)), layout="constrained")

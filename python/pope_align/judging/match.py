@@ -1,7 +1,7 @@
-"""Which of two models' sets of answers serves people better, by an LLM judge: both orders, ties, every call kept.
+"""Compares two models' sets of answers by an LLM judge, in both orders, with ties; all calls are stored.
 
 The paper's protocol (its section 11): per prompt, the judge sees two sets of up to 50 answers and three responses that
-people wrote, and says which set is more helpful and more diverse for people of differing preferences.
+people wrote, and says which set is more helpful and more diverse for people with different preferences.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..generation.generations import Generation, GenerationSet, completion_text,
 from .asking import AskOptions, NoVerdict, ask, objects_with, reason_of
 from .asking import open_calls as open_calls
 
-#: What one reading of two sets says of set a; the last three are no verdict: no valid JSON after all repairs, the
-#: endpoint gave up, the budget was spent.
+#: The result of one judgement for set a; the last three are without a verdict: no valid JSON after all repairs, the
+#: endpoint failed, the budget was spent.
 Reading = Literal["win", "loss", "tie", "invalid", "failed", "unjudged"]
 VERDICTS = ("win", "loss", "tie")
 Winner = Literal["1", "2", "tie"]
@@ -42,9 +42,9 @@ _CHOICES = '{"winner": "1"}\n{"winner": "2"}\n{"winner": "tie"}'
 class JudgeOptions(AskOptions):
     """The protocol."""
 
-    set_size: int = 50  # answers of a set, at most; both sets get as many as the smaller has
+    set_size: int = 50  # maximum answers of a set; both sets have as many as the smaller one
     references: int = 3  # human responses shown, best voted first
-    max_characters: int | None = None  # of one answer or response; what is cut is counted
+    max_characters: int | None = None  # of one answer or response; cuts are counted
 
     def __post_init__(self) -> None:
         AskOptions.__post_init__(self)
@@ -55,7 +55,7 @@ class JudgeOptions(AskOptions):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One prompt: what the judge said with set a first, and with set b first."""
+    """One prompt: the judgements with set a first and with set b first."""
 
     key: str
     a_first: Reading
@@ -64,9 +64,9 @@ class Verdict:
 
     @property
     def outcome(self) -> Reading:
-        """A win or loss only where both orders agree on it; any two other verdicts are a tie.
+        """A win or loss only if both orders agree; any other two verdicts are a tie.
 
-        Without a verdict in one of the orders, that order's reading.
+        If one order has no verdict, that order's result.
         """
         for reading in (self.a_first, self.b_first):
             if reading not in VERDICTS:
@@ -96,8 +96,8 @@ class Match:
     def summary(self, level: float = 0.95) -> dict[str, Any]:
         """Counts and shares with Wilson intervals.
 
-        ``win_rate`` counts a tie as half a win (its interval, that of a proportion, is then wider than need be).
-        ``first_shown`` is the share of decided readings that went to the set shown first: 0.5 without position bias.
+        ``win_rate`` counts a tie as half a win (its interval, that of a proportion, is then conservative).
+        ``first_shown`` is the share of decided judgements won by the set shown first: 0.5 without position bias.
         ``consistent`` is the share of judged prompts where both orders gave the same verdict.
         """
         wins, ties, losses = (self.count(outcome) for outcome in ("win", "tie", "loss"))
@@ -149,20 +149,20 @@ def judge(
     concurrency: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> Match:
-    """Have every prompt that both models answered judged in both orders.
+    """Judge every prompt that both models answered, in both orders.
 
-    Every reply is in ``calls`` before it counts, by the hash of what was asked: a repeated run asks nothing twice, and
-    one that was killed, ran out of budget or lost its endpoint goes on where it stopped.
+    Every reply is stored in ``calls`` by the hash of its request before it counts, so a repeated run sends no request
+    twice, and a run that was killed, ran out of budget or lost its endpoint continues where it stopped.
 
     Args:
         references: slates, joined by key; a prompt without one is judged without human responses.
-        calls: see `judge_asking.open_calls`.
-        concurrency: requests on their way together.
-        progress: called with the number of readings done so far and in all (two a prompt).
+        calls: see `asking.open_calls`.
+        concurrency: number of concurrent requests.
+        progress: called with the numbers of judgements done so far and in total (two per prompt).
 
     Raises:
         ValueError: no prompt that both answered.
-        EndpointRefused: the endpoint will answer no request.
+        EndpointRefused: the endpoint refuses all requests.
     """
     options = options or JudgeOptions()
     tasks, characters_cut = _tasks(a, b, references, options)
@@ -186,7 +186,7 @@ def judge(
 
 
 def plan(a: GenerationSet, b: GenerationSet, references: Sequence[Slate], options: JudgeOptions) -> tuple[int, int]:
-    """What judging two models will ask for at least: requests, and prompt tokens at four characters each."""
+    """The minimum numbers of requests and prompt tokens (at four characters each) for judging two models."""
     tasks, _ = _tasks(a, b, references, options)
     return len(tasks), sum(len(message["content"]) for task in tasks for message in task.messages) // 4
 
@@ -195,8 +195,8 @@ def read_verdict(text: str) -> tuple[Winner, str]:
     """Winner and reason of a judge's reply: a JSON object, alone or inside other text.
 
     Raises:
-        NoVerdict: no object with a winner, a winner that is none of the three, objects that disagree, JSON too deep, or
-            text that UTF-8 cannot hold.
+        NoVerdict: no object with a winner, an unknown winner, objects that disagree, JSON nested too deep, or text that
+            UTF-8 cannot encode.
     """
     found = objects_with("winner", text)
     winners = {re.sub(r"^set\s*", "", str(value["winner"]).strip().lower()) for value in found}
@@ -210,7 +210,7 @@ def read_verdict(text: str) -> tuple[Winner, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One reading: a prompt in one order."""
+    """One judgement: a prompt in one order."""
 
     key: str
     a_first: bool
@@ -275,7 +275,7 @@ def _numbered(texts: list[str]) -> str:
 
 
 def _read(task: _Task, endpoint: Endpoint, calls: Journal, options: JudgeOptions) -> tuple[Reading, str]:
-    """One reading, with as many repairs as it takes and the options allow."""
+    """One judgement, with repairs up to the limit."""
     try:
         winner, reason = ask(task.messages, endpoint, calls, options, read=read_verdict, choices=_CHOICES)
     except NoVerdict as error:

@@ -24,11 +24,11 @@ _CHOICES = '{"score": 1} to {"score": 10}'
 
 @dataclass(frozen=True)
 class ByJudge:
-    """A rating from 1 to 10 for every answer, each asked for once and kept in ``calls``.
+    """A rating from 1 to 10 for every answer; each is requested once and stored in ``calls``.
 
     Attributes:
-        calls: see `judge_asking.open_calls`.
-        concurrency: requests on their way together.
+        calls: see `pope_align.judging.asking.open_calls`.
+        concurrency: number of concurrent requests.
     """
 
     endpoint: Endpoint
@@ -46,7 +46,7 @@ class ByJudge:
         }
 
     def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
-        """Raises ValueError if any answer is left without a rating; those that came are kept for the next run."""
+        """Raises ValueError if an answer has no rating; received ratings are kept for the next run."""
         places = [(row, index) for row in generations.rows for index in range(len(row.texts))]
         ratings: dict[tuple[str, int], float] = {}
         problems: list[str] = []
@@ -80,7 +80,7 @@ def read_rating(text: str) -> float:
     """The score of a judge's reply.
 
     Raises:
-        NoVerdict: no object with a score, scores that disagree, one that is no number from 1 to 10.
+        NoVerdict: no object with a score, scores that disagree, or a score that is not a number from 1 to 10.
     """
     found: Sequence[dict[str, Any]] = objects_with("score", text)
     scores = {str(value["score"]).strip() for value in found}

@@ -1,1 +1,1 @@
-"""Language models: found by name, loaded, and read as the objective needs them. Importing it loads no torch."""
+"""Language models: located by name, loaded, and run as the objective needs it. Importing this loads no torch."""

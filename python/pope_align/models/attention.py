@@ -1,4 +1,4 @@
-"""The attention mask of `TokenRows`: prompts seen by all their responses, responses that do not see each other."""
+"""The attention mask of `TokenRows`: responses attend to their prompt and not to each other."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import PretrainedConfig
 
-#: Attention implementations of transformers that take a mask of any shape.
+#: Attention implementations of transformers that accept any 4D mask.
 _MASKED = ("sdpa", "eager", "flex_attention")
-#: Kinds of layers that a mask describes fully, in the words of a configuration's ``layer_types``.
+#: ``layer_types`` whose attention is fully described by a mask.
 _LAYERS = ("full_attention", "sliding_attention")
 
 
 def is_shared(rows: TokenRows) -> bool:
-    """Whether some row holds more than one response; told from shapes alone, without waiting for a device."""
+    """Whether some row has more than one response; from shapes alone, without synchronisation."""
     return rows["response_offsets"].shape[0] - 1 > rows["input_ids"].shape[0]
 
 
 def why_not(config: PretrainedConfig) -> str | None:
-    """Why a model cannot take rows with a shared prompt; None if nothing in its configuration speaks against it."""
+    """Why a model cannot process rows with a shared prompt; None if its configuration allows it."""
     implementation = config._attn_implementation
     if implementation not in _MASKED:
         return f"its attention implementation {implementation!r} takes no block mask (one of {', '.join(_MASKED)} does)"
     if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo
-        return "its local layers count their window by the place in a row, not by the position in the text"
+        return "its local layers count their window along the row, not by the position in the text"
     other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYERS))
     if other:
         return f"its layers of type {', '.join(other)} carry a state from one response to the next"
@@ -37,11 +37,11 @@ def why_not(config: PretrainedConfig) -> str | None:
 
 
 def shared_prompt_mask(config: PretrainedConfig, rows: TokenRows, dtype: torch.dtype) -> Any:
-    """What the body of a transformers model takes as ``attention_mask`` for rows with shared prompts.
+    """The ``attention_mask`` of a transformers body for rows with shared prompts.
 
-    Position ``q`` sees ``k`` if ``k <= q``, both are of one prompt and its responses, and ``k`` is of the prompt or of
-    ``q``'s own response; in layers with a sliding window, if also their positions in the text are less than the window
-    apart.
+    Position ``q`` attends to ``k`` if ``k <= q``, both belong to the same prompt and its responses, and ``k`` is in the
+    prompt or in ``q``'s own response; in layers with a sliding window, their positions in the text must also be less
+    than the window apart.
 
     Returns:
         A ``[B, 1, L, L]`` mask (bool for SDPA, additive for eager attention) or a ``BlockMask`` for FlexAttention; for

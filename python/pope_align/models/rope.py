@@ -1,8 +1,9 @@
-"""Rotary position embeddings whose frequencies follow from the length of a sequence: each sequence decides alone.
+"""Rotary position embeddings whose frequencies depend on the length: each sequence uses its own length.
 
 RoPE "longrope" (Phi-3) has one set of frequencies for sequences of up to the original context and another for longer
-ones; "dynamic" stretches its frequencies with every token beyond it. transformers asks the longest position of the
-whole batch, and "dynamic" also what came before, so that a sequence's log-probabilities would depend on its neighbours.
+ones; "dynamic" stretches its frequencies with every token beyond it. transformers uses the longest sequence of the
+batch, and for "dynamic" also of earlier batches, so that a sequence's log-probabilities would depend on other
+sequences.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 
 
 class LengthRule(NamedTuple):
-    """Sequences of more than ``limit`` tokens are rotated by other frequencies than shorter ones."""
+    """Sequences of more than ``limit`` tokens have other frequencies than shorter ones."""
 
     kind: str  # "longrope" or "dynamic"
     limit: int
 
     def keeps_cache(self, prompt: int, new: int) -> bool:
-        """Whether a cache stays right while ``new`` tokens follow ``prompt`` ones: all by one set of frequencies."""
+        """Whether the frequencies stay the same (so that a cache is valid) while ``new`` tokens follow ``prompt``
+        ones.
+        """
         return prompt + new <= self.limit or (self.kind == "longrope" and prompt > self.limit)
 
     def __str__(self) -> str:
@@ -29,19 +32,19 @@ class LengthRule(NamedTuple):
 
 
 def length_rule(model: torch.nn.Module) -> LengthRule | None:
-    """How the frequencies of ``model`` follow from a sequence's length; None where they do not.
+    """How the frequencies of ``model`` depend on a sequence's length; None if they do not.
 
-    The smallest limit, where layers of different types have different ones.
+    With layers of several types, the smallest limit.
     """
     rules = [rule for module in model.modules() for _, rule in _rules(module)]
     return min(rules, key=lambda rule: rule.limit, default=None)
 
 
 def decide_alone(model: torch.nn.Module) -> bool:
-    """Let every row of ``position_ids`` decide its own frequencies; True if the model has any such layer.
+    """Use the frequencies for each row's own length; returns True if the model has such a layer.
 
-    A row's length is its largest position + 1, so padding has to carry small positions. What a sequence computes is
-    then what transformers computes for it alone with a freshly loaded model.
+    A row's length is its largest position + 1, so padding must have small positions. The result for a sequence is then
+    what transformers computes for it alone with a freshly loaded model.
     """
     layers = [module for module in model.modules() if any(_rules(module))]
     for module in layers:
@@ -51,7 +54,7 @@ def decide_alone(model: torch.nn.Module) -> bool:
 
 
 def _rules(module: torch.nn.Module) -> Iterator[tuple[str | None, LengthRule]]:
-    """The rules of one rotary module, by layer type where it has several."""
+    """The rules of one rotary module, by layer type if it has several."""
     kinds = getattr(module, "rope_type", None)
     config = getattr(module, "config", None)
     for layer_type, kind in kinds.items() if isinstance(kinds, dict) else [(None, kinds)]:
@@ -64,7 +67,7 @@ def _rules(module: torch.nn.Module) -> Iterator[tuple[str | None, LengthRule]]:
 
 
 def _forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
-    """As the class's own, on rows of one set of frequencies at a time."""
+    """As the class's own forward, but separately for rows with different frequencies."""
     own = type(self).forward
     options = {} if layer_type is None else {"layer_type": layer_type}
     rule = dict(_rules(self)).get(layer_type)
@@ -86,7 +89,7 @@ def _forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor, layer_type:
 
 
 def _forget(module: Any, layer_type: str | None) -> None:
-    """Undo what transformers keeps of the longest sequence so far."""
+    """Reset what transformers remembers of the longest sequence so far."""
     prefix = "" if layer_type is None else f"{layer_type}_"
     original = getattr(module, f"{prefix}original_inv_freq", None)
     inv_freq = getattr(module, f"{prefix}inv_freq", None)

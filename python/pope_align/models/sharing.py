@@ -1,4 +1,4 @@
-"""Whether a model may compute a prompt once for all its responses: tried before it is done."""
+"""Checks by comparison whether a model can compute a prompt once for all its responses."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def sharing_obstacle(
     """Why ``model`` cannot compute the prompts of ``trees`` once for all their responses; None if it can.
 
     Log-probabilities with shared prompts are compared with those of separate rows, on two probes: the longest sequence
-    of ``trees``, and a row as long as the longest that they will make, of branches as long as the row allows. Whatever
-    a model does with places in a row or with positions, it does there: a window that no probe exceeds, no row exceeds.
+    of ``trees``, and a row as long as the longest row that they will give, with branches as long as possible. So
+    effects of positions and of places in a row occur in a probe if they occur in training; no row exceeds a window that
+    no probe exceeds.
 
     Args:
-        trees: all that will be computed.
-        max_tokens_per_row: as in `lay_out`, if rows of several trees are wanted.
+        trees: all trees that will be computed.
+        max_tokens_per_row: as in `lay_out`, for rows of several trees.
     """
     reason = _reason(model, trees, max_tokens_per_row)
     kind = type(pretrained(model)).__name__
@@ -55,7 +56,7 @@ def _reason(model: PreTrainedModel | PeftModel, trees: Sequence[Tree], max_token
 
 
 def probes(trees: Sequence[Tree], max_tokens_per_row: int | None) -> list[Tree]:
-    """The two probes of `sharing_obstacle`, of the tokens of ``trees``."""
+    """The two probes of `sharing_obstacle`, with tokens of ``trees``."""
     largest = max((tree for tree in trees if len(tree.response_ids) > 1), key=_longest)
     sample = Tree(largest.prompt_ids, sorted(largest.response_ids, key=len)[-3:])
     row = max(*map(len, trees), min(max_tokens_per_row or 0, sum(map(len, trees))))
@@ -73,7 +74,7 @@ def probes(trees: Sequence[Tree], max_tokens_per_row: int | None) -> list[Tree]:
 def _difference(
     model: PreTrainedModel | PeftModel, trees: Sequence[Tree], max_tokens_per_row: int | None
 ) -> str | None:
-    """What is wrong with the log-probabilities of ``trees`` with shared prompts; None if nothing is."""
+    """How log-probabilities of ``trees`` with shared prompts differ; None if they are equal."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -88,7 +89,7 @@ def _difference(
                 together = _token_logprobs(model, lay_out(trees, share_prompt=True, max_tokens_per_row=packed))
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # separate rows passed, so it is the mask or the positions that are not taken
+            except Exception as error:  # separate rows work, so the model rejects the mask or the positions
                 return f"it takes no mask of its own ({_line(error)})"
     finally:
         for module, training in modes:

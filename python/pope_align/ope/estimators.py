@@ -232,9 +232,9 @@ def _shrinkage(
     known: _Known,
     diversity_weight: float,
 ) -> tuple[Shrink, dict[str, float]]:
-    """The parameter as given or as SLOPE chooses it among estimates of this kind, and what is known of the bias.
+    """The given parameter, or SLOPE's choice for this kind of estimate, and a bound on its bias.
 
-    The bound on the bias that it brings to the utility is one of a mean over responses; others have none.
+    The bound on the bias of V_CU is for means over responses; other estimators have none.
     """
     assert spec.shrink is not None
     with np.errstate(over="ignore", invalid="ignore"):

@@ -63,7 +63,9 @@ def placebo(log: LoggedSlates, shares: Floats, *, draws: int = DRAWS, seed: int 
     if draws < 1:
         raise ValueError(f"draws: expected an integer >= 1, got {draws}")
     if log.sizes.max() == 1:
-        raise ValueError("log: expected slates of two responses and more, got one response a slate: nothing to permute")
+        raise ValueError(
+            "log: expected slates of two responses and more, got only one response per slate: nothing to permute"
+        )
     gain = float(shares @ log.utility)
     random, gains = np.random.default_rng(seed), np.zeros(draws)
     for size in np.unique(log.sizes):

@@ -1,6 +1,6 @@
-"""The usual alternatives on the same log, through TRL: imitate the best response (SFT), prefer better to worse (DPO).
+"""Baselines on the same log, by TRL: SFT on the best response, DPO on pairs of better and worse responses.
 
-They see the very tokens that POPE sees: slates are tokenised by `encode_slates` and handed over as token ids.
+They train on the same tokens as POPE: slates are tokenised by `encode_slates` and passed as token ids.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def dpo_rows(
         pairs: "best-worst", one of each slate (the first of equals), or "all" pairs of different scores.
 
     Raises:
-        ValueError: all scores of all slates are equal: nothing is preferred.
+        ValueError: no slate has two different scores.
     """
     rows = []
     for slate, ids in zip(slates, encoded, strict=True):
@@ -84,7 +84,7 @@ def make_baseline(
     processing_class: PreTrainedTokenizerBase | None = None,
     peft_config: PeftConfig | None = None,
 ) -> Trainer:
-    """A trainer of TRL for the same slates, which need no ``logging_logprobs`` here.
+    """A TRL trainer for the same slates, which need no ``logging_logprobs`` here.
 
     Args:
         method: "sft" (`sft_rows`) or "dpo" (`dpo_rows`).
@@ -93,7 +93,7 @@ def make_baseline(
 
     Raises:
         ImportError: TRL is not installed.
-        ValueError: slates that do not fit, or without a pair.
+        ValueError: invalid slates, or no pairs.
     """
     trl = require("trl", extra="baselines", purpose=f"for method {method!r}")
     datasets = require("datasets", extra="baselines", purpose=f"for method {method!r}")
@@ -121,10 +121,10 @@ def make_baseline(
 
     class TokenisedDpoTrainer(trl.DPOTrainer):  # type: ignore[name-defined]
         def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
-            return dataset  # tokens already
+            return dataset  # already tokenised
 
-    # TRL would load the reference from the model's name, which a model in memory need not have. With an adapter it is
-    # the model without it.
+    # TRL would load the reference by the model's name, which a model in memory may not have. With an adapter the
+    # reference is the model without it.
     adapted = peft_config is not None or not isinstance(model, PreTrainedModel)
     reference = None if adapted else copy.deepcopy(model)
     return TokenisedDpoTrainer(model, reference, args, peft_config=peft_config, **shared)

@@ -1,4 +1,4 @@
-"""What a training run shows while it goes."""
+"""Progress lines and warnings of a training run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 logger = get_logger(__name__)  # of the main process alone
 
-#: Below this effective share of the weights, and above this share of clipped ones, a run needs attention.
+#: A run gets a warning below this effective share of weights, or above this share of clipped ones.
 LOW_ESS, HIGH_CLIP = 0.1, 0.25
 
-#: Name, label and format of what a line shows, of the many metrics that are logged.
+#: Name, label and format of the metrics in a progress line.
 _SHOWN = [
     ("pope/value", "V", ".3f"),
     ("pope/utility", "V_CU", ".3f"),
@@ -31,8 +31,8 @@ class ProgressLines(TrainerCallback):
     """One line for each log: step, time left, value and its parts, overlap.
 
     Args:
-        write: shows a line.
-        every_seconds: leave out training lines that follow the last one sooner; evaluations are always shown.
+        write: prints a line.
+        every_seconds: minimum interval of training lines; evaluations are always shown.
     """
 
     def __init__(self, write: Callable[[str], None], *, every_seconds: float = 0.0) -> None:
@@ -71,10 +71,10 @@ class ProgressLines(TrainerCallback):
 
 
 class OverlapWatch(TrainerCallback):
-    """Warns once when importance weights no longer carry the gradient, and stops the run where that was asked for.
+    """Warns once when importance weights degenerate, and stops the run if requested.
 
     Args:
-        stop_if_ess_below: stop below this effective share of the weights; None only warns.
+        stop_if_ess_below: stop below this effective share of weights; None only warns.
     """
 
     def __init__(self, stop_if_ess_below: float | None = None) -> None:
@@ -90,7 +90,7 @@ class OverlapWatch(TrainerCallback):
         **rest: Any,
     ) -> None:
         ess, clipped = (logs or {}).get("is/ess_fraction"), (logs or {}).get("is/clip_fraction")
-        if ess is None or clipped is None:  # not a log of training
+        if ess is None or clipped is None:  # not a training log
             return
         if ess < LOW_ESS:
             self.warn(

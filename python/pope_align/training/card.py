@@ -1,4 +1,4 @@
-"""The card of a trained model: what it was trained on, for what, and what its held-out value is worth."""
+"""The card of a trained model: data, objective, training settings and held-out estimate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CARD_NAME = "README.md"
 
-#: In place of an estimate.
+#: Shown without an estimate.
 NO_HELD_OUT = "the run had no held-out slates"
 
 _HOW = {
@@ -47,11 +47,11 @@ _METHOD = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the card says of a run, whatever the method."""
+    """The contents of a card, for any method."""
 
     method: TrainingMethod
     folder: str
-    base: str  # the model's name, "" where it has none
+    base: str  # the model's name, "" if it has none
     adapter: bool
     slates: Sequence[Slate]  # trained on
     objective: Mapping[str, Any]
@@ -67,7 +67,7 @@ class RunFacts:
         objective: Mapping[str, Any],
         max_length: int,
     ) -> RunFacts:
-        """The facts that every trainer of transformers knows, and those that only the caller does."""
+        """The facts from a transformers trainer, and those that the caller adds."""
         args = trainer.args
         training = {
             "steps": trainer.state.global_step,
@@ -76,7 +76,7 @@ class RunFacts:
             "max_length": max_length,
             "seed": args.seed,
         }
-        if method == "dpo":  # whose batches hold pairs
+        if method == "dpo":  # its batches contain pairs
             training["pairs_per_step"] = training.pop("slates_per_step")
         adapter = not isinstance(trainer.accelerator.unwrap_model(trainer.model), PreTrainedModel)
         return cls(method, str(args.output_dir), base, adapter, slates, objective, training)
@@ -88,7 +88,7 @@ def held_out_estimate(
     *,
     max_length: int,
 ) -> Estimate | str:
-    """What `pope evaluate` estimates for the model on slates that it was not trained on, to the digit.
+    """The estimate of `pope evaluate` for the model on slates that it was not trained on.
 
     Args:
         slates: held out.
@@ -96,7 +96,8 @@ def held_out_estimate(
         max_length: as in training.
 
     Returns:
-        The estimate; or why there is none: the weights are saved by now, and a card is no reason to fail.
+        The estimate, or the reason why there is none (a run whose weights are saved should not fail because of its
+        card).
     """
     if any(slate.logging_logprobs is None for slate in slates):
         return "the held-out slates have no logging_logprobs (pope score)"
@@ -113,7 +114,7 @@ def held_out_estimate(
 
 
 def logging_how(slates: Sequence[Slate]) -> str:
-    """How the log's log-probabilities were obtained, where all slates agree."""
+    """How the log's log-probabilities were obtained, if all slates agree."""
     ways = {(slate.logging_policy or {}).get("how", "unknown") for slate in slates}
     return str(ways.pop()) if len(ways) == 1 else "unknown"
 
@@ -127,7 +128,7 @@ def model_card(facts: RunFacts, estimate: Estimate | str) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
     Args:
-        estimate: of `held_out_estimate`; a text says why there is none.
+        estimate: of `held_out_estimate`, or the reason why there is none.
     """
     responses = sum(len(slate.completions) for slate in facts.slates)
     libraries = ("torch", "transformers", "accelerate", *(("peft",) if facts.adapter else ()))

@@ -1,4 +1,4 @@
-"""Checkpoints that were written to their end."""
+"""Finding complete checkpoints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 logger = get_logger(__name__)
 
 
-#: What a process of ours adds to a checkpoint, by its index.
+#: The file that each of our processes adds to a checkpoint.
 STATE_FILE = "slate_window_{}.pt"
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint in ``output_dir`` that is whole, or None.
+    """The newest complete checkpoint in ``output_dir``, or None.
 
-    The trainer's state is written last, when all processes have written theirs; a run that was killed before that left
-    a folder to pass over.
+    The trainer's state is written last, after all processes; a checkpoint without it is incomplete and is skipped.
     """
     folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _step(path) is not None]
     for path in sorted(folders, key=lambda path: _step(path) or 0, reverse=True):

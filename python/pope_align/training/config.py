@@ -1,4 +1,4 @@
-"""Everything that decides a training run: the arguments of transformers, and those of the POPE objective."""
+"""The configuration of a training run: the arguments of transformers and those of POPE."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from .options import PopeOptions
 class PopeConfig(PopeOptions, TrainingArguments):
     """Arguments of `PopeTrainer`: those of ``transformers.TrainingArguments`` and the ones below.
 
-    ``per_device_train_batch_size`` counts slates. A step sees that many times ``gradient_accumulation_steps`` of them,
-    and its loss is their exact mean, however they are split.
+    ``per_device_train_batch_size`` counts slates. A step uses ``gradient_accumulation_steps`` times as many, and its
+    loss is their exact mean, however they are split.
 
     Objective: the fields of `pope_core.Objective`, by the same names; `objective` is the value they make. The defaults
     are measured in docs/defaults.md, and docs/training.md says which combinations are refused, and why.
 
     Safety:
-        kl_weight: weight of a KL penalty, which holds the model to what it was at the start, on the logged responses
-            (see `policy_loss.penalty_to_start`); it lets self-normalised weights go with "neg_log_prob". Their
-            log-probabilities under the start are computed before training.
+        kl_weight: weight of a KL penalty on the logged responses, which keeps the model close to its start (see
+            `policy_loss.penalty_to_start`); with it, self-normalised weights may be combined with "neg_log_prob".
+            Log-probabilities under the start are computed before training.
         stop_if_ess_below: stop when the effective sample size, as a share of the responses since the last log, falls
             below this; None only warns.
-        early_stopping_patience: evaluations without a better held-out value (self-normalised, unless
-            ``metric_for_best_model`` says otherwise) after which to stop; the best model is kept. None never stops.
+        early_stopping_patience: stop after this many evaluations without a better held-out value (self-normalised,
+            unless ``metric_for_best_model`` is set) and keep the best model. None never stops.
 
     Reports:
-        log_slates: so many held-out slates are written to ``slates.md`` at each evaluation, with their log-weights at
-            the first evaluation and now.
+        log_slates: write this many held-out slates to ``slates.md`` at each evaluation, with their log-weights at the
+            first evaluation and now.
 
     Data:
         utility_transform: how the scores of a slate become utilities in [0, 1]; see `pope_align.data.to_utility`.
-        max_length: tokens of prompt and response that are kept.
-        template_date: the day, as 2026-11-28, that a chat template which writes today's date is given; None for the
-            day under which each slate was scored, or where the log does not say, the one on which the run began.
+        max_length: maximum number of tokens of prompt and response.
+        template_date: the date (2026-11-28) for chat templates that write today's date; None for the date with which
+            each slate was scored or, if the log has none, the day on which the run began.
 
     Model:
-        model_dtype: of the weights, when the model is given by name.
+        model_dtype: dtype of the weights if the model is given by name.
         disable_dropout: set the dropout of the model to 0; dropout makes importance weights noisy. An adapter's own
-            ``lora_dropout`` stays as it was asked for.
+            ``lora_dropout`` is not changed.
 
     Speed:
-        prompt_sharing: compute a prompt once for all responses of its slate: "on", "off", or "auto", which does so
-            wherever the model can and says so where it cannot.
+        prompt_sharing: compute a prompt once for all responses of its slate: "on", "off", or "auto", which does so if
+            the model allows it and warns otherwise.
         max_tokens_per_row: with shared prompts, rows of several slates up to this many tokens, without padding between
-            them; None for one slate a row, which suits CPUs.
-        chunk_bytes: budget of the logits buffer; None for the device's default.
+            them; None for one slate per row, which suits CPUs.
+        chunk_bytes: size of the logits buffer; None for the device's default.
         backend: of `pope_core`; None for the best one that runs here.
 
     Raises:
-        ValueError: an option that does not fit, or a combination whose loss has no finite or no meaningful optimum.
+        ValueError: an invalid option, or a combination whose loss has no finite or no meaningful optimum.
     """
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from .._files import replacing
 
 _Panels = list[tuple[str, dict[str, str]]]
 
-#: A panel each: title, and the metrics in it with their labels.
+#: The panels: title, and metrics with labels.
 _PANELS: _Panels = [
     ("value", {"pope/value": "V, as trained", "pope/value_self_normalized": "V, self-normalised"}),
     ("utility V_CU", {"pope/utility": "as trained", "pope/utility_self_normalized": "self-normalised"}),
@@ -24,7 +24,7 @@ _PANELS: _Panels = [
     ("share of weights", {"is/ess_fraction": "effective sample size", "is/clip_fraction": "clipped"}),
 ]
 
-#: Those of SFT and DPO, by the names that TRL logs; a run has some of them.
+#: The panels of SFT and DPO, by the names that TRL logs; a run has some of them.
 _BASELINE_PANELS: _Panels = [
     ("loss", {"loss": "training loss"}),
     ("rewards (DPO)", {"rewards/chosen": "of chosen", "rewards/rejected": "of rejected", "rewards/margins": "margin"}),

@@ -1,4 +1,4 @@
-"""From logged slates to what a training loop draws: examples, an order of them, and batches that know their slates."""
+"""From logged slates to training batches: examples, their order, and batches that know their slates."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .config import PopeConfig
 
 logger = get_logger(__name__)  # of the main process alone
 
-#: What a log of slates may be given as: slates, rows (a list of dicts or a ``datasets.Dataset``), or a file.
+#: Types of a log of slates: slates, rows (a list of dicts or a ``datasets.Dataset``), or a file.
 SlateSource = Sequence[Slate] | Iterable[Mapping[str, Any]] | str | os.PathLike[str]
 
-#: The index of no slate: fills the last batches of an epoch, so that every process has as many of the same size.
+#: The index of padding, which fills the last batches of an epoch so that all processes have equal numbers.
 PADDING = -1
 
-#: A batch of padding alone still runs the model, which other processes wait for; its loss is multiplied by 0.
+#: A batch with only padding still runs the model, because other processes wait for it; its loss is multiplied by 0.
 _STAND_IN = SlateExample(prompt_ids=[0], completion_ids=[[0]], utility=[0.0], logging_logprobs=[0.0])
 
 
 class Item(NamedTuple):
-    """One slate as a loader draws it; padding has no example."""
+    """One slate for a data loader; padding has no example."""
 
     position: int
     example: ResponseExample | None
@@ -45,9 +45,9 @@ class Item(NamedTuple):
 
 @dataclass
 class SlateDataset:
-    """Examples with their positions; the slates they came from are for errors and tables.
+    """Examples with their positions, and their slates for errors and tables.
 
-    ``start_logprobs`` is there when a penalty needs it.
+    ``start_logprobs`` is set if a KL penalty needs it.
     """
 
     examples: Sequence[ResponseExample]
@@ -70,7 +70,7 @@ class SlateDataset:
         return self.slates[index].slate_id or str(index + 1)
 
     def utility(self, index: int) -> list[float]:
-        """Of the responses of a scored slate."""
+        """The logging log-probabilities of a scored slate."""
         return cast(SlateExample, self.examples[index])["utility"]
 
     def set_epoch(self, epoch: int) -> None:
@@ -86,9 +86,9 @@ class SlateDataset:
 
 
 class SlateSampler(torch.utils.data.Sampler[int]):
-    """An order of slates that the seed and the epoch decide, and nothing else.
+    """An order of slates that depends on the seed and the epoch only.
 
-    Neither the state of a global random generator nor the number of processes has a part in it.
+    It does not depend on a global random state or the number of processes.
 
     Args:
         multiple: the order is padded to a multiple of this, or cut with ``drop_last``.
@@ -120,8 +120,7 @@ class IndexedCollator:
     """`RowCollator` or `SlateCollator` for items of `SlateDataset`.
 
     Adds ``slate_index`` ``[S]``, the slates' positions in the data, and ``start_logprobs`` ``[R]``, totals in float64,
-    where items have them. Padding is left out; a batch of nothing else holds a stand-in slate that has no
-    ``slate_index``.
+    if items have them. Padding is left out; a batch with only padding has a stand-in slate without ``slate_index``.
     """
 
     collate: RowCollator
@@ -131,20 +130,20 @@ class IndexedCollator:
         batch = self.collate([item.example for item in real if item.example is not None] or [_STAND_IN])
         batch["slate_index"] = torch.tensor([item.position for item in real], dtype=torch.int64)
         if all(item.start_logprobs is not None for item in items):
-            totals = [total for item in real for total in item.start_logprobs or ()] or [0.0]  # the stand-in's
+            totals = [total for item in real for total in item.start_logprobs or ()] or [0.0]  # of the stand-in
             batch["start_logprobs"] = torch.tensor(totals, dtype=torch.float64)
         return batch
 
 
 def num_slates(batch: Mapping[str, Any]) -> int:
-    """Slates of a batch; 0 for a stand-in."""
+    """The number of slates of a batch; 0 for a stand-in."""
     return int(batch["slate_index"].shape[0])
 
 
 def fix_template_date(args: PopeConfig, tokenizer: PreTrainedTokenizerBase, slates: Sequence[Slate]) -> None:
-    """Fill ``args.template_date`` where a chat template writes today's date and slates do not say which.
+    """Set ``args.template_date`` if a chat template writes today's date and the slates have no date.
 
-    It is the day on which the run in ``output_dir`` began: one that is resumed after midnight sees the same prompts.
+    It is the day on which the run in ``output_dir`` began, so that a run resumed after midnight has the same prompts.
     """
     if args.template_date is not None or not reads_clock(tokenizer):
         return
@@ -156,7 +155,7 @@ def fix_template_date(args: PopeConfig, tokenizer: PreTrainedTokenizerBase, slat
 def slate_dataset(
     name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
 ) -> SlateDataset:
-    """Scored slates as a data set; ``name`` is theirs, in errors and reports."""
+    """Scored slates as a data set; ``name`` is used in errors and reports."""
     return SlateDataset(slate_examples(name, slates, tokenizer, args), slates, name)
 
 
@@ -169,7 +168,7 @@ def slate_examples(
         name: of the slates, in errors and reports.
 
     Raises:
-        ValueError: log-probabilities that were summed over other tokens than these.
+        ValueError: log-probabilities of other tokens than these.
     """
     encoded = encode_log(slates, tokenizer, max_length=args.max_length, template_date=args.template_date, name=name)
     examples = []
@@ -191,7 +190,7 @@ def scored_slates(name: str, source: SlateSource) -> Sequence[Slate]:
     """The slates of ``source``.
 
     Raises:
-        ValueError: one without ``logging_logprobs``.
+        ValueError: a slate without ``logging_logprobs``.
     """
     slates = as_slates(source)
     for number, slate in enumerate(slates, start=1):

@@ -1,4 +1,4 @@
-"""What the log brings to a batch (`pope_core.slates.LogData`), taken from batches and put together."""
+"""The logged data of batches (`pope_core.slates.LogData`): extracted, concatenated and gathered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .examples import num_slates
 
 
 def log_of(batch: Mapping[str, Any]) -> LogData:
-    """The batch's data of the log; nothing of a stand-in."""
+    """The logged data of a batch; empty for a stand-in."""
     log = cast(LogData, batch["log"])
     if num_slates(batch) > 0:
         return log
@@ -24,7 +24,7 @@ def log_of(batch: Mapping[str, Any]) -> LogData:
 
 
 def joined(logs: Sequence[LogData]) -> LogData:
-    """Several batches as one, their slates one after the other."""
+    """Concatenate the data of several batches."""
     counts = [log.utility.shape[0] for log in logs]
     offsets = [log.slate_offsets[1:] + before for log, before in zip(logs, accumulate([0, *counts]), strict=False)]
     return LogData(
@@ -42,5 +42,5 @@ def gathered(log: LogData) -> LogData:
 
 
 def measured(totals: torch.Tensor, log: LogData, objective: Objective) -> torch.Tensor:
-    """Log-probabilities ``[R]`` as the objective sees them: means per token where it is length-normalised."""
+    """Log-probabilities ``[R]`` as the objective uses them: means per token if it is length-normalised."""
     return totals / log.tokens if objective.length_normalize else totals

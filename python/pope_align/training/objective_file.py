@@ -1,4 +1,4 @@
-"""What a model was trained for, kept beside its weights: provenance, and nothing that an evaluation asks."""
+"""The training objective, saved with the model as provenance; evaluations do not use it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pope_core.objective import Objective
 
 from .._files import write_json
 
-#: The file's name, beside the model's files.
+#: The file name in the model's folder.
 OBJECTIVE_NAME = "training_objective.json"
 
 
 def write_training_objective(
     folder: str | os.PathLike[str], method: str, objective: Objective | None, **options: Any
 ) -> None:
-    """Write what decided the loss into a model's folder.
+    """Write the training objective to a model's folder.
 
     Args:
         method: "pope", "sft" or "dpo".
         objective: of "pope"; None for the others.
-        options: what else decided it, by name.
+        options: other settings of the loss, by name.
     """
     content = {"method": method, "objective": None if objective is None else objective.to_dict(), **options}
     write_json(Path(folder, OBJECTIVE_NAME), content)
 
 
 def read_training_objective(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What `write_training_objective` left in ``folder``; None where there is nothing (or no folder)."""
+    """The content that `write_training_objective` wrote to ``folder``; None if there is none."""
     path = Path(folder, OBJECTIVE_NAME)
     if not path.is_file():
         return None

@@ -1,8 +1,8 @@
-"""What decides a training run, described without torch: `pope train` checks all of it before anything is loaded.
+"""The options of a training run, without torch, so that `pope train` checks them before anything is loaded.
 
-`PopeOptions` are the fields that `PopeConfig` adds to ``transformers.TrainingArguments``; `RunOptions` say what is read
-and what is put around the model. Names, types, defaults and help stand here, those of the objective in
-`pope_core.Objective`, and nowhere else.
+`PopeOptions` are the fields that `PopeConfig` adds to ``transformers.TrainingArguments``; `RunOptions` are the model,
+data, method and adapter. Names, types, defaults and help are defined here only, those of the objective in
+`pope_core.Objective`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 TrainingMethod = Literal["pope", "sft", "dpo"]
 Pairs = Literal["best-worst", "all"]
 
-#: Whether a prompt is computed once for all its responses: "auto" wherever the model can.
+#: Whether a prompt is computed once for all its responses: "auto" if the model allows it.
 PromptSharing = Literal["auto", "on", "off"]
 
 
 def _about(text: str, **rest: Any) -> dict[str, Any]:
-    """A field's metadata: its help, and the end of its range as ``above`` or ``at_least``."""
+    """A field's metadata: its help, and its lower bound as ``above`` or ``at_least``."""
     return {"help": text, **rest}
 
 
@@ -37,14 +37,14 @@ def _flat(each: Field[Any]) -> tuple[str, Any, Any]:
     return each.name, each.type, field(default=each.default, metadata=each.metadata)
 
 
-#: The fields of `Objective`, to be inherited: keys of a YAML file and flags are flat.
+#: A class with the fields of `Objective` to inherit, because YAML keys and flags are flat.
 _ObjectiveFields: Any = make_dataclass("_ObjectiveFields", [_flat(each) for each in fields(Objective)])
-_ObjectiveFields.__module__ = Objective.__module__  # where the names of its types mean something
+_ObjectiveFields.__module__ = Objective.__module__  # the module in which its type names are defined
 
 
 @dataclass
 class PopeOptions(_ObjectiveFields):
-    """The options of a POPE run beside those of transformers; see `PopeConfig` for what they mean.
+    """The options of a POPE run in addition to those of transformers; `PopeConfig` documents them.
 
     Raises:
         ValueError: by `check`.
@@ -61,45 +61,51 @@ class PopeOptions(_ObjectiveFields):
     gradient_accumulation_steps: int = field(
         default=8, metadata=_about("Micro-batches per optimizer step.", at_least=1)
     )
-    logging_steps: float = field(default=1, metadata=_about("Log every so many optimizer steps.", above=0))
+    logging_steps: float = field(default=1, metadata=_about("Log every this many optimizer steps.", above=0))
     metric_for_best_model: str | None = field(
         default=None, metadata=_about("Held-out metric that tells the best model; with early stopping, the value.")
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata=_about("Must stay False: a loss that is no number stops the run and is explained.")
+        default=False, metadata=_about("Must stay False: a loss that is not finite stops the run with an explanation.")
     )
     remove_unused_columns: bool = field(default=False, metadata=_about("Must stay False: slates are not columns."))
 
     # safety
     kl_weight: float = field(
-        default=0.0, metadata=_about("Weight of the KL penalty, which holds the model to its start.", at_least=0)
+        default=0.0, metadata=_about("Weight of the KL penalty, which keeps the model close to its start.", at_least=0)
     )
     stop_if_ess_below: float | None = field(
         default=None, metadata=_about("Stop when the effective sample size falls below this share of the responses.")
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata=_about("Evaluations without a better held-out value after which to stop.", at_least=1)
+        default=None, metadata=_about("Stop after this many evaluations without a better held-out value.", at_least=1)
     )
 
     # reports
     log_slates: int = field(
         default=0,
-        metadata=_about("Held-out slates to write to slates.md at each evaluation, with their weights.", at_least=0),
+        metadata=_about(
+            "Number of held-out slates to write to slates.md at each evaluation, with their weights.", at_least=0
+        ),
     )
 
     # data
     utility_transform: UtilityTransform = field(
-        default="minmax", metadata=_about("How the scores of a slate become utilities in [0, 1].")
+        default="minmax", metadata=_about("Transform of the scores of a slate to utilities in [0, 1].")
     )
-    max_length: int = field(default=1024, metadata=_about("Tokens of prompt and response that are kept.", at_least=2))
+    max_length: int = field(
+        default=1024, metadata=_about("Maximum number of tokens of prompt and response.", at_least=2)
+    )
     template_date: str | None = field(
         default=None,
-        metadata=_about("Day (2026-11-28) for chat templates that write today's date; none for the log's or run's."),
+        metadata=_about(
+            "Date (2026-11-28) for chat templates that write today's; none: the log's, else that of the run."
+        ),
     )
 
     # model
     model_dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32", metadata=_about("Dtype of the weights when the model is given by name.")
+        default="float32", metadata=_about("Dtype of the weights if the model is given by name.")
     )
     disable_dropout: bool = field(default=True, metadata=_about("Set the dropout of the model to 0."))
 
@@ -109,20 +115,20 @@ class PopeOptions(_ObjectiveFields):
     )
     max_tokens_per_row: int | None = field(
         default=None,
-        metadata=_about("Rows of several slates up to this many tokens; none for one slate a row.", at_least=1),
+        metadata=_about("Rows of several slates up to this many tokens; none: one slate per row.", at_least=1),
     )
-    chunk_bytes: int | None = field(default=None, metadata=_about("Budget of the logits buffer, in bytes.", at_least=1))
+    chunk_bytes: int | None = field(default=None, metadata=_about("Size of the logits buffer, in bytes.", at_least=1))
     backend: Literal["cpu", "cuda", "triton", "reference"] | None = field(
-        default=None, metadata=_about("Backend of pope_core; none for the best here.")
+        default=None, metadata=_about("Backend of pope_core; none: the best one that runs here.")
     )
 
     @property
     def objective(self) -> Objective:
-        """The objective's options as the value that travels to the loss."""
+        """The options of the objective as one value."""
         return Objective(**{each.name: getattr(self, each.name) for each in fields(Objective)})
 
     def check(self) -> None:
-        """Refuse an option that does not fit, or a combination whose loss has no finite or no meaningful optimum.
+        """Refuse an invalid option, or a combination whose loss has no finite or no meaningful optimum.
 
         Raises:
             ValueError: by name, with what was expected.
@@ -142,7 +148,7 @@ class PopeOptions(_ObjectiveFields):
 
 @dataclass
 class RunOptions:
-    """What a run reads, and what it puts around the model.
+    """The model, data, method and adapter of a run.
 
     Attributes:
         train_data: scored slates (`pope score`), .jsonl or .parquet.
@@ -150,11 +156,11 @@ class RunOptions:
         eval_data: scored slates of other prompts, for evaluation.
         method: "pope", or one of `baselines` on the same slates: "sft" on the best-scored response, "dpo" on pairs.
         pairs: of "dpo": "best-worst" of every slate, or "all" pairs of different scores.
-        lora_rank: train an adapter of this rank and leave the model alone; None trains all weights.
+        lora_rank: train an adapter of this rank and freeze the model; None trains all weights.
         lora_alpha: scale of the adapter; None for twice the rank.
         lora_targets: names of the layers that get it; the language-model head may not be among them.
         dry_run: print the plan and stop.
-        overwrite: train into a folder that holds the results of another run.
+        overwrite: replace the results of another run.
     """
 
     train_data: str = field(metadata=_about("Scored slates (pope score): .jsonl or .parquet."))
@@ -174,12 +180,10 @@ class RunOptions:
         default="all-linear", metadata=_about("Layers that get the adapter: names with commas, or all-linear.")
     )
     dry_run: bool = field(default=False, metadata=_about("Print the plan and stop."))
-    overwrite: bool = field(
-        default=False, metadata=_about("Train into a folder that holds the results of another run.")
-    )
+    overwrite: bool = field(default=False, metadata=_about("Replace the results of another run in the folder."))
 
     def check(self) -> None:
-        """Refuse what cannot be run.
+        """Refuse options that cannot be run.
 
         Raises:
             ValueError: by name, with what was expected.
@@ -206,7 +210,7 @@ class RunOptions:
 
 
 def check_range(name: str, value: Any, about: Any) -> None:
-    """Refuse a number that is none, or outside the range that a field's metadata gives (``above``, ``at_least``)."""
+    """Refuse a number that is not finite, or outside the range in the field's metadata (``above``, ``at_least``)."""
     if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     above, at_least = about.get("above"), about.get("at_least")
@@ -219,13 +223,13 @@ def check_range(name: str, value: Any, about: Any) -> None:
 
 
 def refuse_degenerate(objective: Objective, *, anchored: bool = False) -> None:
-    """Refuse objectives that estimate a value well enough but that training drives to nonsense.
+    """Refuse objectives that are usable as estimates but degenerate when maximised.
 
     Args:
-        anchored: a penalty holds the policy to its start, so that log-probabilities cannot run away together.
+        anchored: whether a KL penalty keeps log-probabilities from drifting together.
 
     Raises:
-        ValueError: with the reason and what to use instead. docs/training.md derives each.
+        ValueError: with the reason and the alternative; see docs/training.md.
     """
     unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
     if objective.self_normalized and unbounded and not anchored:

@@ -1,4 +1,4 @@
-"""What a run will read, compute and hold, told before any of it is spent."""
+"""The plan of a run: data, computation and memory, before it starts."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ _GIB = 2**30
 class TrainingPlan:
     """Counts are exact, bytes are estimates (of one process, before sharding).
 
-    ``logits`` counts the buffer of the loss, and what the gradient of a bfloat16 head is summed in. ``activations``
-    counts what the layers keep for backward, of the micro-batch that keeps most; see `activation_bytes`. What libraries
-    take for themselves is left out: allow a fifth more.
+    ``logits`` includes the buffer of the loss and the accumulator of a bfloat16 head's gradient. ``activations`` is for
+    the largest micro-batch; see `activation_bytes`. Memory of libraries is not included: allow a fifth more.
     """
 
     slates: int
@@ -49,13 +48,13 @@ class TrainingPlan:
     trainable: int
     weights: int  # bytes, and all below
     gradients: int
-    optimizer: int | None  # None: not known for this one
+    optimizer: int | None  # None: unknown for this optimizer
     logits: int
     activations: int
 
     @property
     def memory(self) -> int:
-        """Bytes in all, as far as known."""
+        """Total bytes, as far as known."""
         return self.weights + self.gradients + (self.optimizer or 0) + self.logits + self.activations
 
     def __str__(self) -> str:
@@ -88,7 +87,7 @@ def plan_training(
 ) -> TrainingPlan:
     """The plan of `run_training` with the same arguments; no weights are read.
 
-    Whether prompts are shared is told from the model's configuration; training itself compares both ways first.
+    Whether prompts are shared is predicted from the model's configuration; training compares both ways first.
 
     Raises:
         ValueError: slates that training would refuse.
@@ -157,10 +156,10 @@ def empty_model(model: str, args: PopeConfig) -> PreTrainedModel:
 
 
 def activation_bytes(config: Any, positions: int, itemsize: int, *, checkpointed: bool = False) -> int:
-    """About what a decoder keeps for backward on ``positions`` positions, attention without materialised scores.
+    """Approximate activations of a decoder for ``positions`` positions, with attention that does not store scores.
 
     A layer with gated MLP keeps 9 vectors of its hidden size (inputs and outputs of norms, of attention and of its
-    projections), 2 of its key-value width and 4 of its intermediate size. Checkpointing keeps one hidden vector a
+    projections), 2 of its key-value width and 4 of its intermediate size. Checkpointing keeps one hidden vector per
     layer, and all of one layer while it is recomputed.
     """
     hidden = config.hidden_size

@@ -1,4 +1,4 @@
-"""The loss of a policy on one micro-batch, inside the hooks of whatever wraps the model."""
+"""The loss of a policy on one micro-batch, run inside the hooks of the model's wrapper."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .config import PopeConfig
 from .examples import num_slates
 from .log_data import gathered, log_of, measured
 
-#: What `IndexedCollator` makes with a `SlateCollator`: tensors, and under "log" a `LogData`.
+#: A batch of `IndexedCollator` with a `SlateCollator`: tensors, and a `LogData` as "log".
 SlateBatch = Mapping[str, Any]
 
 
 class ShareOfStep(NamedTuple):
-    """What one micro-batch adds to the loss of its step."""
+    """The contribution of one micro-batch to the loss of its step."""
 
-    loss: torch.Tensor  # [] to differentiate; in the dtype that the wrapper of the model gives its outputs
+    loss: torch.Tensor  # [] to differentiate; in the wrapper's output dtype
     value: torch.Tensor  # [] the same number, detached
     response_logprobs: torch.Tensor  # [R] nats, totals, detached
 
@@ -34,18 +34,19 @@ class ShareOfStep(NamedTuple):
 def policy_loss(
     model: torch.nn.Module, batch: SlateBatch, args: PopeConfig, accelerator: Accelerator, slates_of_step: int | None
 ) -> ShareOfStep:
-    """The share of one micro-batch in the loss of its step.
+    """The contribution of one micro-batch to the loss of its step.
 
-    The shares of all micro-batches of all processes add up to the loss of the step, and so do their gradients. The head
-    is called for its hooks alone, which gather a sharded matrix once; the loss reads the matrix itself.
+    The contributions of all micro-batches of all processes add up to the loss of the step, and so do their gradients.
+    The head is called only for its hooks, which gather a sharded matrix once; the loss uses the matrix directly.
 
     Args:
         model: as the trainer wrapped it.
-        batch: as `IndexedCollator` makes it, on the model's device.
-        slates_of_step: in all micro-batches of all processes; None outside training, where a batch stands for itself.
+        batch: of `IndexedCollator`, on the model's device.
+        slates_of_step: number of slates in all micro-batches of all processes; None outside training, for the slates of
+            the batch.
     """
     policy = cast(PreTrainedModel, accelerator.unwrap_model(model))
-    seen: list[torch.Tensor] = []  # not through the hooks, which may cast what passes them
+    seen: list[torch.Tensor] = []  # not an argument, because hooks may cast arguments
 
     def head_loss(hidden: torch.Tensor) -> torch.Tensor:
         across = args.objective.couples_slates and slates_of_step is not None and accelerator.num_processes > 1
@@ -57,7 +58,7 @@ def policy_loss(
         return share
 
     def forward() -> torch.Tensor:
-        # Not model.forward, which would compute all logits; so its autocast is entered here.
+        # Not model.forward, which would compute all logits; so autocast is entered here.
         with accelerator.autocast():
             hidden = response_hidden_states(policy, cast(TokenRows, batch)).hidden
             head = output_layer(policy)
@@ -70,11 +71,11 @@ def penalty_to_start(log_ratio: torch.Tensor) -> torch.Tensor:
     """``exp(d) - d - 1`` with ``d = -log_ratio``: 0 where policy and start agree, and convex around it.
 
     On responses drawn from the policy, with total log-probabilities, its mean is an unbiased estimate of the
-    Kullback-Leibler divergence from the policy to its start (Schulman's k3). On logged responses it is not: it holds
-    the policy to its start where the log is, in nats per token with length normalisation.
+    Kullback-Leibler divergence from the policy to its start (Schulman's k3). On logged responses it is not: it keeps
+    the policy close to its start on the log, in nats per token with length normalisation.
 
     Args:
-        log_ratio: of policy to start, as the objective sees log-probabilities.
+        log_ratio: of policy to start, per token if the objective is length-normalised.
     """
     return torch.expm1(-log_ratio) + log_ratio
 
@@ -86,7 +87,7 @@ def _fused_share(
     log: LogData = batch["log"]
     own = max(num_slates(batch), 1)
     of_step = slates_of_step or own
-    coupled = args.objective.couples_slates  # a ratio of sums over the call: a step takes its micro-batches' mean
+    coupled = args.objective.couples_slates  # a ratio of sums over the call: a step averages its micro-batches
     output = pope_core.linear_pope_loss(
         hidden,
         head.weight,
@@ -104,7 +105,7 @@ def _fused_share(
 def _coupled_share(
     hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities first: the loss takes in those of other processes, or more than the objective."""
+    """From log-probabilities, for a loss that needs those of other processes or has a KL penalty."""
     totals = pope_core.linear_response_logprobs(
         hidden, head.weight, batch["labels"], **_head_options(head, batch, args)
     )
@@ -122,7 +123,7 @@ def _coupled_share(
 
 
 def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str, Any]:
-    """What the ``linear_*`` functions of `pope_core` have in common."""
+    """The common arguments of `pope_core`'s ``linear_*`` functions."""
     return {
         "lm_head_bias": head.bias,
         "response_offsets": batch["response_offsets"],
@@ -136,16 +137,16 @@ def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str
 def _share_of_all(
     totals: torch.Tensor, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> torch.Tensor:
-    """The ratio of sums over the micro-batches of all processes; every process forms all of it."""
+    """The ratio of sums over the micro-batches of all processes, computed completely by every process."""
     if slates_of_step is None:
         return _objective_loss(totals, batch["log"], args, None)
     log = log_of(batch)
-    own = totals[: log.utility.shape[0]]  # nothing of a stand-in
+    own = totals[: log.utility.shape[0]]  # empty for a stand-in
     pieces = gather_ragged(own)
     everything = gathered(log)
     slates = everything.slate_offsets.shape[0] - 1
     loss = _objective_loss(torch.cat(pieces), everything, args, None) * (slates / slates_of_step)
-    # The value is shared among the processes; the gradient of each is that of its own log-probabilities already.
+    # The value is divided among the processes; each gradient is already that of the process's own log-probabilities.
     return loss - loss.detach() * (1 - 1 / len(pieces)) + 0.0 * totals.sum()
 
 

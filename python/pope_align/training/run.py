@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, TrainingArguments
 
-#: Names of the files beside the model.
+#: Names of the files in the model's folder.
 METRICS_NAME = "metrics.json"
 CURVES_NAME = "training.png"
 
@@ -42,13 +42,13 @@ def run_training(
     peft_config: PeftConfig | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> PopeTrainer:
-    """Train, and leave in ``args.output_dir`` model, tokenizer, model card, ``metrics.json`` and ``training.png``.
+    """Train, and write model, tokenizer, model card, ``metrics.json`` and ``training.png`` to ``args.output_dir``.
 
-    ``metrics.json`` holds the configuration of the objective and everything that was logged, step by step. With
-    ``eval_data``, the model is evaluated at the end, and the card says what the estimate is worth.
+    ``metrics.json`` has the objective and everything that was logged, step by step. With ``eval_data``, the model is
+    evaluated at the end, and the card has the estimate with its verdict.
 
     Raises:
-        ValueError: what `PopeTrainer` refuses.
+        ValueError: errors of `PopeTrainer`.
     """
     trainer = PopeTrainer(
         model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
@@ -60,7 +60,7 @@ def run_training(
     trainer.create_model_card()
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"objective": args.objective.to_dict()})
-    trainer.accelerator.wait_for_everyone()  # all of it is there when any process goes on
+    trainer.accelerator.wait_for_everyone()  # everything is written before any process continues
     return trainer
 
 
@@ -76,13 +76,13 @@ def run_baseline(
     peft_config: PeftConfig | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Trainer:
-    """As `run_training`, with a baseline's loss: the same files are left, so that runs can be compared.
+    """As `run_training`, with a baseline's loss; writes the same files, so that runs can be compared.
 
     Args:
         args, pairs: as in `make_baseline`.
 
     Raises:
-        ValueError: what `make_baseline` refuses.
+        ValueError: errors of `make_baseline`.
     """
     base = model if isinstance(model, str) else model.config.name_or_path
     tokenizer = processing_class or load_tokenizer(base)
@@ -108,7 +108,7 @@ def run_baseline(
 
 
 def _baseline_options(method: str, args: TrainingArguments, pairs: Pairs) -> dict[str, Any]:
-    """What decided the loss."""
+    """The settings of the loss."""
     if method == "sft":
         return {"responses": "best of each slate"}
     return {"pairs": pairs, "beta": getattr(args, "beta", None), "loss_type": getattr(args, "loss_type", None)}
@@ -118,13 +118,13 @@ def _baseline_estimate(trainer: Trainer, tokenizer: Any, held_out: Sequence[Slat
     if held_out is None:
         return NO_HELD_OUT
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return "the model is in pieces; run pope evaluate on the saved one"
+        return "the model is sharded; run pope evaluate on the saved one"
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     return held_out_estimate(held_out, (model, tokenizer), max_length=max_length)
 
 
 def _quiet(trainer: Trainer, callbacks: list[TrainerCallback] | None) -> None:
-    """Callbacks of the caller show the metrics: transformers' own way of printing would show them twice."""
+    """Remove transformers' printing of metrics, which the caller's callbacks show already."""
     if callbacks:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -137,7 +137,7 @@ def _train_and_save(trainer: Trainer) -> None:
 
 
 def _evaluated_as_it_is(trainer: PopeTrainer) -> bool:
-    """Whether the last evaluation saw the final weights; the best ones of an earlier step are loaded after it."""
+    """Whether the last evaluation used the final weights (the best weights of an earlier step are loaded after it)."""
     window = trainer.eval_window
     at_the_end = bool(window.policy) and window.first_step == trainer.state.global_step
     return at_the_end and not trainer.args.load_best_model_at_end

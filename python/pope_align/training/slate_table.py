@@ -1,4 +1,4 @@
-"""Some held-out slates, with what training does to their weights."""
+"""A table of some held-out slates and how training changes their weights."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .window import SlateWindow
 
 SLATES_NAME = "slates.md"
 
-#: Characters of a text that a table shows.
+#: Maximum characters of a text in the table.
 _WIDTH = 160
 
 
 class SlateTable(TrainerCallback):
-    """After every evaluation, the first slates of ``eval_dataset`` in ``slates.md``.
+    """Writes the first slates of ``eval_dataset`` to ``slates.md`` after every evaluation.
 
     Prompt, responses, utility, and the log-weight at the first evaluation and now.
 
     Args:
         data: the slates that are evaluated.
-        window: gives what the last evaluation saw.
+        window: returns the window of the last evaluation.
         count: slates to show.
     """
 
     def __init__(self, data: SlateDataset | None, window: Callable[[], SlateWindow], count: int) -> None:
         self.data, self.window, self.count = data, window, count
-        self.before: dict[int, list[float]] = {}  # log-weights at the first evaluation; a checkpoint keeps them
+        self.before: dict[int, list[float]] = {}  # log-weights at the first evaluation; saved in checkpoints
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         if not state.is_world_process_zero:
@@ -49,7 +49,7 @@ class SlateTable(TrainerCallback):
         write_text(path, f"Step {state.global_step}. Log-weights in nats.\n\n{text}\n")
 
     def log_weights(self) -> dict[int, list[float]]:
-        """By slate, of every response, as the objective sees them."""
+        """Log-weights of every response, by slate, as the objective uses them."""
         window = self.window()
         log = window.log
         weights = measured(torch.cat(window.policy) - log.logging_logprobs, log, window.objective)
@@ -60,7 +60,7 @@ class SlateTable(TrainerCallback):
         data = self.data
         assert data is not None
         slate, utility = data.slates[index], data.utility(index)
-        before = self.before.get(index, [math.nan] * len(now))  # evaluated on other slates the first time
+        before = self.before.get(index, [math.nan] * len(now))  # the first evaluation had other slates
         rows: Any = zip(slate.completions, utility, before, now, strict=True)
         lines = [f"| {_short(text)} | {value:.2f} | {first:+.3f} | {last:+.3f} |" for text, value, first, last in rows]
         head = ["| response | utility | log w before | log w |", "|---|---|---|---|"]
@@ -68,7 +68,7 @@ class SlateTable(TrainerCallback):
 
 
 def _short(text: str | Sequence[Turn]) -> str:
-    """One line of a text, or of the last of several turns."""
+    """A text, or the last of several turns, shortened to one line."""
     last = text if isinstance(text, str) else text[-1]["content"]
     line = " ".join(last.split())
     return in_markdown(line if len(line) <= _WIDTH else line[:_WIDTH] + " ...")

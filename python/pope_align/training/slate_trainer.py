@@ -1,4 +1,4 @@
-"""`SlateTrainer`: what training on slates needs of transformers' loop, whatever the loss."""
+"""`SlateTrainer`: transformers' training loop on slates, for any loss."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ logger = get_logger(__name__)  # of the main process alone
 
 
 class SlateTrainer(Trainer):
-    """transformers' loop on slates of token ids: `PopeTrainer` and the fit of a logging policy give it their losses.
+    """transformers' loop on tokenised slates; `PopeTrainer` and the fit of a logging policy add their losses.
 
-    The order of slates follows from the seed alone, prompts are computed once for their responses where the model can,
-    a step divides by what its micro-batches hold together, errors name slates, and a run that was killed goes on to the
-    very bits of one that was not.
+    The order of slates depends on the seed only, prompts are computed once for their responses if the model allows it,
+    the loss of a step is divided by the total of its micro-batches, errors name slates, and a killed run resumes
+    bit-identically.
 
     Args:
         model: on any device; a causal language model of transformers, or a ``PeftModel`` around one.
-        collator: makes batches of examples; whether prompts are shared is decided here.
-        train_data, eval_data: examples that the collator takes.
+        collator: makes batches of examples; `SlateTrainer` sets whether prompts are shared.
+        train_data, eval_data: examples for the collator.
         max_tokens_per_row: as in `pope_align.data.lay_out`.
 
     Raises:
         ValueError: several GPUs in one process; a model whose head or logits are not supported, or that cannot share
-            prompts with ``prompt_sharing="on"``; tokens or positions that its tables do not hold.
+            prompts with ``prompt_sharing="on"``; tokens or positions beyond its tables.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SlateTrainer(Trainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        # The loss is already that of the accumulation window: keep Trainer from dividing it once more.
+        # The loss is already that of the accumulation window: Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         with whole_while_called(model):
             share_prompt = from_main_process(
@@ -88,11 +88,11 @@ class SlateTrainer(Trainer):
         )
 
     def count_items(self, batch: Mapping[str, Any]) -> int:
-        """What the loss of a step divides by, of one micro-batch; 0 for a stand-in."""
+        """The contribution of one micro-batch to the denominator of a step's loss; 0 for a stand-in."""
         raise NotImplementedError
 
     def own_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside what Trainer keeps, for this process."""
+        """The state of this process that a checkpoint needs in addition to Trainer's."""
         raise NotImplementedError
 
     def restore_own_state(self, state: Mapping[str, Any]) -> None:
@@ -100,15 +100,15 @@ class SlateTrainer(Trainer):
         raise NotImplementedError
 
     def unwrapped(self) -> PreTrainedModel | PeftModel:
-        """The model without what accelerate put around it, such as autocast."""
+        """The model without accelerate's wrappers, such as autocast."""
         return cast("PreTrainedModel", self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; ``resume_from_checkpoint`` may be "last".
 
         Args:
-            resume_from_checkpoint: a folder, or "last" (or True): the newest whole checkpoint in ``output_dir``. Where
-                there is none, "last" begins from the start and True is an error.
+            resume_from_checkpoint: a folder, or "last" (or True): the newest complete checkpoint in ``output_dir``. If
+                there is none, "last" starts from scratch and True is an error.
         """
         if resume_from_checkpoint is True or resume_from_checkpoint == "last":
             resume_from_checkpoint = last_checkpoint(self.args.output_dir) or resume_from_checkpoint is True
@@ -117,7 +117,7 @@ class SlateTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
-        """The micro-batches of one optimizer step, and the number of items in those of all processes."""
+        """The micro-batches of one optimizer step, and their number of items over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = torch.tensor([sum(map(self.count_items, batches))], device=device)
         return batches, int(torch.cat(gather_ragged(own)).sum())
@@ -129,7 +129,7 @@ class SlateTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, None, None]:
-        """One batch of evaluation; its numbers are kept by the loss, and `evaluation_loop` makes metrics of them."""
+        """One evaluation batch; the loss keeps its numbers, from which `evaluation_loop` computes metrics."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             loss = self.compute_loss(model, inputs)
@@ -144,14 +144,14 @@ class SlateTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As Trainer's; training draws the same random numbers whether it is evaluated or not."""
+        """As Trainer's, without changing the random state of training."""
         self.evaluated = dataloader.dataset
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             return super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
 
     def _prepare_input(self, data: Any) -> Any:
-        """To the device. Under DeepSpeed, Trainer would round floats to 16 bits; these are log-probabilities."""
+        """Move to the device; under DeepSpeed Trainer would round log-probabilities to 16 bits."""
         return send_to_device(data, self.args.device)
 
     def _get_train_sampler(self, train_dataset: SlateDataset | None = None) -> SlateSampler:
@@ -166,15 +166,15 @@ class SlateTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset: SlateDataset) -> SlateSampler:
         return SlateSampler(eval_dataset, multiple=self.args.eval_batch_size * self.args.world_size, seed=None)
 
-    # Trainer calls the next two on every process, after the weights are written and before its own state is; and when
-    # the data loader stands where the checkpoint was made.
+    # Trainer calls the next two on every process: after the weights and before its own state are written, and when the
+    # data loader is at the position of the checkpoint.
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         state = {"data": self.train_dataset.fingerprint(), **self.own_state()}
         with replacing(self._state_path(output_dir)) as partial:
             torch.save(state, partial)
-        self.accelerator.wait_for_everyone()  # the state of the trainer then says that all of it is there
+        self.accelerator.wait_for_everyone()  # the trainer's state, written last, marks the checkpoint as complete
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -197,7 +197,7 @@ class SlateTrainer(Trainer):
 
     @contextmanager
     def naming(self, batch: Mapping[str, Any]) -> Iterator[None]:
-        """Errors of the loss say which slates it was computed on."""
+        """Add the slates to errors of the loss."""
         try:
             yield
         except ValueError as error:
@@ -209,8 +209,8 @@ class SlateTrainer(Trainer):
             spoilt = [name for name, weight in parameters if not torch.isfinite(own_part(weight)).all()]
             if spoilt:
                 error.args = (
-                    f"{error}; {len(spoilt)} parameters ({spoilt[0]}, ...) are no numbers since an earlier step: go "
-                    "back to a checkpoint before it, with a lower learning_rate, clip or max_grad_norm",
+                    f"{error}; {len(spoilt)} parameters ({spoilt[0]}, ...) are NaN or infinite since an earlier step: "
+                    "go back to a checkpoint before it, with a lower learning_rate, clip or max_grad_norm",
                 )
             raise ValueError(f"{where}: {error}") from error
 
@@ -218,10 +218,10 @@ class SlateTrainer(Trainer):
 def shares_prompt(
     model: PreTrainedModel | PeftModel, trees: list[Tree], prompt_sharing: PromptSharing, max_tokens_per_row: int | None
 ) -> bool:
-    """Whether prompts are computed once per slate; on the way, check that model and head are understood.
+    """Decide whether prompts are computed once per slate; also check that model and head are supported.
 
     Raises:
-        ValueError: a head or logits that are not supported; "on" for a model that cannot.
+        ValueError: a head or logits that are not supported; "on" for a model that does not allow it.
     """
     check_head(model, min(trees, key=len))
     if prompt_sharing == "off" or all(len(tree.response_ids) == 1 for tree in trees):
@@ -235,7 +235,7 @@ def shares_prompt(
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id will do: padding is masked and has no label."""
+    """Any id works: padding is masked and has no label."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token_id, int):
             return token_id
@@ -243,7 +243,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def refuse_several_gpus(args: TrainingArguments) -> None:
-    """Trainer would run ``DataParallel``, which splits batches that are no rows of equal meaning."""
+    """Refuse ``DataParallel``, which would split batches along their first dimension."""
     if args.n_gpu > 1:
         raise ValueError(
             f"args: expected one device per process, got {args.n_gpu} GPUs in one; start a process for each with "

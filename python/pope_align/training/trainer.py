@@ -45,7 +45,7 @@ class PopeTrainer(SlateTrainer):
         trainer.train()
 
     Hidden states of response tokens go to `pope_core.linear_pope_loss`; no logits of prompts or padding are computed,
-    and those of responses take a buffer of a fixed size. The loss of a step is the exact mean over all its slates: a
+    and those of responses need a buffer of fixed size. The loss of a step is the exact mean over all its slates: a
     micro-batch of 1 accumulated 8 times equals a batch of 8.
 
     Args:
@@ -53,12 +53,12 @@ class PopeTrainer(SlateTrainer):
         args: the run; see `PopeConfig`.
         train_dataset: scored slates: a list of `Slate`, a `SlateLog`, rows (dicts, a ``datasets.Dataset``) or a file.
         eval_dataset: the same, for evaluation; logged with the prefix ``eval_``.
-        processing_class: the tokenizer; by default the one that belongs to the model's name.
-        peft_config: put this adapter around the model and train it alone.
+        processing_class: the tokenizer; by default that of the model's name.
+        peft_config: add this adapter to the model and train only the adapter.
         callbacks: of transformers.
 
     Raises:
-        ValueError: slates without ``logging_logprobs``, or whose log-probabilities belong to other tokens; a model
+        ValueError: slates without ``logging_logprobs``, or with log-probabilities of other tokens; a model
             whose head or logits are not supported; several GPUs in one process.
     """
 
@@ -75,7 +75,7 @@ class PopeTrainer(SlateTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         refuse_several_gpus(args)
-        # Slates are read first: a mistake in the data should not wait for a model to load.
+        # Slates are read first, so that errors in the data appear before a model is loaded.
         train_slates = scored_slates("train_dataset", train_dataset)
         eval_slates = None if eval_dataset is None else scored_slates("eval_dataset", eval_dataset)
         _check_sizes(train_slates, args)
@@ -116,7 +116,7 @@ class PopeTrainer(SlateTrainer):
                     data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
 
     def count_items(self, batch: Mapping[str, Any]) -> int:
-        """Slates: the loss of a step is their mean."""
+        """The number of slates: the loss of a step is their mean."""
         return num_slates(batch)
 
     def compute_loss(
@@ -126,9 +126,9 @@ class PopeTrainer(SlateTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, ShareOfStep]:
-        """The share of one micro-batch in the loss of its step; the shares of a step add up to its loss.
+        """The contribution of one micro-batch to the loss of its step; contributions add up to the loss.
 
-        Times the number of processes, over whose gradients DDP and FSDP take the mean.
+        Multiplied by the number of processes, because DDP and FSDP average gradients.
         """
         window = self.train_window if model.training else self.eval_window
         window.start()
@@ -149,7 +149,7 @@ class PopeTrainer(SlateTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluation over all slates at once: no metric depends on the batches."""
+        """Evaluation over all slates at once, so that metrics do not depend on batches."""
         self.eval_window = SlateWindow(self.args.objective, self.state.global_step)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         self.eval_window = self.eval_window.gathered()
@@ -162,14 +162,14 @@ class PopeTrainer(SlateTrainer):
         """Add the metrics of the window to the training logs, and begin the next window."""
         if "loss" in logs:  # neither an evaluation nor the summary at the end
             window = self.train_window.gathered()
-            # The loss of all steps in the window, also of those before a checkpoint that the run was resumed from.
+            # The loss of all steps in the window, including those before the checkpoint of a resumed run.
             logs["loss"] = window.mean_loss(self.state.global_step)
             logs.update(window.metrics())
             self.train_window = SlateWindow(self.args.objective, self.state.global_step)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, with the training objective beside the weights (see `objective_file`)."""
+        """As Trainer's; also saves the training objective (see `objective_file`)."""
         super().save_model(output_dir, _internal_call)
         if self.is_world_process_zero():
             write_training_objective(
@@ -192,7 +192,7 @@ class PopeTrainer(SlateTrainer):
         write_card(facts, self.held_out_estimate())
 
     def held_out_estimate(self) -> Estimate | str:
-        """What the model is worth on ``eval_dataset``, as `pope evaluate` says it; a text says why there is none."""
+        """The estimate of `pope evaluate` for the model on ``eval_dataset``, or the reason why there is none."""
         data, args = self.eval_dataset, self.args
         if data is None:
             return NO_HELD_OUT
@@ -212,22 +212,22 @@ class PopeTrainer(SlateTrainer):
         self.slate_table.before = state["slates_before"]
 
     def _totals_of_last_evaluation(self) -> list[list[float]]:
-        """Of a model in pieces, which no process can score by itself: in the precision that it was trained in."""
+        """The totals of a sharded model, which no single process can score: in its training precision."""
         window = self.eval_window
         parts = torch.split(torch.cat(window.policy).clamp(max=0.0), window.log.slate_offsets.diff().tolist())
         by_slate = dict(zip(torch.cat(window.index).tolist(), (part.tolist() for part in parts), strict=True))
         return [by_slate[index] for index in range(len(by_slate))]
 
     def _start_logprobs(self, data: SlateDataset) -> list[list[float]]:
-        """Total log-probabilities under the model as it is now; an adapter that was not trained changes nothing."""
+        """Total log-probabilities under the current model (an untrained adapter does not change them)."""
         logger.info("kl_weight: computing %d slates under the model before training", len(data))
         slates = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in data.examples]
         return score_responses(slates, self.model)
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout probability in ``model`` to 0: of ``nn.Dropout`` modules, and those that layers keep as numbers
-    (``attention_dropout`` and the like) for functional dropout.
+    """Set every dropout probability in ``model`` to 0: of ``nn.Dropout`` modules, and numbers for functional dropout in
+    layers (``attention_dropout`` etc.).
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -242,5 +242,5 @@ def _check_sizes(slates: Sequence[Slate], args: PopeConfig) -> None:
     if within_slates and all(len(slate.completions) == 1 for slate in slates):
         raise ValueError(
             "train_dataset: expected slates of two or more responses with normalization='slate', got only slates of "
-            "one, whose weight divides itself out; use normalization='none'"
+            "one, whose weight cancels; use normalization='none'"
         )

@@ -1,4 +1,4 @@
-"""The responses seen since the last log, and the metrics they add up to; training and evaluation share it."""
+"""The responses since the last log, and their metrics; used by training and evaluation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .examples import num_slates
 from .log_data import gathered, joined, log_of, measured
 from .policy_loss import ShareOfStep, penalty_to_start
 
-#: Quantiles of the log-weights that are logged, by the name they get.
+#: Logged quantiles of log-weights, by name.
 _QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
 
-#: Fields of `SlateWindow` that hold vectors of responses or slates.
+#: Fields of `SlateWindow` with vectors of responses or slates.
 _VECTORS = ("policy", "index", "at_start")
 
 
 @dataclass
 class SlateWindow:
-    """Log-probabilities of whole micro-batches, kept as vectors so that every metric is that of the pooled responses.
+    """Log-probabilities of micro-batches, kept as vectors so that metrics are computed on the pooled responses.
 
     Means of per-batch ratios (effective sample size, quantiles, self-normalised values) would depend on how the slates
     were split into batches and over processes; these do not.
@@ -39,22 +39,26 @@ class SlateWindow:
     policy: list[torch.Tensor] = field(default_factory=list)  # each [R] nats, totals under the policy
     logs: list[LogData] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)  # each [S] position of the slate in its data set
-    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] totals under the start, where it is penalised
-    shares: list[torch.Tensor] = field(default_factory=list)  # each [] share of a micro-batch in the loss of its step
+    at_start: list[torch.Tensor] = field(
+        default_factory=list
+    )  # each [R] totals under the start, if there is a KL penalty
+    shares: list[torch.Tensor] = field(
+        default_factory=list
+    )  # each [] contribution of a micro-batch to the loss of its step
     tokens: int = 0  # positions computed, prompts and responses
     started: float | None = None
 
     def start(self) -> None:
-        """Begin the clock of ``tokens_per_second`` unless it runs; what happens between two logs and before the next
-        batch (evaluation, saving) does not count.
+        """Start the clock of ``tokens_per_second`` unless it runs; time before the first batch after a log (evaluation,
+        saving) does not count.
         """
         if self.started is None:
             self.started = time.perf_counter()
 
     def add(self, share: ShareOfStep, batch: Mapping[str, Any]) -> None:
-        """Take in one micro-batch: what the loss made of it, and what the collator made."""
+        """Add one micro-batch: its loss and its collated data."""
         log = log_of(batch)
-        real = log.utility.shape[0]  # nothing of a stand-in
+        real = log.utility.shape[0]  # empty for a stand-in
         self.policy.append(share.response_logprobs[:real])
         self.logs.append(log)
         self.index.append(batch["slate_index"])
@@ -65,11 +69,11 @@ class SlateWindow:
 
     @property
     def log(self) -> LogData:
-        """The data of the log on all responses of the window."""
+        """The logged data of all responses of the window."""
         return joined(self.logs)
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides the metrics of the window, but for the clock."""
+        """The state of the window, except the clock."""
         vectors = {name: getattr(self, name) for name in (*_VECTORS, "shares")}
         return {**vectors, "logs": [tuple(log) for log in self.logs], "first_step": self.first_step}
 
@@ -89,7 +93,7 @@ class SlateWindow:
         return everything
 
     def mean_loss(self, step: int) -> float:
-        """Of the steps after `first_step` and up to ``step``."""
+        """The mean loss of the steps after `first_step` up to ``step``."""
         return float(torch.stack(self.shares).sum()) / (step - self.first_step)
 
     def value(self, objective: Objective) -> PopeLossOutput:
@@ -105,11 +109,11 @@ class SlateWindow:
         )
 
     def metrics(self, *, self_normalized: bool = False) -> dict[str, float]:
-        """What docs/training.md explains, by name.
+        """The metrics that docs/training.md explains, by name.
 
         Args:
-            self_normalized: add the values under ``normalization="batch"``, which cannot rise by raising every logged
-                response.
+            self_normalized: add the values under ``normalization="batch"``, which do not rise if all logged responses
+                become likelier.
         """
         output, log, policy = self.value(self.objective), self.log, torch.cat(self.policy)
         slates, responses = log.slate_offsets.shape[0] - 1, log.utility.shape[0]

@@ -18,7 +18,7 @@ def text_key(text: str) -> str:
 def alpaca(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     """``instruction``, ``input`` and ``output``, one reference each; or ``user_input`` and ``responses_and_scores``.
 
-    References of several files to the same instruction make one slate. A reference nobody rated scores 1.
+    References of several files to the same instruction make one slate. A reference without a rating scores 1.
     """
     if "responses_and_scores" in record:
         prompt = record.text("user_input").strip()

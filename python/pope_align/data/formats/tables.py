@@ -111,7 +111,7 @@ def slates(record: Record, feedback: str) -> list[Piece]:
 
 TABLE = Format(
     "table",
-    "A response a row, any columns: --map prompt=question,completion=answer,score=stars",
+    "One response per row, any columns: --map prompt=question,completion=answer,score=stars",
     ("score",),
     table,
     scattered=True,
@@ -120,7 +120,7 @@ TABLE = Format(
 )
 SLATES = Format(
     "slates",
-    "This project's own format, to filter, sample or split anew",
+    "This project's own format, to filter, sample or split again",
     ("score",),
     per_record(slates),
     scattered=False,
