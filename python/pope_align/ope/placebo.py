@@ -64,7 +64,7 @@ def placebo(log: LoggedSlates, shares: Floats, *, draws: int = DRAWS, seed: int 
         raise ValueError(f"draws: expected an integer >= 1, got {draws}")
     if log.sizes.max() == 1:
         raise ValueError(
-            "log: expected slates of two responses and more, got only one response per slate: nothing to permute"
+            "log: expected slates of at least two responses, got one response per slate: nothing to permute"
         )
     gain = float(shares @ log.utility)
     random, gains = np.random.default_rng(seed), np.zeros(draws)
