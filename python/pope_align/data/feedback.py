@@ -38,7 +38,7 @@ def to_utility(scores: Sequence[float] | Utility, transform: UtilityTransform) -
 
     When all scores are equal (or ``k = 1``) all but ``softmax`` (``1 / k`` each) and ``none`` give 0.5 for every
     response: the feedback does not distinguish responses, and 0.5 is the only value that is unchanged when the scores
-        are negated (``u -> 1 - u``). `is_constant` detects such slates, so that they can be counted.
+    are negated (``u -> 1 - u``). `is_constant` detects such slates, so that they can be counted.
 
     Args:
         scores: ``[k]`` finite numbers, larger is better.

@@ -193,8 +193,8 @@ def propensities(
     """Log-probabilities of ``tokens``, as `choose` draws them and under the model itself.
 
     Equivalent: ``warped.log_softmax(-1)`` gathered at the tokens, where ``warped`` are the logits after the
-        temperature, top-k and top-p warpers of transformers, and the same of ``logits.log_softmax(-1)``. An excluded
-        token has -inf.
+    temperature, top-k and top-p warpers of transformers, and the same of ``logits.log_softmax(-1)``. An excluded
+    token has -inf.
 
     Returns:
         ``[B]`` nats as drawn, ``[B]`` nats under the model, ``[B]`` number of vocabulary entries kept.

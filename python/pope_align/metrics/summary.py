@@ -107,8 +107,8 @@ def summarize(
     """Means, percentile-bootstrap intervals and paired differences of one or more models.
 
     Clusters are drawn, not slates: slates that share a prompt (or the ``cluster`` of `evaluate_generations`) are
-        resampled together. Every draw recomputes the mean over the drawn clusters' slates; all models and metrics see
-        the same draws.
+    resampled together. Every draw recomputes the mean over the drawn clusters' slates; all models and metrics see
+    the same draws.
 
     Args:
         draws: of the bootstrap.

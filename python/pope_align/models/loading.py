@@ -30,7 +30,7 @@ def load_model(name_or_path: str | Path, *, dtype: torch.dtype | str = torch.flo
     """A causal language model: a hub name, a local folder, a GGUF file, a folder with one, or ``smollm2-135m``.
 
     No code that comes with a model is run, and weights must be tensors: a pickle of anything else is refused. A GGUF
-        file is converted once, into the user's cache folder (`models.unpacked`), with identical weights.
+    file is converted once, into the user's cache folder (`models.unpacked`), with identical weights.
 
     Args:
         dtype: of the weights; "auto" keeps the file's. float32 is the default because 16-bit weights round away updates

@@ -121,7 +121,7 @@ def check_token_counts(slate: Slate, encoded: EncodedSlate, where: str) -> None:
     """Refuse log-probabilities that were computed for other tokens than those to train on.
 
     Applies if the slate has ``completion_tokens`` and was scored with the tokenizer of ``encoded``: then counts can
-        differ only because of different maximum lengths. With another tokenizer different counts are normal.
+    differ only because of different maximum lengths. With another tokenizer different counts are normal.
 
     Raises:
         ValueError: a response with another number of tokens than was scored.

@@ -14,8 +14,8 @@ def codes_of(ids: Sequence[Any] | npt.ArrayLike, name: str = "clusters") -> tupl
     """The distinct ids, sorted, and the index of every element of ``ids`` among them.
 
     Like `np.unique` with ``return_inverse``, but ids keep their types: 1 and "1" differ, and so do texts that differ in
-        a final NUL and integers that float64 would round to the same number. Equal numbers of different types (1 and
-        1.0) are equal.
+    a final NUL and integers that float64 would round to the same number. Equal numbers of different types (1 and
+    1.0) are equal.
 
     Raises:
         ValueError: an id that is missing (None or NaN) or cannot be compared, with its place.
