@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -394,3 +397,29 @@ def test_the_command_cross_fits(log_and_model: tuple[str, str], tmp_path: Path) 
     scored = read_slates(tmp_path / "scored.jsonl")
     assert {slate.logging_policy["fit"]["fold"] for slate in scored} == {0, 1}
     assert all(slate.logging_policy["fit"]["in_sample"] == 0 for slate in scored)
+
+
+@pytest.mark.parametrize("folds", [[], ["--folds", "2"]])
+def test_two_processes_with_one_output_leave_one_whole_fit(folds, make_tiny_model, tiny_tokenizer, tmp_path) -> None:
+    """Without a lock each removed the other's checkpoints while it trained."""
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    write_slates(coin_log(24), tmp_path / "log.jsonl")
+    out = tmp_path / ("scored.jsonl" if folds else "fitted")
+    command = [sys.executable, "-m", "pope_align.cli", "fit-logger", str(tmp_path / "log.jsonl")]
+    command += ["--model", str(tmp_path / "model"), "-o", str(out), "--max-length", "64", "--epochs", "2", *folds]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(2)]
+    errors = [run.communicate(timeout=300)[1] for run in runs]
+    codes = sorted(run.returncode for run in runs)
+    assert codes == [0, 2], errors
+    (refused,) = (error for run, error in zip(runs, errors, strict=True) if run.returncode)
+    assert re.search("another process is writing|exists already|holds files already", refused), refused
+    if folds:
+        assert all(slate.logging_logprobs is not None for slate in read_slates(out))
+        assert len(read_slates(out)) == 24
+    else:
+        assert FitReport.read(out) is not None
+        assert load_model(out).config.hidden_size == 32
+        assert not (out / "checkpoints").exists()
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".") and path.name != ".pope_cache"]
+    assert left == []

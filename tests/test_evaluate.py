@@ -197,6 +197,9 @@ def test_everything_is_written_and_holds_no_nan(tmp_path: Path) -> None:
     assert rows[1]["diversity"] is None
     for name, figure in (("bars", bars(report)), ("pareto", pareto(report))):
         figure.savefig(tmp_path / f"{name}.png")
+    for panel in pareto(report).axes:  # the area under the envelope is what the hypervolume counts
+        assert panel.get_xlim()[0] <= 0 < panel.get_xlim()[1]
+        assert panel.get_ylim()[0] <= 0 < panel.get_ylim()[1]
     write_page(report, sets, slates(), tmp_path / "index.html", notes=["9 < 10 texts"])
     page = (tmp_path / "index.html").read_text()
     assert "nan" not in page.replace("Renan", "").partition("data:image")[0]

@@ -264,3 +264,37 @@ def test_studies_check_their_output_before_the_work(study, arguments, tmp_path, 
     main = importlib.import_module(f"pope_align.experiments.{study}").main
     with pytest.raises(ValueError, match=r"^(out|figure): "):
         main()
+
+
+def test_a_folder_is_claimed_by_one_process_and_given_back_at_the_end_of_the_command(tmp_path, monkeypatch) -> None:
+    from pope_align._files import claim_folder
+    from pope_align.cli import app
+    from pope_align.cli.command import until_the_end
+    from pope_align.data import write_slates
+    from typer.testing import CliRunner
+
+    write_slates([SLATE], tmp_path / "log.jsonl")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    out = tmp_path / "new" / "report"
+    log, model, answers = (str(tmp_path / name) for name in ("log.jsonl", "model", "gens.jsonl"))
+    write_generations(GenerationSet("m", (Generation("k", "p", ["a"]),)), answers)
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-a-test")
+    commands = [
+        ["fit-logger", log, "--model", model, "-o", str(out)],
+        ["train", log, "--model", model, "-o", str(out)],
+        ["metrics", answers, "--refs", log, "-o", str(out)],
+        ["judge", "--gens", answers, "--gens", f"b={answers}", "--refs", log, "--model", "m", "-o", str(out)],
+    ]
+    with claim_folder(out):
+        for command in commands:
+            result = CliRunner().invoke(app, command)
+            assert "another process is writing" in str(result.exception), (command[0], result.output, result.exception)
+    assert not out.exists()
+    held = []
+    monkeypatch.setattr("pope_align.data.read_slates", lambda *_, **__: held.append(entries(out.parent)) or 1 / 0)
+    result = CliRunner().invoke(app, commands[2])
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert held == [[".report.lock"]]
+    assert entries(out.parent) == []
+    assert not until_the_end._exit_callbacks

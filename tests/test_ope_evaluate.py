@@ -12,8 +12,10 @@ import pytest
 import torch
 from objectives import asked
 from pope_align.cli import app
-from pope_align.data import Slate, write_slates
+from pope_align.data import Slate, encode_slates, write_slates
 from pope_align.generation.generations import Generation, GenerationSet, slate_keys, write_generations
+from pope_align.generation.labelled import labelled_slates
+from pope_align.generation.sampling import sampled_with
 from pope_align.ope import (
     LoggedSlates,
     Predictions,
@@ -23,7 +25,9 @@ from pope_align.ope import (
     pope_value,
     predict_with,
 )
+from pope_align.ope.scoring import score_policies
 from pope_align.propensity.logging_policy import score_slates
+from pope_align.propensity.scoring import score_responses
 from typer.testing import CliRunner
 
 
@@ -140,6 +144,15 @@ def test_the_figure_shows_every_estimate_and_strikes_the_refused(scored, tmp_pat
 
     evaluation = evaluate_policies(scored, {"far": wide(scored, 9.0), "near": wide(scored, 0.05)})
     values, *others = evaluation_figure(evaluation.estimates, evaluation.log).axes
+    _, differences, *below = evaluation_figure(evaluation.estimates, evaluation.log, evaluation.comparisons).axes
+    assert len(below) == len(others)
+    drawn = [line for line in differences.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2]
+    assert len(drawn) == len(differences.get_yticklabels()) == len(evaluation.comparisons) > 0
+    for line, each in zip(drawn, evaluation.comparisons, strict=True):
+        left, right = differences.get_xlim()
+        ends = [max(each.difference.low, left), min(each.difference.high, right)]
+        assert line.get_xdata().tolist() == pytest.approx(ends)
+        assert left < 0 < right  # zero is what the decision is about
     labels = [label.get_text() for label in values.get_yticklabels()]
     assert len(labels) == len(evaluation.estimates)
     struck = [label for label in labels if "\u0336" in label]
@@ -348,8 +361,97 @@ def test_the_command_takes_generations_as_samples(files: Path, scored, monkeypat
     generated = [Generation(key, slate.prompt, texts) for key, slate, texts in zip(keys, scored, SAMPLES, strict=True)]
     cold = GenerationSet("new", tuple(generated), {"temperature": 0.7})
     write_generations(cold, files / "cold.jsonl")
-    with pytest.raises(ValueError, match=r"drawn from the policy itself \(temperature 1\), got temperature 0.7"):
+    with pytest.raises(
+        ValueError, match=r"drawn from the policy itself \(temperature 1, no truncation\), got temperature 0.7"
+    ):
         run(files, f"--samples=new={files / 'cold.jsonl'}")
+    ours = GenerationSet("new", tuple(generated), {"sampling": {"temperature": 1.0, "top_p": 0.9, "top_k": 0}})
+    write_generations(ours, files / "ours.jsonl")  # as `pope generate --top-p 0.9` writes them
+    with pytest.raises(ValueError, match=r"drawn from the policy itself .*, got top_p 0.9"):
+        run(files, f"--samples=new={files / 'ours.jsonl'}")
     write_generations(GenerationSet("new", tuple(generated[1:])), files / "short.jsonl")
     with pytest.raises(ValueError, match=f"expected responses to every slate, got none for 1, e.g. '{keys[0]}'"):
         run(files, f"--samples=new={files / 'short.jsonl'}")
+
+
+def test_an_answer_that_a_limit_cut_is_scored_without_an_end_of_turn(
+    files: Path, scored, models, tiny_tokenizer, monkeypatch
+) -> None:
+    ended = [[(index + number) % 2 == 0 for number in range(len(texts))] for index, texts in enumerate(SAMPLES)]
+    keys = slate_keys(scored)
+    rows = [
+        Generation(key, slate.prompt, texts, None, whole)
+        for key, slate, texts, whole in zip(keys, scored, SAMPLES, ended, strict=True)
+    ]
+    write_generations(GenerationSet("new", tuple(rows)), files / "cut.jsonl")
+    seen: dict[str, list] = {}
+    real = score_policies
+
+    def noted(*arguments, **options):
+        seen["scored"] = real(*arguments, **options)
+        return seen["scored"]
+
+    monkeypatch.setattr("pope_align.ope.evaluate.score_policies", noted)
+    monkeypatch.setattr("pope_align.metrics.embeddings.Embedder", lambda: letters)
+    code, output = run(files, f"--samples=new={files / 'cut.jsonl'}", f"--logging-policy={files / 'base'}")
+    assert code == 0, output
+    fresh = [
+        Slate(slate.prompt, texts, [0.0] * len(texts), finished=whole)
+        for slate, texts, whole in zip(scored, SAMPLES, ended, strict=True)
+    ]
+    encoded, _ = encode_slates(fresh, tiny_tokenizer, max_length=128)
+    for found, policy in ((seen["scored"].fresh, "new"), (seen["scored"].under_logging, "base")):
+        assert found["new"].tokens == [[len(ids) for ids in slate.completion_ids] for slate in encoded]
+        expected = score_responses(encoded, models[policy][0])
+        for totals, exact in zip(found["new"].totals, expected, strict=True):
+            assert totals == pytest.approx(exact, abs=1e-4)
+    whole = seen["scored"].fresh["new"].tokens
+    run(files, f"--samples=new={files / 'new.jsonl'}", f"--logging-policy={files / 'base'}")
+    every = seen["scored"].fresh["new"].tokens
+    assert every == [[n + (not end) for n, end in zip(*each)] for each in zip(whole, ended)]
+    with pytest.raises(ValueError, match=r"samples_finished\['new'\]: expected true or false for each of samples"):
+        evaluate_policies(
+            scored, models, samples={"new": SAMPLES}, samples_finished={"new": [[True] * 9] * len(scored)}
+        )
+    with pytest.raises(ValueError, match="samples_finished: expected names among new, got old"):
+        evaluate_policies(scored, models, samples={"new": SAMPLES}, samples_finished={"old": ended})
+
+
+def test_a_log_that_was_not_sampled_from_the_model_says_so(slates, models, caplog) -> None:
+    """Propensities of the model at temperature 1 are not those with which top-p drew the responses."""
+    generations = GenerationSet(
+        "base",
+        tuple(Generation(f"g{at}", slate.prompt, slate.completions) for at, slate in enumerate(slates)),
+        {"sampling": {"max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "top_k": 0}},
+    )
+    labelled, _ = labelled_slates(generations, [slate.scores for slate in slates], {"labeller": "x"})
+    with caplog.at_level("WARNING"):
+        wrong = score_slates(labelled, *models["base"], how="recorded", max_length=128)
+    assert "60 of 60 slates were sampled with top_p 0.9, but are scored without" in caplog.text
+    assert wrong[0].logging_policy["sampled_with"] == {"top_p": 0.9}
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        evaluation = evaluate_policies(wrong, models, samples={"new": SAMPLES}, embed=letters)
+    assert "the log was sampled with top_p 0.9, which no model is scored with" in caplog.text
+    reasons = evaluation.of("new").reasons
+    assert any(
+        "sampled with top_p 0.9, and its propensities are those of the model without" in each for each in reasons
+    )
+    assert any("support not checked" in each for each in reasons)
+    proxy = score_slates(labelled, *models["base"], how="proxy", max_length=128)
+    assert "sampled_with" not in proxy[0].logging_policy  # a proxy stands for the sampler, whatever that did
+    recorded = [
+        replace(slate, logging_policy={**slate.logging_policy, "sampling": {"temperature": 0.7, "top_k": 5}})
+        for slate in score_slates(slates, *models["base"], how="recorded", max_length=128)
+    ]
+    evaluation = evaluate_policies(recorded, models, samples={"new": SAMPLES}, embed=letters)
+    reasons = evaluation.of("new").reasons
+    assert any("sampled with top_k 5: it holds no response that this leaves out" in each for each in reasons)
+    assert not any("temperature" in each for each in reasons)  # recorded as it was sampled: nothing is wrong
+    assert not any("recorded and rescored" in each for each in reasons)
+
+
+def test_what_sampling_differs_in() -> None:
+    assert sampled_with(None) == sampled_with({"sampling": {"temperature": 1, "top_p": 1.0, "top_k": 0}}) == {}
+    assert sampled_with({"top_k": -1, "min_p": None, "temperature": 1.0}) == {}
+    assert sampled_with({"sampling": {"temperature": 0.5}, "min_p": 0.1}) == {"temperature": 0.5, "min_p": 0.1}

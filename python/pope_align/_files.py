@@ -93,6 +93,19 @@ def claim_output(
 
 
 @contextmanager
+def claim_folder(path: StrPath) -> Iterator[None]:
+    """Until the block ends no other process may claim the folder, which need not be there yet.
+
+    Raises:
+        ValueError: another process has claimed it.
+    """
+    target = _target(Path(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target):
+        yield
+
+
+@contextmanager
 def replacing(path: StrPath) -> Iterator[Path]:
     """Yield a new file to write, which replaces ``path`` when the block ends without an error.
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from .._files import check_output_folder, claim_output
+from .._files import check_output_folder, claim_folder, claim_output
+from .command import until_the_end
 
 T = TypeVar("T")
 
@@ -96,14 +97,25 @@ def check_key(variable: str, base_url: str | None) -> None:
         raise ValueError(f"{variable}: expected an API key in the environment, got none; or give --base-url")
 
 
+def hold_folder(path: str | os.PathLike[str]) -> None:
+    """Keep other processes out of a folder of results until the command ends.
+
+    Raises:
+        ValueError: another process writes there.
+    """
+    until_the_end.enter_context(claim_folder(path))
+
+
 def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resume: bool, flag: str) -> None:
     """Refuse a folder with the results of a run, unless that run is to be continued or replaced.
 
     Args:
         flag: the flag that continues the existing run, such as ``--resume``.
 
+    Other processes are kept out of it until the command ends.
+
     Raises:
-        ValueError: as `check_output_folder`.
+        ValueError: as `check_output_folder`; another process writes there.
     """
     try:
         check_output_folder(path, overwrite=overwrite or resume)
@@ -114,6 +126,7 @@ def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resum
             f"out: {path}: holds files already; pass {flag} to continue that run, or --overwrite to "
             "replace it, or name another folder"
         ) from None
+    hold_folder(path)
 
 
 def is_main_process() -> bool:

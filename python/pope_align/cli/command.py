@@ -6,10 +6,14 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+#: What a command holds until it ends, such as the lock of a folder.
+until_the_end = ExitStack()
 
 #: Whether tracebacks are shown.
 debugging = {"on": False}
@@ -64,6 +68,11 @@ class Group(TyperGroup):
         """As typer's, without ``--debug``."""
         debugging["on"] = "--debug" in args
         return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's; then what the command held is given back."""
+        with until_the_end:
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Commands with the first sentence of their help."""

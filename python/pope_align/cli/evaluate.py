@@ -144,13 +144,14 @@ def evaluate(
     confidence = Confidence(interval, level, draws, seed)
     slates = read_slates(log)
     err.print(str(slates))
-    fresh = _samples(sampled, slates)
+    fresh, finished = _samples(sampled, slates)
     with progress_by_name("scoring", "tokens") as report:
         evaluation = evaluate_policies(
             slates,
             policies,
             objective=objective,
             samples=fresh,
+            samples_finished=finished,
             logging_policy=logging_policy,
             estimators=estimator,
             lam=lam,
@@ -187,23 +188,21 @@ def _pairs(option: str, given: list[str], what: str) -> dict[str, str]:
     return pairs
 
 
-#: Sampling settings that do not change a policy's distribution.
-_PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-
-
-def _samples(given: dict[str, str], slates: Sequence[Slate]) -> dict[str, list[list[str]]]:
-    """Fresh responses of each policy, for every slate."""
+def _samples(
+    given: dict[str, str], slates: Sequence[Slate]
+) -> tuple[dict[str, list[list[str]]], dict[str, list[list[bool]]]]:
+    """Fresh responses of each policy, for every slate; and which of them the policy ended itself, where known."""
     from ..generation.generations import read_generations, slate_keys
+    from ..generation.sampling import sampled_with
 
-    samples = {}
+    samples, finished = {}, {}
     for name, path in given.items():
         generations = read_generations(path)
-        for key, plain in _PLAIN.items():
-            value = generations.settings.get(key)
-            if value is not None and value != plain:
-                raise ValueError(
-                    f"{path}: expected responses drawn from the policy itself ({key} {plain:g}), got {key} {value}"
-                )
+        if other := sampled_with(generations.settings):
+            how = ", ".join(f"{key} {value}" for key, value in other.items())
+            raise ValueError(
+                f"{path}: expected responses drawn from the policy itself (temperature 1, no truncation), got {how}"
+            )
         texts = {generation.key: generation.texts for generation in generations.rows}
         keys = slate_keys(slates)
         if missing := [key for key in keys if key not in texts]:
@@ -211,7 +210,10 @@ def _samples(given: dict[str, str], slates: Sequence[Slate]) -> dict[str, list[l
                 f"{path}: expected responses to every slate, got none for {len(missing)}, e.g. {missing[0]!r}"
             )
         samples[name] = [texts[key] for key in keys]
-    return samples
+        ended = {generation.key: generation.finished for generation in generations.rows}
+        if any(ended.values()):
+            finished[name] = [ended[key] or [True] * len(texts[key]) for key in keys]
+    return samples, finished
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data import Slate
 from .generations import Generation, GenerationSet
+from .sampling import sampled_with
 
 #: Settings of a generation that become provenance of its propensities; see `propensity.logging_policy`.
 _PROVENANCE = ("model", "adapter", "model_fingerprint", "tokenizer_fingerprint", "dtype", "template_date", "engine")
@@ -101,6 +102,12 @@ def _usable(row: Generation, index: int, report: LabelReport) -> bool:
     return True
 
 
+def _altered(generations: GenerationSet) -> dict[str, Any]:
+    """How sampling differed from the model, for a step that may score the model later."""
+    altered = sampled_with(generations.settings)
+    return {"sampled_with": altered} if altered else {}
+
+
 def _slate(
     row: Generation, kept: list[int], scores: Sequence[float], generations: GenerationSet, about: dict[str, Any]
 ) -> Slate:
@@ -112,7 +119,7 @@ def _slate(
         scores=[float(scores[index]) for index in kept],
         slate_id=row.key,
         responders=[generations.model] * len(kept),
-        origin={"format": "generations", "feedback": about.get("labeller", "none"), **about},
+        origin={"format": "generations", "feedback": about.get("labeller", "none"), **about, **_altered(generations)},
         finished=None if finished is None or all(finished) else finished,
     )
     if row.propensities is None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+#: What makes a sampler's distribution differ from the model's own; absent means the neutral value.
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +40,19 @@ class Sampling:
                 "temperature: expected > 0 with logprobs, got 0: a greedy answer has probability 1 and all others 0, "
                 "so no other policy can be compared with this one"
             )
+
+
+def sampled_with(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What makes the distribution that was sampled differ from the model's own; empty where nothing does.
+
+    Args:
+        settings: of a sampler: with a key ``sampling``, as `pope generate` writes them, or with ``temperature`` and its
+            kin themselves, as other tools do.
+    """
+    settings = settings or {}
+    nested = settings.get("sampling")
+    given = {**settings, **(nested if isinstance(nested, Mapping) else {})}
+    found = {name: given[name] for name, neutral in NEUTRAL.items() if given.get(name) not in (None, neutral)}
+    if found.get("top_k", 0) < 0:  # off, as vLLM spells it
+        del found["top_k"]
+    return found

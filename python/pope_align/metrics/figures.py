@@ -95,12 +95,13 @@ def _bar_panel(axis: Axes, report: MetricsReport, name: str, models: list[str]) 
 
 
 def _show_points(axis: Axes, report: MetricsReport) -> None:
-    """Limits around all points, shared by the panels; the part of the envelope towards zero is cut off."""
+    """Limits around all points and zero, from which the hypervolume is measured; the panels share them."""
     for name, limits in (("pl_score", axis.set_xlim), ("diversity", axis.set_ylim)):
         values = np.concatenate([table.values[name] for table in report.tables])
         if not np.isnan(values).all():
-            margin = 0.08 * (np.nanmax(values) - np.nanmin(values)) or 0.05
-            limits(np.nanmin(values) - margin, np.nanmax(values) + margin)
+            low, high = min(0.0, float(np.nanmin(values))), max(0.0, float(np.nanmax(values)))
+            margin = 0.05 * (high - low) or 0.05
+            limits(low - margin * (low < 0), high + margin)
 
 
 def _staircase(front: Floats) -> Floats:

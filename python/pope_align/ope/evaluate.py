@@ -28,7 +28,7 @@ from .response_features import response_features
 from .result import Estimate
 from .reward_model import Embed, fit_predictions
 from .rules import FEW_CLUSTERS
-from .scoring import Model, OnScored, Samples, Scoring, check_samples, score_policies
+from .scoring import Finished, FreshTexts, Model, OnScored, Samples, Scoring, check_samples, score_policies
 from .sets import set_value
 from .utility import EvaluationTransform
 from .verdict import is_logging_policy
@@ -59,6 +59,7 @@ def evaluate_policies(
     score_range: tuple[float, float] | None = None,
     cluster: Callable[[Slate], str] | None = None,
     samples: Mapping[str, Samples] | None = None,
+    samples_finished: Mapping[str, Finished] | None = None,
     logging_policy: Model | None = None,
     embed: Embed | None = None,
     predictions: Mapping[str, Predictions] | None = None,
@@ -86,6 +87,8 @@ def evaluate_policies(
         cluster: as in `LoggedSlates.from_slates`.
         samples: optional fresh responses per policy and slate, drawn at temperature 1 without truncation. They show
             whether the log covers the policy, and allow estimates with a reward model.
+        samples_finished: for policies with samples, whether each response was ended by the policy; a response that was
+            cut at a limit has no end-of-turn token to score. A policy that is not named: all of them.
         logging_policy: the model that wrote the log, under which fresh responses are scored. None: the policy with the
             same weights, if any; without either, support is unchecked and every verdict says so.
         embed: sentence embeddings for the reward model; None: all-MiniLM-L6-v2.
@@ -101,7 +104,8 @@ def evaluate_policies(
     samples, given = dict(samples or {}), dict(predictions or {})
     names = list(log.policies if isinstance(log, LoggedSlates) else policies or {})
     _check_names(names, samples, given, baseline, estimators)
-    logged = _logged(log, policies, samples, utility_transform, score_range, cluster, logging_policy, scoring, report)
+    fresh = FreshTexts(samples, samples_finished or {})
+    logged = _logged(log, policies, fresh, utility_transform, score_range, cluster, logging_policy, scoring, report)
     baseline = baseline or names[0]
     embed = _once(embed) if samples else _no_embedding
     models = {**_fitted(logged, samples, given, embed, objective), **given}
@@ -198,7 +202,7 @@ def check_estimators(
 def _logged(
     log: str | os.PathLike[str] | SlateLog | Sequence[Slate] | LoggedSlates,
     policies: Mapping[str, Any] | None,
-    samples: Mapping[str, Samples],
+    fresh: FreshTexts,
     utility_transform: EvaluationTransform,
     score_range: tuple[float, float] | None,
     cluster: Callable[[Slate], str] | None,
@@ -213,7 +217,7 @@ def _logged(
         return log
     assert policies is not None  # `_check_names` has seen one
     slates = read_slates(log) if isinstance(log, (str, os.PathLike)) else log
-    check_samples(slates, samples)
+    check_samples(slates, fresh)
     models = {
         name: cast("Model", each) for name, each in policies.items() if isinstance(each, (str, os.PathLike, tuple))
     }
@@ -230,15 +234,15 @@ def _logged(
     scored = score_policies(
         slates,
         models,
-        samples={name: texts for name, texts in samples.items() if name in models},
+        fresh=fresh.of(models),
         logging_policy=logging_policy,
         scoring=scoring,
         report=report,
     )
-    fresh = scored.fresh_scores(samples)
+    fresh_scores = scored.fresh_scores(fresh.texts)
     return whole(
         {name: scored.logged.get(name, policy) for name, policy in policies.items()},
-        fresh=fresh,
+        fresh=fresh_scores,
         rescored_gap=scored.rescored_gap,
     )
 

@@ -104,4 +104,4 @@ class Evaluation:
         ending.
         """
         with replacing(path) as partial:
-            evaluation_figure(self.estimates, self.log).savefig(partial, dpi=150)
+            evaluation_figure(self.estimates, self.log, self.comparisons).savefig(partial, dpi=150)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..generation.sampling import NEUTRAL, sampled_with
+
 #: Keys on which both must agree, if both have them.
 _SAME = {
     "tokenizer_fingerprint": "tokenizers",
@@ -15,8 +17,8 @@ _SAME = {
     "engine": "inference engines",
 }
 
-#: Sampling settings and their neutral values; a missing key means the neutral value.
-_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+#: What of a sampler leaves some tokens without any probability.
+_CUTS = ("top_p", "top_k", "min_p")
 
 
 def provenance_differences(logging: Mapping[str, Any] | None, target: Mapping[str, Any] | None) -> Iterator[str]:
@@ -24,16 +26,33 @@ def provenance_differences(logging: Mapping[str, Any] | None, target: Mapping[st
 
     Args:
         logging, target: as `pope_align.propensity.logging_policy` writes them, with any of ``engine``, ``temperature``,
-            ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` added when the log was sampled.
+            ``top_p``, ``top_k``, ``min_p`` and ``repetition_penalty`` added when the log was sampled;
+            ``sampling``, settings whose distribution the propensities are of, as `pope label` writes them; or
+            ``sampled_with``, settings that the propensities leave out, as `pope score` writes them.
     """
     logging, target = logging or {}, target or {}
     for key, what in _SAME.items():
         if key in logging and key in target and logging[key] != target[key]:
             yield f"{what} differ: the log was scored with {logging[key]}, the policy with {target[key]}"
-    for key, neutral in _SAMPLING.items():
+    if other := logging.get("sampled_with"):
+        yield (
+            f"the log was sampled with {_spelled(other)}, and its propensities are those of the model without; record "
+            "them while sampling (pope generate --logprobs)"
+        )
+    cuts = {name: value for name, value in sampled_with({"sampling": logging.get("sampling")}).items() if name in _CUTS}
+    if cuts:
+        yield (
+            f"the log was sampled with {_spelled(cuts)}: it holds no response that this leaves out, and the policy may "
+            "write such"
+        )
+    for key, neutral in NEUTRAL.items():
         theirs, ours = logging.get(key, neutral), target.get(key, neutral)
         if theirs != ours:
             yield (
                 f"{key} differs: {theirs} for the logging policy, {ours} for the policy; propensities must be those of "
                 "the distribution that was sampled"
             )
+
+
+def _spelled(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

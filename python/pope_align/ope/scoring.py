@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from ..data.schema import Slate, Turn
+from ..generation.sampling import sampled_with
 from ._checks import Integers
 from .log import FreshScores, rescoring_gap
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ..data.tokenize import EncodedSlate
     from ..propensity.scores import ModelScores
 
+logger = logging.getLogger(__name__)
+
 #: A policy that can score: a hub name, folder or GGUF file, or a model with its tokenizer.
 Model: TypeAlias = "str | os.PathLike[str] | tuple[PreTrainedModel, PreTrainedTokenizerBase]"
 
@@ -28,6 +32,23 @@ OnScored = Callable[[str, int, int], None]
 
 #: Fresh responses of one policy, a list for each slate.
 Samples: TypeAlias = Sequence[Sequence[str]]
+
+#: Which of them the policy ended itself, and not a limit of tokens.
+Finished: TypeAlias = Sequence[Sequence[bool]]
+
+
+class FreshTexts(NamedTuple):
+    """Fresh responses by policy; a policy that ``finished`` does not name ended all of its own."""
+
+    texts: Mapping[str, Samples] = {}
+    finished: Mapping[str, Finished] = {}
+
+    def of(self, policies: Collection[str]) -> FreshTexts:
+        """Those of some policies."""
+        return FreshTexts(
+            {name: each for name, each in self.texts.items() if name in policies},
+            {name: each for name, each in self.finished.items() if name in policies},
+        )
 
 
 @dataclass(frozen=True)
@@ -83,9 +104,14 @@ def owners(samples: Samples) -> Integers:
     return np.repeat(np.arange(len(samples)), [len(texts) for texts in samples])
 
 
-def check_samples(slates: Sequence[Slate], samples: Mapping[str, Samples]) -> None:
-    """Raises: ValueError: samples that are not one list of responses for each slate."""
-    for name, given in samples.items():
+def check_samples(slates: Sequence[Slate], fresh: FreshTexts) -> None:
+    """Raises: ValueError: samples that are not one list of responses for each slate; other shapes of ``finished``."""
+    for name, ended in fresh.finished.items():
+        if name not in fresh.texts:
+            raise ValueError(f"samples_finished: expected names among {', '.join(fresh.texts)}, got {name}")
+        if list(map(len, ended)) != list(map(len, fresh.texts[name])):
+            raise ValueError(f"samples_finished[{name!r}]: expected true or false for each of samples[{name!r}]")
+    for name, given in fresh.texts.items():
         if len(given) != len(slates):
             raise ValueError(f"samples[{name!r}]: expected one list per slate ({len(slates)}), got {len(given)}")
         for index, texts in enumerate(given):
@@ -97,7 +123,7 @@ def score_policies(
     slates: Sequence[Slate],
     policies: Mapping[str, Model],
     *,
-    samples: Mapping[str, Samples],
+    fresh: FreshTexts,
     logging_policy: Model | None = None,
     scoring: Scoring = Scoring(),
     report: OnScored | None = None,
@@ -109,8 +135,10 @@ def score_policies(
     Args:
         slates: the log.
         policies: by name; a policy given by path is loaded only while it is scored.
-        samples: optional fresh responses per policy and slate.
-        logging_policy: the model that wrote the log. None: the policy with the same weights, if any.
+        fresh: optional fresh responses per policy and slate.
+        logging_policy: the model that wrote the log. None: the policy with the same weights, if any. Without effect on
+            a log that was not sampled from the model itself (a temperature, top-p, top-k): what the model scores is
+            then no propensity.
         scoring: how.
         report: called with a policy's name and the responses scored so far and in all.
 
@@ -126,7 +154,11 @@ def score_policies(
     tokens = _Tokens(slates, max_length, scoring.template_date)
     scored = Scored()
     asked: dict[str, Model] = dict(policies)
-    if logging_policy is not None:
+    altered = next(filter(None, (_altered(slate.logging_policy or {}) for slate in slates)), None)
+    if altered:
+        spelled = ", ".join(f"{name} {value}" for name, value in altered.items())
+        logger.warning("the log was sampled with %s, which no model is scored with: support is not checked", spelled)
+    elif logging_policy is not None:
         asked["(logging policy)"] = logging_policy  # last, after the policies' own checks
     fingerprints = {(slate.logging_policy or {}).get("model_fingerprint") for slate in slates}
     for name, policy in asked.items():
@@ -147,21 +179,26 @@ def score_policies(
 
             if name in policies:
                 encoded = tokens.log(tokenizer, provenance["tokenizer_fingerprint"], name)
-                if name in samples:
-                    scored.fresh[name] = score(tokens.fresh(tokenizer, name, samples[name]))
+                if name in fresh.texts:
+                    scored.fresh[name] = score(tokens.fresh(tokenizer, name, fresh))
                 scored.logged[name] = score(encoded)
             wrote = name not in policies or (
                 logging_policy is None and fingerprints == {provenance["model_fingerprint"]}
             )
-            if wrote:
+            if wrote and not altered:
                 some = scored.logged.get(name) or score(
                     tokens.log(tokenizer, provenance["tokenizer_fingerprint"], name)
                 )
                 scored.rescored_gap = _gap(slates, some)
-                for other, texts in samples.items():
+                for other in fresh.texts:
                     own = scored.fresh.get(other) if other == name else None
-                    scored.under_logging[other] = own or score(tokens.fresh(tokenizer, other, texts))
+                    scored.under_logging[other] = own or score(tokens.fresh(tokenizer, other, fresh))
     return scored
+
+
+def _altered(provenance: dict[str, Any]) -> dict[str, Any]:
+    """How the sampler of a slate differed from its model."""
+    return provenance.get("sampled_with") or sampled_with(provenance)
 
 
 def _gap(slates: Sequence[Slate], scores: ModelScores) -> float:
@@ -188,21 +225,25 @@ class _Tokens:
                 check_token_counts(slate, ids, f"policy {policy!r}: slate {index}")
         return self.known[key]
 
-    def fresh(self, tokenizer: PreTrainedTokenizerBase, name: str, samples: Samples) -> Sequence[EncodedSlate]:
+    def fresh(self, tokenizer: PreTrainedTokenizerBase, name: str, fresh: FreshTexts) -> Sequence[EncodedSlate]:
         from ..data.tokenize import encode_slates, tokenizer_fingerprint
 
         key = (tokenizer_fingerprint(tokenizer), name)
         if key not in self.known:
-            texts = [_unrated(slate, list(own)) for slate, own in zip(self.slates, samples, strict=True)]
+            ended = fresh.finished.get(name) or [None] * len(self.slates)
+            texts = [
+                _unrated(slate, list(own), None if whole is None else list(whole))
+                for slate, own, whole in zip(self.slates, fresh.texts[name], ended, strict=True)
+            ]
             self.known[key] = encode_slates(texts, tokenizer, **self.options)[0]
         return self.known[key]
 
 
-def _unrated(slate: Slate, texts: list[str]) -> PromptAndResponses:
+def _unrated(slate: Slate, texts: list[str], finished: list[bool] | None) -> PromptAndResponses:
     """The slate's prompt with other responses, as text or turns like the log's."""
     as_text = isinstance(slate.completions[0], str)
     completions: Any = texts if as_text else [[{"role": "assistant", "content": text}] for text in texts]
-    return PromptAndResponses(slate.prompt, completions, slate.logging_policy, slate.slate_id)
+    return PromptAndResponses(slate.prompt, completions, slate.logging_policy, slate.slate_id, finished)
 
 
 def _flat(values: Sequence[Sequence[float]]) -> np.ndarray:

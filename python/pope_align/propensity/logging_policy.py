@@ -14,6 +14,9 @@ other models are `scores.ModelScores`. The provenance:
 ``max_length``             maximum tokens of prompt and response
 ``rope``                   how rotary frequencies depend on the length of a sequence, if they do
 ``template_date``          the date for the chat template, if it writes today's date
+``sampling``               settings of the sampler whose distribution these log-probabilities are of, if they
+                           were recorded while sampling
+``sampled_with``           settings that the responses were drawn with and these log-probabilities leave out
 ``training``               the training objective, if it is in the model's folder
 ``versions``               of torch, transformers and pope-core
 ``fit``                    of a behaviour-cloned policy with a report (`propensity.fit_report`): held-out nats per token
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate
+from ..generation.sampling import sampled_with
 from .fit_report import FitReport, response_key
 from .scores import encode_log, score_model
 from .scoring import OnProgress
@@ -110,10 +114,13 @@ def score_slates(
         its_policy = dict(policy)
         if ids.template_date is not None:
             its_policy["template_date"] = ids.template_date
+        if how == "recorded" and (altered := _altered(slate)):
+            its_policy["sampled_with"] = altered
         if fit is not None:
             its_policy["fit"] = {**policy["fit"], "in_sample": _in_sample(slate, fit)}
         scored.append(replace(slate, logging_logprobs=totals, completion_tokens=tokens, logging_policy=its_policy))
     _warn_in_sample(scored)
+    _warn_altered(scored)
     return scored
 
 
@@ -164,6 +171,25 @@ def _fit_provenance(fit: FitReport, fold: tuple[int, int] | None) -> dict[str, A
 
 def _in_sample(slate: Slate, fit: FitReport) -> int:
     return sum(response_key(slate.prompt, completion) in fit.seen for completion in slate.completions)
+
+
+def _altered(slate: Slate) -> dict[str, Any]:
+    """How the sampler of the responses differed from its model."""
+    before = slate.logging_policy or {}
+    found: dict[str, Any] = (slate.origin or {}).get("sampled_with") or before.get("sampled_with")
+    return found or sampled_with(before)
+
+
+def _warn_altered(slates: Sequence[Slate]) -> None:
+    altered = [found for slate in slates if (found := (slate.logging_policy or {}).get("sampled_with"))]
+    if altered:
+        logger.warning(
+            "%d of %d slates were sampled with %s, but are scored without: these are not the probabilities with which "
+            "the responses were drawn; record them while sampling (pope generate --logprobs)",
+            len(altered),
+            len(slates),
+            ", ".join(f"{name} {value}" for name, value in altered[0].items()),
+        )
 
 
 def _warn_in_sample(slates: Sequence[Slate]) -> None:
