@@ -132,6 +132,10 @@ def test_a_baseline_leaves_a_model_and_its_metrics(log, make_tiny_model, tiny_to
     assert metrics["method"] == "dpo"
     assert metrics["history"][0]["loss"] == pytest.approx(math.log(2), rel=1e-4)
     assert (tmp_path / "dpo" / "adapter_model.safetensors").exists()
+    card = (tmp_path / "dpo" / "README.md").read_text()  # the same card and curves as those of POPE
+    assert "direct preference optimisation on pairs of responses (DPO)" in card
+    assert "## Held-out estimate" in card
+    assert (tmp_path / "dpo" / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_methods_share_the_defaults_of_training(tmp_path, caplog) -> None:

@@ -394,6 +394,9 @@ def test_the_command_cross_fits(log_and_model: tuple[str, str], tmp_path: Path) 
     arguments = ["fit-logger", log, "--model", model, "--folds", "2", "--output", str(tmp_path / "scored.jsonl")]
     result = CliRunner().invoke(app, [*arguments, *QUICK])
     assert result.exit_code == 0, result.output
+    rows = [line.split("\t") for line in result.output.splitlines()]
+    assert ["fold", "trained on"] in [row[:2] for row in rows]  # what each fold's policy was fitted to
+    assert [row[0] for row in rows if len(row) > 5] == ["fold", "0", "1"]
     scored = read_slates(tmp_path / "scored.jsonl")
     assert {slate.logging_policy["fit"]["fold"] for slate in scored} == {0, 1}
     assert all(slate.logging_policy["fit"]["in_sample"] == 0 for slate in scored)

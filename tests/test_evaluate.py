@@ -197,6 +197,10 @@ def test_everything_is_written_and_holds_no_nan(tmp_path: Path) -> None:
     assert rows[1]["diversity"] is None
     for name, figure in (("bars", bars(report)), ("pareto", pareto(report))):
         figure.savefig(tmp_path / f"{name}.png")
+    costly = GenerationSet("costs $5 or $\\frac{", sets[0].rows)  # no formula of matplotlib
+    named = summarize([evaluate_generations(costly, slates(), embedder=letters)])
+    for figure in (bars(named), pareto(named)):
+        figure.savefig(tmp_path / "costly.png")
     for panel in pareto(report).axes:  # the area under the envelope is what the hypervolume counts
         assert panel.get_xlim()[0] <= 0 < panel.get_xlim()[1]
         assert panel.get_ylim()[0] <= 0 < panel.get_ylim()[1]

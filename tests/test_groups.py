@@ -13,7 +13,7 @@ from pope_align.cli.command import CLUSTER_PREFIX, modern
 from pope_align.data import Slate, read_slates, write_slates
 from pope_align.data.split import grouping
 from pope_align.generation.generations import Generation, GenerationSet, slate_keys, write_generations
-from pope_align.metrics import embeddings
+from pope_align.metrics import embeddings, figures
 from pope_align.metrics.evaluate import PromptMetrics
 from pope_align.metrics.summary import summarize
 from pope_align.ope import LoggedSlates, subgroup_values
@@ -121,6 +121,14 @@ def test_metrics_draw_groups_and_check_them_before_they_embed(work, tmp_path, mo
     ):
         with pytest.raises(ValueError, match="group: expected column:NAME, prefix:SEPARATOR or regex:PATTERN, got 'x'"):
             run(*command, work / "log.jsonl", "--group", "x")
+
+
+def test_a_figure_that_fails_loses_no_metrics(work, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(embeddings, "Embedder", Letters)
+    monkeypatch.setattr(figures, "bars", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("metrics", work / "gens.jsonl", "--refs", work / "log.jsonl", "-o", tmp_path / "m")
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"metrics.json", "per_slate.parquet"}
 
 
 @pytest.mark.parametrize("text", ["#", "(.", "/"])

@@ -294,6 +294,7 @@ def test_the_optimum_of_one_response_is_where_the_method_page_says(target: Targe
     points = [optimum - 1e-3, optimum, optimum + 1e-3]
     logprobs = torch.tensor(points, dtype=torch.float64, device=target.device, requires_grad=True)
     data = (torch.full((3,), -2.0), torch.full((3,), utility), torch.tensor([0, 1, 2, 3]))
+    data = tuple(tensor.to(target.device) for tensor in data)
     loss = pope_core.slate_objective(logprobs, *data, backend=target.backend, **total(diversity_weight=alpha)).loss
     before, at, after = (-torch.autograd.grad(loss, logprobs)[0]).tolist()
     assert before > 0 > after

@@ -17,6 +17,7 @@ from pope_align.ope import evaluate_policies
 from pope_align.propensity.scores import score_model
 from pope_align.training.card import RunFacts, model_card
 from pope_align.training.config import PopeConfig
+from pope_align.training.curves import plot_training
 from pope_align.training.examples import slate_dataset
 from pope_align.training.objective_file import read_training_objective
 from pope_align.training.plan import activation_bytes, plan_training
@@ -193,6 +194,20 @@ def test_the_card_of_an_adapter_says_what_loads_it(make_tiny_model, tiny_tokeniz
     args = config(tmp_path, max_steps=1)
     run_training(make_tiny_model(), args, make_slates(2), processing_class=tiny_tokenizer, peft_config=adapter)
     assert yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])["library_name"] == "peft"
+
+
+def test_curves_have_whole_steps_and_plain_numbers(tmp_path, monkeypatch) -> None:
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: figures.append(figure))
+    names = ("pope/value", "pope/utility", "pope/diversity", "logps/policy", "is/ess_fraction", "grad_norm")
+    history = [{"step": step, **dict.fromkeys(names, 1e5 + 1e-3 * step)} for step in (1, 2, 3)]
+    plot_training(history, tmp_path / "training.png")
+    (figure,) = figures
+    figure.canvas.draw()
+    assert len(figure.axes) == 6
+    for panel in figure.axes:
+        assert all(float(tick).is_integer() for tick in panel.get_xticks())
+        assert panel.yaxis.get_offset_text().get_text() == ""
 
 
 def test_text_of_others_stays_text_in_a_card() -> None:
