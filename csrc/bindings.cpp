@@ -49,14 +49,23 @@ void token_coefficients(uintptr_t grad, bool is_double, uintptr_t labels, uintpt
                                   pointer<int64_t>(response_offsets), num_responses, mean, pointer<void>(out));
 }
 
+template <class Option>
+Option option(const char* name, int code) {
+    const auto value = static_cast<Option>(code);
+    if (!pope::is_known(value))
+        throw std::invalid_argument(std::string(name) + ": code " + std::to_string(code) +
+                                    " has no formula in csrc/include/pope/slate_math.h");
+    return value;
+}
+
 pope::ObjectiveOptions objective_options(double diversity_weight, int weighting, int normalization, double log_clip,
                                          int utility_form, int diversity_form, double slate_denominator) {
     return {diversity_weight,
-            static_cast<pope::Weighting>(weighting),
-            static_cast<pope::Normalization>(normalization),
+            option<pope::Weighting>("weighting", weighting),
+            option<pope::Normalization>("normalization", normalization),
             log_clip,
-            static_cast<pope::UtilityForm>(utility_form),
-            static_cast<pope::DiversityForm>(diversity_form),
+            option<pope::UtilityForm>("utility_form", utility_form),
+            option<pope::DiversityForm>("diversity_form", diversity_form),
             slate_denominator};
 }
 

@@ -22,15 +22,16 @@ import torch
 from pope_kernels.values import accumulation_dtype
 
 from . import _checks
-from ._objective import GroupCoefficients, evaluate_checked
+from ._objective import GroupCoefficients, evaluate_checked, kernel_options
 from ._offsets import Offsets, both, capturing
 from ._plan import Chunk, GroupBatch, front_order, plan_rows
 from .backends import ExponentialKernels, Kernels
 from .devices import device_type
+from .objective import Objective
 from .types import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from pope_kernels.values import ObjectiveOptions, SlateValues
+    from pope_kernels.values import SlateValues
 
 
 class Needs(NamedTuple):
@@ -426,21 +427,28 @@ class LossPass:
         logging_logprobs: torch.Tensor,  # [R] float64
         utility: torch.Tensor,  # [R] float64
         slate_offsets: Offsets,  # [S + 1] int64
-        options: ObjectiveOptions,
-        mean: bool,  # log-probabilities per token, not totals
+        objective: Objective,
+        num_slates: int,
         needs: Needs,
     ) -> None:
-        self.head, self.options, self.mean, self.needs = head, options, mean, needs
+        self.head, self.objective, self.needs = head, objective, needs
+        self.options, self.mean = kernel_options(objective, num_slates), objective.length_normalize
         self.logging_logprobs, self.utility, self.slate_offsets = logging_logprobs, utility, slate_offsets
         self.response_logprobs = torch.empty_like(logging_logprobs)
 
     def run(self) -> tuple[SlateValues, LossGradients]:
         head, num_responses = self.head, self.utility.numel()
         groups = GroupCoefficients(
-            head.kernels, self.logging_logprobs, self.utility, self.slate_offsets, self.options, together=head.whole
+            head.kernels,
+            self.logging_logprobs,
+            self.utility,
+            self.slate_offsets,
+            self.objective,
+            self.options,
+            together=head.whole,
         )
         # Without a diversity reward, clipped responses and responses of utility 0 have no gradient.
-        may_vanish = self.options.diversity_weight == 0
+        may_vanish = self.objective.diversity_weight == 0
         if self.needs.head or (self.needs.hidden and may_vanish):
             products = Products(head, self.needs, may_vanish)
             self._grouped(groups, products)

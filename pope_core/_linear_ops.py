@@ -25,7 +25,6 @@ from ._linear import (
     multiply,
     recompute_gradients,
 )
-from ._objective import kernel_options
 from ._offsets import both
 from ._ops import (
     LIBRARY,
@@ -272,8 +271,8 @@ def _linear_pope_loss(*arguments: Any) -> tuple[Tensor, ...]:
         logging_logprobs,
         utility.double().contiguous(),
         slates,
-        kernel_options(objective, num_slates or slate_offsets.numel() - 1),
-        objective.length_normalize,
+        objective,
+        num_slates or slate_offsets.numel() - 1,
         needs,
     )
     values, gradients = work.run()

@@ -73,16 +73,17 @@ class GroupCoefficients:
         logging_logprobs: torch.Tensor,  # [R] float64
         utility: torch.Tensor,  # [R] float64
         slate_offsets: Offsets,  # [S + 1] int64
+        objective: Objective,
         options: ObjectiveOptions,
         *,
         together: bool,
     ) -> None:
         self.kernels, self.logging_logprobs, self.utility = kernels, logging_logprobs, utility
         self.options = options
-        self.together = together or options.normalization == "batch"
+        self.together = together or objective.couples_slates
         self.offsets = slate_offsets  # [groups + 1]
         self.share: torch.Tensor | None = None
-        if not self.together and options.weighting == "response" and options.normalization == "none":
+        if not self.together and not objective.weighs_slates and not objective.self_normalized:
             # Each response is computed as a slate of one and then multiplied by its share 1/k of its slate's mean.
             sizes, num_responses = slate_offsets.device.diff(), utility.numel()
             self.share = torch.repeat_interleave(sizes.double().reciprocal(), sizes, output_size=num_responses)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Never, get_args
 
 Weighting = Literal["response", "slate", "geometric"]
 Normalization = Literal["none", "slate", "batch"]
@@ -22,6 +22,26 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "utility_form": get_args(UtilityForm),
     "diversity_form": get_args(DiversityForm),
 }
+
+
+def missing_value(option: str, value: Never) -> NotImplementedError:
+    """To be raised at the end of every choice between an option's values: one was added to the names and not there.
+
+    A type checker reports each choice that lacks a value.
+    """
+    return NotImplementedError(
+        f"{option}: {value!r} is not implemented by the function that raises this; CONTRIBUTING.md lists what a new "
+        "value needs"
+    )
+
+
+def weighs_slates(weighting: Weighting) -> bool:
+    """Whether a slate has one weight, which its responses share."""
+    if weighting == "response":
+        return False
+    if weighting == "slate" or weighting == "geometric":
+        return True
+    raise missing_value("weighting", weighting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +127,51 @@ class Objective:
     @property
     def self_normalized(self) -> bool:
         """Whether weights are divided by a sum of weights, so that only their ratios matter."""
-        return self.normalization != "none"
+        return self._divides_by != "nothing"
 
     @property
     def couples_slates(self) -> bool:
         """Whether the value needs all slates at once, i.e. is not a mean over slates."""
-        return self.normalization == "batch"
+        return self._divides_by == "call"
+
+    @property
+    def normalized_within_slates(self) -> bool:
+        """Whether every slate's weights are divided by their own sum, which loses how large they were."""
+        return self._divides_by == "slate"
+
+    @property
+    def weighs_slates(self) -> bool:
+        """Whether a slate has one weight, which its responses share."""
+        return weighs_slates(self.weighting)
+
+    @property
+    def rewards_likelihood(self) -> bool:
+        """Whether the reward for utility depends on the log-probability; then it is not bounded either."""
+        if self.utility_form == "feedback":
+            return False
+        if self.utility_form == "log_likelihood":
+            return True
+        raise missing_value("utility_form", self.utility_form)
+
+    @property
+    def unbounded_diversity(self) -> bool:
+        """Whether diversity has a weight and grows without bound as log-probabilities fall."""
+        if self.diversity_weight == 0 or self.diversity_form == "entropy":
+            return False
+        if self.diversity_form == "neg_log_prob":
+            return True
+        raise missing_value("diversity_form", self.diversity_form)
+
+    @property
+    def _divides_by(self) -> Literal["nothing", "slate", "call"]:
+        """Which sum of weights the weights are divided by."""
+        if self.normalization == "none":
+            return "nothing"
+        if self.normalization == "slate":
+            return "slate"
+        if self.normalization == "batch":
+            return "call"
+        raise missing_value("normalization", self.normalization)
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name, ready for JSON."""

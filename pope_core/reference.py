@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from . import _checks
-from .objective import Objective
+from .objective import Objective, missing_value
 from .slates import flatten_padded, segment_ids, token_counts
 from .types import IGNORE_INDEX, PopeLossOutput, Reduction
 
@@ -96,17 +96,35 @@ def slate_objective(
     # Eq. (2) and the weights: ratios are computed as differences of log-probabilities.
     log_w = l_theta - l_0  # [R]
     log_slate = slate_sum(log_w)  # [S] log W_q
-    log_omega = {"response": log_w, "slate": log_slate[slate], "geometric": (log_slate / k)[slate]}[weighting]
-    raw = {"response": log_w, "slate": log_slate, "geometric": log_slate / k}[weighting].detach()
+    if weighting == "response":
+        each = log_w  # [R]
+    elif weighting == "slate":
+        each = log_slate  # [S]
+    elif weighting == "geometric":
+        each = log_slate / k  # [S]
+    else:
+        raise missing_value("weighting", weighting)
+    log_omega = each[slate] if objective.weighs_slates else each  # [R]
+    raw = each.detach()
     worst = int(raw.argmax())
-    _checks.log_weight_bound(float(raw[worst]), int(slate[worst]) if weighting == "response" else worst, clip)
+    _checks.log_weight_bound(float(raw[worst]), worst if objective.weighs_slates else int(slate[worst]), clip)
     if clip is not None:
         log_omega = log_omega.clamp(max=torch.tensor(clip, dtype=torch.float64).log().item())
     omega = log_omega.exp()  # [R]
 
     # Eqs. (3)-(5): the unified reward.
-    cu = u if objective.utility_form == "feedback" else u * l_theta
-    dv = -l_theta if objective.diversity_form == "neg_log_prob" else -l_theta.exp() * l_theta
+    if objective.utility_form == "feedback":
+        cu = u
+    elif objective.utility_form == "log_likelihood":
+        cu = u * l_theta
+    else:
+        raise missing_value("utility_form", objective.utility_form)
+    if objective.diversity_form == "neg_log_prob":
+        dv = -l_theta
+    elif objective.diversity_form == "entropy":
+        dv = -l_theta.exp() * l_theta
+    else:
+        raise missing_value("diversity_form", objective.diversity_form)
 
     # Eqs. (6)-(10): the same weighted sum for both parts. Normalised forms are quotients, so the weights are first
     # shifted in log space: the quotient is the same and never 0/0.
@@ -117,8 +135,10 @@ def slate_objective(
             top = log_omega.detach().new_full((num,), -torch.inf).scatter_reduce(0, slate, log_omega.detach(), "amax")
             shifted = (log_omega - top[slate]).exp()
             return (slate_sum(shifted * reward) / slate_sum(shifted)).sum() / (num_slates or num)
-        shifted = (log_omega - log_omega.detach().max()).exp()
-        return (slate_sum(shifted * reward) / k).sum() / (slate_sum(shifted) / k).sum()
+        if normalization == "batch":
+            shifted = (log_omega - log_omega.detach().max()).exp()
+            return (slate_sum(shifted * reward) / k).sum() / (slate_sum(shifted) / k).sum()
+        raise missing_value("normalization", normalization)
 
     utility_value, diversity_value = estimate(cu), estimate(dv)
     value = utility_value + objective.diversity_weight * diversity_value

@@ -91,7 +91,8 @@ def main() -> None:
         return
     found = list(differences(stored, made))
     if found:
-        raise SystemExit("\n".join([f"{len(found)} differences from {FILE.name}:", *found[:10]]))
+        remedy = "if the options or their formulas changed on purpose: python scripts/make_golden.py"
+        raise SystemExit("\n".join([f"{len(found)} differences from {FILE.name}; {remedy}", *found[:10]]))
     print(f"{FILE.name}: {len(made['groups'])} groups, {sum(1 for _ in combinations())} combinations each, all equal")
 
 

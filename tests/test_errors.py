@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 import pope_core
 from pope_core._checks import CHECK_VARIABLE
+from pope_core.objective import CHOICES
 from pope_core.testing import TARGETS, Target, make_slates
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -106,25 +107,25 @@ CASES: list[tuple[str, tuple[str, ...], Spoil, str]] = [
         "weighting",
         OBJECTIVE,
         option(weighting="product"),
-        "weighting: expected one of response, slate, geometric, got 'product'",
+        f"weighting: expected one of {', '.join(CHOICES['weighting'])}, got 'product'",
     ),
     (
         "normalization",
         OBJECTIVE,
         option(normalization="all"),
-        "normalization: expected one of none, slate, batch, got 'all'",
+        f"normalization: expected one of {', '.join(CHOICES['normalization'])}, got 'all'",
     ),
     (
         "utility_form",
         OBJECTIVE,
         option(utility_form="votes"),
-        "utility_form: expected one of feedback, log_likelihood, got 'votes'",
+        f"utility_form: expected one of {', '.join(CHOICES['utility_form'])}, got 'votes'",
     ),
     (
         "diversity_form",
         OBJECTIVE,
         option(diversity_form="kl"),
-        "diversity_form: expected one of neg_log_prob, entropy, got 'kl'",
+        f"diversity_form: expected one of {', '.join(CHOICES['diversity_form'])}, got 'kl'",
     ),
     (
         "negative alpha",

@@ -10,11 +10,12 @@ import torch
 from plain import plain
 
 import pope_core
+from pope_core.objective import CHOICES
 from pope_core.testing import TARGETS, SlateProblem, Target, make_slates
 
 # Properties of what is built on the kernels: an interpreter of these would add time, and nothing else.
 every_target = pytest.mark.parametrize("target", [t for t in TARGETS if str(t) != "triton-interpreted"], ids=str)
-WEIGHTINGS, NORMALIZATIONS = ("response", "slate", "geometric"), ("none", "slate", "batch")
+WEIGHTINGS, NORMALIZATIONS = CHOICES["weighting"], CHOICES["normalization"]
 FORMS = [("feedback", "neg_log_prob"), ("log_likelihood", "entropy")]
 OPTIONS = [
     {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from plain import plain
 
 import pope_core
+from pope_core.objective import CHOICES
 from pope_core.testing import TARGETS, Target, make_slates
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -198,11 +199,8 @@ def test_weights_from_totals_average_to_one_and_recover_the_value_and_weights_fr
 OBJECTIVES = st.fixed_dictionaries(
     {
         "diversity_weight": st.sampled_from([0.0, 0.1, 1.0]),
-        "weighting": st.sampled_from(["response", "slate", "geometric"]),
-        "normalization": st.sampled_from(["none", "slate", "batch"]),
+        **{name: st.sampled_from(values) for name, values in CHOICES.items()},
         "clip": st.sampled_from([None, 0.5, 2.0]),
-        "utility_form": st.sampled_from(["feedback", "log_likelihood"]),
-        "diversity_form": st.sampled_from(["neg_log_prob", "entropy"]),
     }
 )
 

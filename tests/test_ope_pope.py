@@ -16,14 +16,15 @@ from pope_align.stats.ratios import Ratios
 
 import pope_core
 from pope_core import Objective
+from pope_core.objective import CHOICES
 
 OPTIONS = list(
     itertools.product(
-        ["response", "slate", "geometric"],
-        ["none", "slate", "batch"],
+        CHOICES["weighting"],
+        CHOICES["normalization"],
         [None, 1.2],
-        ["feedback", "log_likelihood"],
-        ["neg_log_prob", "entropy"],
+        CHOICES["utility_form"],
+        CHOICES["diversity_form"],
     )
 )
 

@@ -36,6 +36,7 @@ from transformers import (
 
 import pope_core
 from pope_core import Objective, reference
+from pope_core.objective import CHOICES
 
 SMALL = {
     "vocab_size": 257,
@@ -377,10 +378,7 @@ def test_slates_come_as_rows_files_and_datasets(make_tiny_model, tiny_tokenizer,
 def objectives():
     names = ("normalization", "weighting", "utility_form", "diversity_form", "diversity_weight")
     options = (
-        ("none", "slate", "batch"),
-        ("response", "slate", "geometric"),
-        ("feedback", "log_likelihood"),
-        ("neg_log_prob", "entropy"),
+        *(CHOICES[name] for name in names[:4]),
         (0.0, 0.3),
     )
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*options)]

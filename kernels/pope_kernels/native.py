@@ -13,11 +13,7 @@ import torch  # before _C: torch brings the OpenMP runtime that the extension sh
 from . import _C
 from .seam import composed
 from .values import (
-    DIVERSITY_FORMS,
     DTYPE_CODES,
-    NORMALIZATIONS,
-    UTILITY_FORMS,
-    WEIGHTINGS,
     ObjectiveOptions,
     SlateValues,
     accumulation_dtype,
@@ -236,13 +232,7 @@ def slate_objective(
         _address(slate_offsets),
         slate_offsets.numel() - 1,
         response_logprobs.numel(),
-        options.diversity_weight,
-        WEIGHTINGS[options.weighting],
-        NORMALIZATIONS[options.normalization],
-        options.log_clip,
-        UTILITY_FORMS[options.utility_form],
-        DIVERSITY_FORMS[options.diversity_form],
-        float(options.num_slates),
+        *options.native,
         _address(log_weights),
         _address(weights),
         _address(coefficients),

@@ -11,11 +11,7 @@ import torch
 from . import _C
 from .products import add_outer, back_project, empty_large, project, require_wide_product
 from .values import (
-    DIVERSITY_FORMS,
     DTYPE_CODES,
-    NORMALIZATIONS,
-    UTILITY_FORMS,
-    WEIGHTINGS,
     ObjectiveOptions,
     SlateValues,
     accumulation_dtype,
@@ -213,13 +209,7 @@ def _objective(
             _address(slate_offsets),
             slate_offsets.numel() - 1,
             response_logprobs.numel(),
-            options.diversity_weight,
-            WEIGHTINGS[options.weighting],
-            NORMALIZATIONS[options.normalization],
-            options.log_clip,
-            UTILITY_FORMS[options.utility_form],
-            DIVERSITY_FORMS[options.diversity_form],
-            float(options.num_slates),
+            *options.native,
             values.value.dtype == torch.float64,
             _address(values.value),
             _address(values.utility_value),

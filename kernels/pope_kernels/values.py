@@ -22,6 +22,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+class Codes(NamedTuple):
+    """The options that are names, as numbers: those of the enumerations in ``csrc/include/pope/slate_math.h``."""
+
+    weighting: int
+    normalization: int
+    utility_form: int
+    diversity_form: int
+
+
 class ObjectiveOptions(NamedTuple):
     """``pope_core.objective.Objective`` as the kernels take it: validated, and with the number of slates."""
 
@@ -36,6 +45,37 @@ class ObjectiveOptions(NamedTuple):
     @property
     def log_clip(self) -> float:
         return math.inf if self.clip is None else math.log(self.clip)
+
+    @property
+    def codes(self) -> Codes:
+        """The codes of the options that are names.
+
+        Raises:
+            NotImplementedError: a value without a code.
+        """
+        tables = (WEIGHTINGS, NORMALIZATIONS, UTILITY_FORMS, DIVERSITY_FORMS)
+        names = dict(zip(Codes._fields, tables, strict=True))
+        for name, codes in names.items():
+            if getattr(self, name) not in codes:
+                raise NotImplementedError(
+                    f"{name}: {getattr(self, name)!r} has no code in kernels/pope_kernels/values.py; CONTRIBUTING.md "
+                    "lists what a new value needs"
+                )
+        return Codes(*(codes[getattr(self, name)] for name, codes in names.items()))
+
+    @property
+    def native(self) -> tuple[float, int, int, float, int, int, float]:
+        """In the order of ``ObjectiveOptions`` in ``csrc/include/pope/slate_math.h``."""
+        weighting, normalization, utility_form, diversity_form = self.codes
+        return (
+            self.diversity_weight,
+            weighting,
+            normalization,
+            self.log_clip,
+            utility_form,
+            diversity_form,
+            float(self.num_slates),
+        )
 
 
 class SlateValues(NamedTuple):

@@ -21,6 +21,39 @@ enum class Normalization : int { none = 0, slate = 1, batch = 2 };
 enum class UtilityForm : int { feedback = 0, log_likelihood = 1 };
 enum class DiversityForm : int { neg_log_prob = 0, entropy = 1 };
 
+// Whether a code that came from Python is a value that the formulas here know. The compiler reports a value without a
+// case, here and in the formulas (-Werror=switch).
+constexpr bool is_known(Weighting value) {
+    switch (value) {
+        case Weighting::response:
+        case Weighting::slate:
+        case Weighting::geometric: return true;
+    }
+    return false;
+}
+constexpr bool is_known(Normalization value) {
+    switch (value) {
+        case Normalization::none:
+        case Normalization::slate:
+        case Normalization::batch: return true;
+    }
+    return false;
+}
+constexpr bool is_known(UtilityForm value) {
+    switch (value) {
+        case UtilityForm::feedback:
+        case UtilityForm::log_likelihood: return true;
+    }
+    return false;
+}
+constexpr bool is_known(DiversityForm value) {
+    switch (value) {
+        case DiversityForm::neg_log_prob:
+        case DiversityForm::entropy: return true;
+    }
+    return false;
+}
+
 struct ObjectiveOptions {
     double diversity_weight;
     Weighting weighting;
@@ -56,8 +89,12 @@ POPE_HOST_DEVICE inline Reward reward(double logprob, double feedback, const Obj
 
 // The raw log-weight of a response, from its own log-ratio and its slate's sum of log-ratios.
 POPE_HOST_DEVICE inline double raw_log_weight(double log_ratio, double slate_log_ratio, double k, Weighting weighting) {
-    if (weighting == Weighting::response) return log_ratio;
-    return weighting == Weighting::slate ? slate_log_ratio : slate_log_ratio / k;
+    switch (weighting) {
+        case Weighting::response: return log_ratio;
+        case Weighting::slate: return slate_log_ratio;
+        case Weighting::geometric: return slate_log_ratio / k;
+    }
+    return static_cast<double>(NAN);
 }
 
 }  // namespace pope

@@ -83,8 +83,11 @@ struct SlateObjective {
     }
 
     POPE_HOST_DEVICE double shift(const Slate& s, double batch_top) const {
-        if (options.normalization == Normalization::none) return 0.0;
-        if (options.normalization == Normalization::batch) return batch_top;
+        switch (options.normalization) {
+            case Normalization::none: return 0.0;
+            case Normalization::batch: return batch_top;
+            case Normalization::slate: break;
+        }
         double top = -kLargest;
         for (int64_t i = s.begin + team.lane(); i < s.end; i += team.lanes()) top = larger(top, raw(s, i));
         return smaller(team.max(top), options.log_clip);

@@ -28,8 +28,8 @@ LANES = 1024
 WARPS = 16
 RESPONSE, SLATE, GEOMETRIC = (tl.constexpr(WEIGHTINGS[name]) for name in ("response", "slate", "geometric"))
 NONE, BY_SLATE, BATCH = (tl.constexpr(NORMALIZATIONS[name]) for name in ("none", "slate", "batch"))
-LOG_LIKELIHOOD = tl.constexpr(UTILITY_FORMS["log_likelihood"])
-ENTROPY = tl.constexpr(DIVERSITY_FORMS["entropy"])
+FEEDBACK, LOG_LIKELIHOOD = (tl.constexpr(UTILITY_FORMS[name]) for name in ("feedback", "log_likelihood"))
+NEG_LOG_PROB, ENTROPY = (tl.constexpr(DIVERSITY_FORMS[name]) for name in ("neg_log_prob", "entropy"))
 
 
 @triton.jit
@@ -65,11 +65,14 @@ def slate_log_ratio(logprobs, logging, begin, size, LANES: tl.constexpr):
 
 @triton.jit
 def raw_log_weight(ratio, slate_ratio, k, WEIGHTING: tl.constexpr):
-    if WEIGHTING == RESPONSE:
-        return ratio
+    weight = ratio
     if WEIGHTING == SLATE:
-        return slate_ratio
-    return slate_ratio / k
+        weight = slate_ratio
+    elif WEIGHTING == GEOMETRIC:
+        weight = slate_ratio / k
+    else:
+        tl.static_assert(WEIGHTING == RESPONSE, "a weighting without a formula here")
+    return weight
 
 
 @triton.jit
@@ -80,10 +83,15 @@ def reward(logprobs, utility, at, mine, alpha, UTILITY_FORM: tl.constexpr, DIVER
     gain, slope = feedback, tl.zeros_like(feedback)
     if UTILITY_FORM == LOG_LIKELIHOOD:
         gain, slope = feedback * logprob, feedback
+    else:
+        tl.static_assert(UTILITY_FORM == FEEDBACK, "a utility_form without a formula here")
+    diversity, diversity_slope = -logprob, tl.zeros_like(logprob) - 1
     if DIVERSITY_FORM == ENTROPY:
         probability = tl.exp(logprob)
-        return gain, -probability * logprob, slope - alpha * probability * (logprob + 1)
-    return gain, -logprob, slope - alpha
+        diversity, diversity_slope = -probability * logprob, -probability * (logprob + 1)
+    else:
+        tl.static_assert(DIVERSITY_FORM == NEG_LOG_PROB, "a diversity_form without a formula here")
+    return gain, diversity, slope + alpha * diversity_slope
 
 
 @triton.jit
@@ -281,7 +289,7 @@ def slate_shift(
     shift = tl.zeros((LANES,), tl.float64)
     if NORMALIZATION == BATCH:
         shift += limit
-    if NORMALIZATION == BY_SLATE:
+    elif NORMALIZATION == BY_SLATE:
         shift = tl.full((LANES,), float("-inf"), tl.float64)
         for j in range(tl.max(size, 0)):
             mine = j < size
@@ -291,6 +299,8 @@ def slate_shift(
                 raw = tl.minimum(raw, log_clip)
             shift = tl.where(mine, tl.maximum(shift, raw), shift)
         shift = tl.where(size > 0, shift, 0.0)
+    else:
+        tl.static_assert(NORMALIZATION == NONE, "a normalization without a formula here")
     return shift
 
 
@@ -303,7 +313,7 @@ def slate_objective(
     dtype: torch.dtype,
 ) -> SlateValues:
     """As ``native.slate_objective``; invalid inputs give NaN and ``valid`` false."""
-    num_responses = response_logprobs.numel()
+    num_responses, codes = response_logprobs.numel(), options.codes
     values = new_slate_values(response_logprobs, dtype)
     objective_kernel[(1,)](
         response_logprobs,
@@ -317,10 +327,10 @@ def slate_objective(
         *split(float(options.num_slates)),
         MAX_LOG_WEIGHT,
         *values,
-        WEIGHTING=WEIGHTINGS[options.weighting],
-        NORMALIZATION=NORMALIZATIONS[options.normalization],
-        UTILITY_FORM=UTILITY_FORMS[options.utility_form],
-        DIVERSITY_FORM=DIVERSITY_FORMS[options.diversity_form],
+        WEIGHTING=codes.weighting,
+        NORMALIZATION=codes.normalization,
+        UTILITY_FORM=codes.utility_form,
+        DIVERSITY_FORM=codes.diversity_form,
         CLIPPED=options.clip is not None,
         LANES=LANES,
         num_warps=WARPS,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pope_core.objective import Weighting
+from pope_core.objective import Weighting, weighs_slates
 
 from ._checks import Floats
 from .log import LoggedSlates
@@ -78,7 +78,7 @@ def diagnose(
     shifted = np.exp(log_w - log_w.max())
     ordered = np.partition(shifted, -max(1, shifted.size // 100))
     total = shifted.sum()
-    by_slate = log.slate_sums(shifted) if weighting == "response" else shifted
+    by_slate = shifted if weighs_slates(weighting) else log.slate_sums(shifted)
     tokens = log.tokens(policy)
     largest = int(log_w.argmax())
     return Diagnostics(
@@ -94,7 +94,7 @@ def diagnose(
         mean_weight=_exp(log_w.max()) * float(shifted.mean()),
         mean_weight_z=math.nan if length_normalize else _mean_weight_z(log, log_w, by_slate, weighting),
         log_weight_max=float(log_w[largest]),
-        log_weight_max_place=log.place(largest) if weighting == "response" else f"slate {largest}",
+        log_weight_max_place=f"slate {largest}" if weighs_slates(weighting) else log.place(largest),
         length_correlation=math.nan if tokens is None else _correlation(each, tokens.astype(np.float64)),
         target_coverage=_target_coverage(log, policy, each),
         clip_fraction=0.0 if shrink is None else shrink.touched(log_w),
@@ -172,7 +172,7 @@ def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting:
     `ROUNDING` times the mean, because a policy on its own log has weights of 1 up to rounding.
     """
     scale = log_w.max()
-    counts = log.cluster_sums(log.sizes.astype(np.float64) if weighting == "response" else np.ones(log.num_slates))
+    counts = log.cluster_sums(np.ones(log.num_slates) if weighs_slates(weighting) else log.sizes.astype(np.float64))
     sums = log.cluster_sums(shifted)
     mean = sums.sum() / counts.sum()
     clusters = counts.size

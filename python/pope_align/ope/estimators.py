@@ -42,6 +42,11 @@ class EstimatorSpec:
     pseudo_inverse: bool = False  # G = 1 - k + sum_i w_i in place of the product of the weights
 
     @property
+    def weighted_mean(self) -> bool:
+        """Whether V_CU is the mean of the utilities by the raw weights of responses, linear in them."""
+        return self == EstimatorSpec(self.summary, self_normalize=True)
+
+    @property
     def plain_mean(self) -> bool:
         """Whether a slate adds a reward times weights of at least 0, whatever the others are: bounded by the largest.
 

@@ -309,7 +309,8 @@ def _placebo(
     if estimate.estimator == MODEL_FIRST:
         return _of_shares(log, long[estimate.policy].shares - long[baseline.policy].shares)
     options = estimate.options
-    weighted = estimate.estimator == "snips" or (
+    spec = METHODS.get(estimate.estimator)
+    weighted = (spec is not None and spec.weighted_mean) or (
         estimate.estimator == "pope"
         and (options["weighting"], options["normalization"], options["clip"]) == ("response", "batch", None)
         and options["utility_form"] == "feedback"

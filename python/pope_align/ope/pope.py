@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pope_core.objective import DiversityForm, Normalization, Objective
+from pope_core.objective import DiversityForm, Normalization, Objective, missing_value
 
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
@@ -59,7 +59,7 @@ def pope_value(
     diagnostics = diagnose(log, policy, weighting=objective.weighting, length_normalize=whole, shrink=shrink)
     tempered = is_tempered(log, objective)
     fresh = fresh_diversity(log, policy, objective)
-    bounded = objective.clip is not None and not objective.self_normalized and objective.utility_form == "feedback"
+    bounded = objective.clip is not None and not objective.self_normalized and not objective.rewards_likelihood
     return finish(
         log,
         policy,
@@ -78,12 +78,12 @@ def pope_value(
             ),
             *diversity_findings(objective, self_normalized=objective.self_normalized, fresh=fresh is not None),
         ],
-        whole_slates=objective.weighting != "response" and log.num_responses > log.num_slates,
+        whole_slates=objective.weighs_slates and log.num_responses > log.num_slates,
         options=objective.to_dict(),
         labels=labels(log, biased=whole or tempered, shrink=shrink, self_normalized=objective.self_normalized),
         unshrunk=unshrunk,
         confidence=confidence,
-        utility_range=log.utility_range if objective.utility_form == "feedback" else None,
+        utility_range=None if objective.rewards_likelihood else log.utility_range,
         row_ranges=contribution_ranges(log, objective.clip, objective.diversity_weight, confidence)
         if bounded and objective.clip is not None
         else None,
@@ -93,7 +93,7 @@ def pope_value(
 def is_tempered(log: LoggedSlates, objective: Objective) -> bool:
     """Whether the weights are not importance weights although they use totals."""
     geometric = objective.weighting == "geometric" and log.num_responses > log.num_slates
-    return objective.normalization == "slate" or geometric
+    return objective.normalized_within_slates or geometric
 
 
 def reward_parts(log: LoggedSlates, policy: str, objective: Objective) -> Floats:
@@ -104,7 +104,7 @@ def reward_parts(log: LoggedSlates, policy: str, objective: Objective) -> Floats
     target, _ = log.logprobs(policy, length_normalize=objective.length_normalize)
     possible = np.isfinite(target)
     safe = np.where(possible, target, 0.0)
-    cu = log.utility if objective.utility_form == "feedback" else log.utility * safe
+    cu = log.utility * safe if objective.rewards_likelihood else log.utility
     return np.stack([cu, _diversity(safe, objective.diversity_form)], axis=1)
 
 
@@ -135,8 +135,7 @@ def diversity_findings(objective: Objective, *, self_normalized: bool, fresh: bo
     """Self-normalised weights depend on ratios only, so -log p grows without bound as a policy moves away from the
     log.
     """
-    unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
-    if self_normalized and unbounded and not fresh:
+    if self_normalized and objective.unbounded_diversity and not fresh:
         yield from find(
             "diversity_from_log",
             "diversity from the log rewards a policy for leaving it; give fresh responses, or the bounded 'entropy'",
@@ -144,7 +143,11 @@ def diversity_findings(objective: Objective, *, self_normalized: bool, fresh: bo
 
 
 def _diversity(logprobs: Floats, form: DiversityForm) -> Floats:
-    return -logprobs if form == "neg_log_prob" else -np.exp(logprobs) * logprobs
+    if form == "neg_log_prob":
+        return -logprobs
+    if form == "entropy":
+        return -np.exp(logprobs) * logprobs
+    raise missing_value("diversity_form", form)
 
 
 def weighted_ratios(
@@ -162,6 +165,8 @@ def weighted_ratios(
         top = np.maximum.reduceat(log_omega, log.slate_offsets[:-1])
     elif normalization == "batch":
         top[:] = log_omega.max()
+    elif normalization != "none":
+        raise missing_value("normalization", normalization)
     omega = np.exp(log_omega - log.per_response(np.where(np.isfinite(top), top, 0.0)))
     numerators = log.slate_sums(omega[:, None] * rewards) / sizes[:, None]  # [S, P]
     masses = log.slate_sums(omega) / sizes  # [S]

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from pope_core.objective import Weighting
+from pope_core.objective import Weighting, missing_value
 
 from ._checks import Floats
 from .log import LoggedSlates
@@ -25,8 +25,11 @@ def log_weights(log: LoggedSlates, policy: str, weighting: Weighting, *, length_
     each = target - logging
     if weighting == "response":
         return each
-    whole = log.slate_sums(each)
-    return whole if weighting == "slate" else whole / log.sizes
+    if weighting == "slate":
+        return log.slate_sums(each)
+    if weighting == "geometric":
+        return log.slate_sums(each) / log.sizes
+    raise missing_value("weighting", weighting)
 
 
 @dataclass(frozen=True)

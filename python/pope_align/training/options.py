@@ -231,30 +231,30 @@ def refuse_degenerate(objective: Objective, *, anchored: bool = False) -> None:
     Raises:
         ValueError: with the reason and the alternative; see docs/training.md.
     """
-    unbounded = objective.diversity_form == "neg_log_prob" and objective.diversity_weight > 0
-    if objective.self_normalized and unbounded and not anchored:
+    if objective.self_normalized and objective.unbounded_diversity and not anchored:
         raise ValueError(
             f"diversity_form: 'neg_log_prob' has no anchor with normalization={objective.normalization!r}: "
             "self-normalised weights see only ratios of probabilities, so the reward -l grows without bound as all "
             "log-probabilities fall; use diversity_form='entropy' (bounded), diversity_weight=0, a kl_weight > 0, or "
             "normalization='none' with a clip"
         )
-    within_slates = objective.self_normalized and not objective.couples_slates
-    if within_slates and objective.weighting in ("slate", "geometric") and objective.utility_form == "feedback":
+    if objective.normalized_within_slates and objective.weighs_slates and not objective.rewards_likelihood:
         raise ValueError(
             f"weighting: {objective.weighting!r} gives all responses of a slate one weight, which "
-            "normalization='slate' divides out again, so the feedback has no gradient; use weighting='response', or "
-            "normalization='none' or 'batch'"
+            f"normalization={objective.normalization!r} divides out again, so the feedback has no gradient; use "
+            "weighting='response', or normalization='none' or 'batch'"
         )
-    if objective.utility_form == "log_likelihood" and not objective.self_normalized:
+    if objective.rewards_likelihood and not objective.self_normalized:
         raise ValueError(
-            "utility_form: 'log_likelihood' with normalization='none' rewards w l, whose slope w (1 + l) is negative "
-            "below l = -1 nat: good responses would be pushed down; use normalization='slate' with "
-            "weighting='geometric' (likelihood weighted by utility), or utility_form='feedback'"
+            f"utility_form: {objective.utility_form!r} with normalization={objective.normalization!r} rewards w l, "
+            "whose slope w (1 + l) is negative below l = -1 nat: good responses would be pushed down; use "
+            "normalization='slate' with weighting='geometric' (likelihood weighted by utility), or "
+            "utility_form='feedback'"
         )
-    if objective.utility_form == "log_likelihood" and objective.weighting == "response":
+    if objective.rewards_likelihood and not objective.weighs_slates:
         raise ValueError(
-            "utility_form: 'log_likelihood' with weighting='response' rewards u l <= 0, which is largest for responses "
-            "of utility 0: self-normalised weights would move to the worst ones; use weighting='geometric' with "
-            "normalization='slate' (likelihood weighted by utility), or utility_form='feedback'"
+            f"utility_form: {objective.utility_form!r} with weighting={objective.weighting!r} rewards u l <= 0, which "
+            "is largest for responses of utility 0: self-normalised weights would move to the worst ones; use "
+            "weighting='geometric' with normalization='slate' (likelihood weighted by utility), or "
+            "utility_form='feedback'"
         )

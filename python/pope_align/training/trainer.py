@@ -238,9 +238,9 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def _check_sizes(slates: Sequence[Slate], args: PopeConfig) -> None:
-    within_slates = args.objective.self_normalized and not args.objective.couples_slates
-    if within_slates and all(len(slate.completions) == 1 for slate in slates):
+    if args.objective.normalized_within_slates and all(len(slate.completions) == 1 for slate in slates):
         raise ValueError(
-            "train_dataset: expected slates of two or more responses with normalization='slate', got only slates of "
+            "train_dataset: expected slates of two or more responses with "
+            f"normalization={args.objective.normalization!r}, got only slates of "
             "one, whose weight cancels; use normalization='none'"
         )

@@ -117,7 +117,7 @@ class SlateWindow:
         """
         output, log, policy = self.value(self.objective), self.log, torch.cat(self.policy)
         slates, responses = log.slate_offsets.shape[0] - 1, log.utility.shape[0]
-        weights = responses if self.objective.weighting == "response" else slates
+        weights = slates if self.objective.weighs_slates else responses
         quantiles = output.log_weights.double().quantile(output.log_weights.new_tensor([*_QUANTILES.values()]).double())
         metrics = {
             "pope/value": output.value,
