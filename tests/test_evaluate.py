@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,52 @@ def test_a_prompt_s_metrics_are_those_of_the_functions() -> None:
     for name, column in values.items():
         metric, defined = BY_NAME[name], [value for value in column if value == value]
         assert all(metric.low - 1e-9 <= value <= metric.high + 1e-9 for value in defined)
+
+
+def test_every_metric_has_the_value_of_its_formula_on_one_prompt() -> None:
+    """Two answers, "apple" and "fig", to a prompt with the references "apple", "pear" and "fig" (votes 5, 3, 0)."""
+    totals = np.array([-1.0, -2.0, -4.0])
+    table = evaluate_generations(
+        answers(fruit=["apple", "fig"]),
+        slates(),
+        embedder=letters,
+        score_references=lambda some: [totals],
+        align_fn=lambda pairs: [0.25] * len(pairs),
+    )
+    apple, fig, pear, prompt = letters(["apple", "fig", "pear", "Name a fruit"])
+    near, apart = float(max(apple @ pear, fig @ pear)), float(apple @ fig)
+    votes = np.array([6, 4, 1]) / 11  # softmax(log1p(5, 3, 0))
+    likely = math.log(math.exp(-1) / np.exp(totals).sum()) + math.log(1 / (1 + math.exp(-2)))
+
+    def evenness(x: np.ndarray) -> float:
+        p = np.exp(x / 0.5) / np.exp(x / 0.5).sum()
+        return float(-(p * np.log(p)).sum() / math.log(3))
+
+    references = np.stack([apple, pear, fig])
+    far = [[float(np.linalg.norm(one - two)) for two in references] for one in (apple, fig)]
+    among = sum(votes[i] * votes[j] * np.linalg.norm(references[i] - references[j]) for i in range(3) for j in range(3))
+    expected = {
+        "energy": 2 * np.mean(far @ votes) - np.linalg.norm(apple - fig) - among / (1 - votes @ votes),
+        "pl_score": votes @ [1, near, 1],
+        "coverage": 2 / 3,
+        "alignment": evenness(totals),
+        "alignment_similarity": evenness(np.array([1, near, 1])),
+        "plackett_luce": likely,
+        "choice": math.exp(likely / 2),
+        "worst_group": 0,  # b approves of the pear alone
+        "worst_group_nearness": near,
+        "helpfulness": 100 * np.mean([[1, apple @ pear], [apart, fig @ pear]] @ np.array([5, 3]) / 8),
+        "relevance": 50 * (apple + fig) @ prompt,
+        "align_score": 0.25,
+        "diversity": 1 - apart,
+        "vendi": math.exp(-sum(x * math.log(x) for x in ((1 + apart) / 2, (1 - apart) / 2))),
+        "distinct_1": 100,
+        "distinct_2": math.nan,  # one word each
+        "ead": 2 / (30522 * (1 - (1 - 1 / 30522) ** 2)),
+        "self_bleu": 0,
+    }
+    assert set(expected) == set(BY_NAME), "the value of every metric of registry.py"
+    assert {name: column[0] for name, column in table.values.items()} == pytest.approx(expected, nan_ok=True)
 
 
 def test_explicit_ranks_go_before_votes() -> None:
@@ -213,7 +260,9 @@ def test_everything_is_written_and_holds_no_nan(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 2
 
 
-def test_a_metric_that_the_registry_does_not_know_is_refused_and_one_entered_there_is_everywhere() -> None:
+def test_a_metric_that_the_registry_does_not_know_is_refused_and_one_entered_there_is_everywhere(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ValueError, match="got surprise"):  # was left out of every report without a word
         PromptMetrics("m", ["k"], ["k"], {"surprise": np.ones(1)}, 1, 0, 0, 0)
     with pytest.raises(ValueError, match="metric 'coverage': expected a new name"):
@@ -223,17 +272,40 @@ def test_a_metric_that_the_registry_does_not_know_is_refused_and_one_entered_the
             """a second one"""
             return 0.0
 
-    @metric("Answers", low=1, high=math.inf, digits=0)
+    @metric("Answers", better=None, low=1, high=math.inf, digits=0)
     def answer_count(of) -> float:
         """how many answers there are"""
         return float(len(of.generation.texts))
 
     try:
-        report = summarize([evaluate_generations(answers(fruit=["apple", "fig"]), slates(), embedder=letters)])
+        several = [answers(fruit=["apple", "fig"]), answers("more", fruit=["apple", "fig", "pear"])]
+        report = summarize([evaluate_generations(each, slates(), embedder=letters) for each in several])
         assert report.metrics[-1] == "answer_count"
+        (difference,) = report.comparisons
+        assert difference.differences["answer_count"].value == 1
+        assert "answer_count" not in difference.better  # it describes: more answers are neither better nor worse
+        assert "coverage" in difference.better
+        assert BY_NAME["answer_count"].arrow == "Answers"
+        bars(report).savefig(tmp_path / "bars.png")
+        write_page(report, several, slates(), tmp_path / "index.html")
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
+        assert "Answers" in page
+        assert "Answers ↑" not in page
+        assert "Answers ↓" not in page
         assert report.to_json()["readings"]["answer_count"]["reading"] == "how many answers there are"
     finally:
         del BY_NAME["answer_count"]
+
+
+def test_the_page_on_metrics_has_a_row_for_every_metric_with_its_label_and_better_side() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = page.partition("| metric | formula |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = {}
+    for row in table:
+        cells = re.split(r" \| ", row.strip("| "))
+        rows[re.sub(r"\*\*| \(\d+\)(-\(\d+\))?$", "", cells[0])] = cells[-2].strip("*")
+    told = "one row each in docs/metrics.md: the label of the metric in registry.py, and its better side (- for none)"
+    assert rows == {each.label: each.better or "-" for each in BY_NAME.values()}, told
 
 
 # --- MiniLM ---------------------------------------------------------------------------------------------------------

@@ -42,6 +42,11 @@ def inputs(name: str) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def test_every_format_has_an_example_and_golden_slates() -> None:
+    assert {path.name for path in FIXTURES.iterdir()} == set(FORMATS), "one folder tests/formats/NAME per format"
+    assert set(GOLDEN) == set(FORMATS), "tests/golden/formats.json has one entry per format"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_gives_its_golden_slates_and_counts(name: str, tmp_path: Path) -> None:
     report = convert(name, inputs(name), tmp_path / "slates.jsonl", ConvertOptions(**OPTIONS.get(name, {})))
@@ -102,7 +107,7 @@ def test_an_evaluation_knows_which_logs_people_wrote(name: str, tmp_path: Path) 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
 
-LINES = [name for name in FORMATS if any(path.suffix in (".jsonl", ".json") for path in inputs(name))]
+LINES = [name for name in FORMATS if any(path.suffix in (".jsonl", ".json") for path in (FIXTURES / name).glob("*"))]
 
 
 def json_records(name: str) -> Iterator[dict[str, Any]]:

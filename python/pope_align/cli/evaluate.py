@@ -37,7 +37,11 @@ def evaluate(
     ] = None,
     estimator: Annotated[
         list[str] | None,
-        typer.Option(help="pope, ips, snips, ...; repeat. The verdict of the first decides for --require."),
+        typer.Option(
+            help="pope, ips, clipped_ips, subgaussian_ips, snips, dm, dr, sndr, clipped_dr, switch_dr, dros, "
+            "subgaussian_dr, slate_ips, slate_snips, pseudo_inverse or model_first; repeat. The verdict of the first "
+            "decides for --require."
+        ),
     ] = None,
     require: Annotated[
         Literal["reliable", "caution", "none"],

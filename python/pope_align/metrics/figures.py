@@ -83,8 +83,7 @@ def _bar_panel(axis: Axes, report: MetricsReport, name: str, models: list[str]) 
         if not np.isnan(estimate.low):
             reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
             axis.errorbar(at, estimate.value, yerr=np.maximum(reach, 0), color="black", capsize=3, linewidth=1)
-    arrow = "↑" if metric.better == "higher" else "↓"
-    axis.set_title(f"{metric.label} {arrow}", fontsize=9)
+    axis.set_title(metric.arrow, fontsize=9)
     axis.set_xticks([])
     axis.set_xlim(-0.6, len(models) - 0.4)
     axis.axhline(0, color="black", linewidth=0.6)

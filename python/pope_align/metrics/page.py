@@ -117,8 +117,7 @@ def cells(estimate: MeanOverPrompts | None, digits: int, *, signed: bool = False
 
 def label(name: str) -> str:
     """A metric's label with an arrow to its better side."""
-    metric = BY_NAME[name]
-    return f"{metric.label} {'↑' if metric.better == 'higher' else '↓'}"
+    return BY_NAME[name].arrow
 
 
 def difference_label(comparison: ModelDifference) -> str:

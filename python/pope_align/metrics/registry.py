@@ -16,6 +16,9 @@ from . import diversity as spread
 from .energy import energy_distance
 from .prompt import AnsweredPrompt
 
+#: The better side of a metric; None if it only describes, and more is neither better nor worse.
+Better = Literal["higher", "lower"] | None
+
 #: What a prompt must have for a metric to be computed.
 Need = Literal["answers", "policy", "groups", "align"]
 
@@ -26,13 +29,20 @@ class Metric:
 
     name: str
     label: str
-    better: Literal["higher", "lower"]
+    better: Better
     low: float
     high: float
     digits: int
     reading: str
     needs: Need = "answers"
     compute: Callable[[AnsweredPrompt], float] = field(default=lambda of: math.nan, repr=False, compare=False)
+
+    @property
+    def arrow(self) -> str:
+        """The label, with an arrow to the better side if there is one."""
+        if self.better is None:
+            return self.label
+        return f"{self.label} {'↑' if self.better == 'higher' else '↓'}"
 
     def to_dict(self) -> dict[str, object]:
         """The description for reports."""
@@ -46,7 +56,7 @@ BY_NAME: dict[str, Metric] = {}
 def metric(
     label: str,
     *,
-    better: Literal["higher", "lower"] = "higher",
+    better: Better = "higher",
     low: float,
     high: float,
     digits: int = 3,

@@ -48,7 +48,7 @@ class ModelDifference:
     a: str
     b: str
     differences: dict[str, MeanOverPrompts]
-    better: dict[str, float]  # share of slates where b is better; ties count half
+    better: dict[str, float]  # share of slates where b is better, of metrics with a better side; ties half
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,10 @@ def _compare(a: PromptMetrics, b: PromptMetrics, clusters: Integers, bootstrap: 
     gains = {name: b.values[name][right] - a.values[name][left] for name in a.values if name in b.values}
     better = {}
     for name, difference in gains.items():
-        gain = difference if BY_NAME[name].better == "higher" else -difference
+        side = BY_NAME[name].better
+        if side is None:
+            continue
+        gain = difference if side == "higher" else -difference
         gain = gain[~np.isnan(gain)]
         better[name] = float(((gain > 0) + 0.5 * (gain == 0)).mean()) if gain.size else math.nan
     return ModelDifference(a.model, b.model, bootstrap.means(gains, clusters[right]), better)
