@@ -101,6 +101,35 @@ MISTAKES = {
         )
         for command in (RUN, SCORE, FIT, EVALUATE, GENERATE)
     },
+    "an estimator": ([*EVALUATE, "--estimator", "magic"], "estimators: expected pope or one of ips, "),
+    "a level": ([*EVALUATE, "--level", "2"], "level: expected a number in (0, 1), got 2.0"),
+    "evaluate into nowhere": ([*EVALUATE, "-o", "nodir/z.json"], "expected a folder that exists"),
+    "a figure of text": ([*EVALUATE, "--figure", "y.txt"], "figure: expected a file ending in .png, .svg or .pdf"),
+    "evaluate nothing": (["evaluate", "scored.jsonl", "--policy", "m=./none"], "--policy m: expected a model"),
+    "samples of nobody": ([*EVALUATE, "--samples", "x=log.jsonl"], "--samples: expected names among m, got x"),
+    "generate over a file": ([*GENERATE[:-1], "there.jsonl"], "there.jsonl: exists already; pass --overwrite"),
+    "generate with nothing": (
+        ["generate", "log.jsonl", "--model", "./none", "-o", "g.jsonl"],
+        "--model: expected a mo",
+    ),
+    "measure over a folder": (
+        ["metrics", "log.jsonl", "--refs", "log.jsonl", "-o", "full"],
+        "full: holds files already",
+    ),
+    "measure nothing": (["metrics", "none.jsonl", "--refs", "log.jsonl"], "generations: expected a file that exists"),
+    "judge one set": (
+        ["judge", "--gens", "log.jsonl", "--refs", "log.jsonl", "--model", "m", "-o", "j"],
+        "at least two",
+    ),
+    "convert over a file": (
+        ["convert", "--from", "slates", "log.jsonl", "-o", "there.jsonl"],
+        "there.jsonl: exists already; pass --overwrite",
+    ),
+    "label over a file": (
+        ["label", "log.jsonl", "--with", "energy", "--refs", "log.jsonl", "-o", "there.jsonl"],
+        "there.jsonl: exists already; pass --overwrite",
+    ),
+    "inspect to text": (["inspect", "log.jsonl", "-o", "y.txt"], "expected a file ending in .png, .pdf or .svg"),
     "a rate": ([*FIT, "--learning-rate", "nan"], "learning_rate: expected a number > 0, got nan"),
 }
 

@@ -406,7 +406,9 @@ def test_an_answer_that_a_limit_cut_is_scored_without_an_end_of_turn(
         for totals, exact in zip(found["new"].totals, expected, strict=True):
             assert totals == pytest.approx(exact, abs=1e-4)
     whole = seen["scored"].fresh["new"].tokens
-    run(files, f"--samples=new={files / 'new.jsonl'}", f"--logging-policy={files / 'base'}")
+    uncut = tuple(replace(row, finished=None) for row in rows)
+    write_generations(GenerationSet("new", uncut), files / "uncut.jsonl")
+    run(files, f"--samples=new={files / 'uncut.jsonl'}", f"--logging-policy={files / 'base'}")
     every = seen["scored"].fresh["new"].tokens
     assert every == [[n + (not end) for n, end in zip(*each)] for each in zip(whole, ended)]
     with pytest.raises(ValueError, match=r"samples_finished\['new'\]: expected true or false for each of samples"):

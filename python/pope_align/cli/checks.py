@@ -112,10 +112,8 @@ def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resum
     Args:
         flag: the flag that continues the existing run, such as ``--resume``.
 
-    Other processes are kept out of it until the command ends.
-
     Raises:
-        ValueError: as `check_output_folder`; another process writes there.
+        ValueError: as `check_output_folder`.
     """
     try:
         check_output_folder(path, overwrite=overwrite or resume)
@@ -126,7 +124,6 @@ def check_results_folder(path: str | os.PathLike[str], *, overwrite: bool, resum
             f"out: {path}: holds files already; pass {flag} to continue that run, or --overwrite to "
             "replace it, or name another folder"
         ) from None
-    hold_folder(path)
 
 
 def is_main_process() -> bool:

@@ -121,11 +121,12 @@ class _Source(NamedTuple):
 
 
 def _fit_one(source: _Source, target: Path, holdout: float, *, resume: bool, overwrite: bool) -> None:
-    from .checks import check_results_folder, is_main_process
+    from .checks import check_results_folder, hold_folder, is_main_process
 
     work = target / "checkpoints"
     if is_main_process():
         check_results_folder(target, overwrite=overwrite, resume=resume, flag="--resume")
+        hold_folder(target)
         _begin(work, resume)
     from ..data import group_split, slate_group
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from .checks import check_log, check_model, check_results_folder, hold_folder, is_main_process
+
 if TYPE_CHECKING:
     from ..training.options import RunOptions
     from .train_arguments import TrainArguments
@@ -29,6 +31,8 @@ def train(context: typer.Context) -> None:
     from .train_arguments import read_arguments
 
     arguments = read_arguments(list(context.args))
+    if is_main_process() and not arguments.run.dry_run:
+        hold_folder(arguments.training["output_dir"])
     check_places(arguments)
     run, args = configured(arguments)
     from accelerate import PartialState
@@ -59,8 +63,6 @@ def check_places(arguments: TrainArguments) -> None:
     Raises:
         ValueError: names the argument.
     """
-    from .checks import check_log, check_model, check_results_folder, is_main_process
-
     run, training = arguments.run, arguments.training
     check_log(run.train_data, "LOG")
     if run.eval_data is not None:

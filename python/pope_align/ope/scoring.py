@@ -230,7 +230,7 @@ class _Tokens:
 
         key = (tokenizer_fingerprint(tokenizer), name)
         if key not in self.known:
-            ended = fresh.finished.get(name) or [None] * len(self.slates)
+            ended: Sequence[Sequence[bool] | None] = fresh.finished.get(name) or [None] * len(self.slates)
             texts = [
                 _unrated(slate, list(own), None if whole is None else list(whole))
                 for slate, own, whole in zip(self.slates, fresh.texts[name], ended, strict=True)

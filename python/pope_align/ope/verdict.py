@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pope_core.objective import weighs_slates
-from pope_core.types import MAX_LOG_WEIGHT
 
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
@@ -125,6 +124,8 @@ def weight_findings(
     d: Diagnostics, *, self_normalized: bool, clipped: bool, length_normalize: bool, support_checked: bool
 ) -> Iterator[Finding]:
     """Findings about the raw weights."""
+    from pope_core.types import MAX_LOG_WEIGHT  # with torch, which checks of arguments do without
+
     what = "slates" if weighs_slates(d.weighting) else "responses"
     if d.log_weight_max > MAX_LOG_WEIGHT and not (self_normalized or clipped):
         yield from find(

@@ -176,7 +176,7 @@ def _in_sample(slate: Slate, fit: FitReport) -> int:
 def _altered(slate: Slate) -> dict[str, Any]:
     """How the sampler of the responses differed from its model."""
     before = slate.logging_policy or {}
-    found: dict[str, Any] = (slate.origin or {}).get("sampled_with") or before.get("sampled_with")
+    found: dict[str, Any] | None = (slate.origin or {}).get("sampled_with") or before.get("sampled_with")
     return found or sampled_with(before)
 
 
