@@ -18,6 +18,7 @@ import typer
 from .._files import now_reading
 from .._text import printable
 from .command import CLUSTER_PREFIX, Command, Group, command, debugging
+from .compare import compare
 from .convert import convert
 from .demo import demo
 from .env import env
@@ -28,6 +29,7 @@ from .inspect import inspect
 from .judge import judge
 from .label import label
 from .metrics import metrics
+from .report import report
 from .score import score
 from .train import train
 
@@ -56,6 +58,8 @@ app.command(cls=command({"--data": ""}))(generate)
 app.command(cls=Command)(label)
 app.command(cls=command({"--gens": ""}))(metrics)
 app.command(cls=Command)(judge)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(report)
 app.command(cls=Command)(env)
 
 

@@ -38,6 +38,23 @@ def required(value: T | None, option: str) -> T:
     return value
 
 
+def pairs(option: str, given: Sequence[str], what: str) -> dict[str, str]:
+    """``NAME=VALUE`` options by name, in their order.
+
+    Raises:
+        ValueError: one that is no pair, or a name that comes twice.
+    """
+    named: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option}: expected NAME={what}, got {pair!r}")
+        if name in named:
+            raise ValueError(f"{option}: expected distinct names, got {name!r} twice")
+        named[name] = value
+    return named
+
+
 def check_file(path: Path, what: str) -> Path:
     """Refuse a file that does not exist.
 

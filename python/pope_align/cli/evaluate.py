@@ -11,7 +11,7 @@ import typer
 from pope_core.objective import Objective
 
 from ._objective_options import with_objective
-from .checks import check_file, check_model, check_template_date, required
+from .checks import check_file, check_model, check_template_date, pairs, required
 from .command import date_option, group_option
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def evaluate(
     cluster = None if group is None else grouping(group)
     check_file(log, "log")
     check_template_date(template_date)
-    policies = _pairs("--policy", required(policy, "--policy"), "MODEL")
-    sampled = _pairs("--samples", samples or [], "FILE")
+    policies = pairs("--policy", required(policy, "--policy"), "MODEL")
+    sampled = pairs("--samples", samples or [], "FILE")
     for name, file in sampled.items():
         check_file(Path(file), f"--samples {name}")
     if unknown := sorted(set(sampled) - set(policies)):
@@ -178,18 +178,6 @@ def evaluate(
     if require != "none" and not evaluation.meets(require):
         err.print(f"not every policy is {require} by {evaluation.estimators[0]}")
         raise typer.Exit(1)
-
-
-def _pairs(option: str, given: list[str], what: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not (name and equals and value):
-            raise ValueError(f"{option}: expected NAME={what}, got {pair!r}")
-        if name in pairs:
-            raise ValueError(f"{option}: expected distinct names, got {name!r} twice")
-        pairs[name] = value
-    return pairs
 
 
 def _samples(

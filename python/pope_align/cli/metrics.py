@@ -116,7 +116,7 @@ def metrics(
     from ..metrics.evaluate import evaluate_generations
     from ..metrics.faithfulness import load_alignscore
     from ..metrics.prompt import MetricOptions
-    from ..metrics.summary import summarize, write_json, write_prompt_metrics
+    from ..metrics.summary import summarize, write_covered, write_json, write_prompt_metrics
 
     options = MetricOptions(vote_weights, threshold, coverage_k, temperature)
     sets = []
@@ -153,11 +153,12 @@ def metrics(
     out.mkdir(parents=True, exist_ok=True)  # before anything is printed or plotted, so that results are not lost
     write_json(result, out / "metrics.json")
     write_prompt_metrics(tables, out / "per_slate.parquet")
+    write_covered(tables, out / "covered.jsonl")
     show_json(result.to_json(), json)
     if json != "-":
         _show(result, notes)
     _draw(result, sets, slates, notes, out)
-    err.print(f"wrote {out}/index.html, metrics.png, pareto.png, metrics.json, per_slate.parquet")
+    err.print(f"wrote {out}/index.html, metrics.png, pareto.png, metrics.json, per_slate.parquet, covered.jsonl")
 
 
 def _draw(

@@ -49,6 +49,7 @@ class PromptMetrics:
     unmatched: int  # generations without a slate
     settings: dict[str, object] = field(default_factory=dict)
     clusters: list[str] | None = None  # [Q] clusters for the bootstrap; None: the prompts
+    covered: list[list[list[int]]] = field(default_factory=list)  # [Q][n] references that each answer covers
 
     def __post_init__(self) -> None:
         check_names(list(self.values))
@@ -109,7 +110,7 @@ def evaluate_generations(
     vectors = _embed(joined, references, embedder, progress)
     logprobs = score_references([references[index] for _, index in joined]) if score_references is not None else None
     align = _faithfulness(joined, align_fn) if align_fn is not None else None
-    rows = []
+    rows, covered = [], []
     for at, (generation, index) in enumerate(joined):
         prompt = AnsweredPrompt(
             generation,
@@ -121,6 +122,7 @@ def evaluate_generations(
             align=None if align is None else align[at],
         )
         rows.append({each.name: each.compute(prompt) for each in BY_NAME.values() if prompt.has(each.needs)})
+        covered.append([np.flatnonzero(row >= options.threshold).tolist() for row in prompt.similarity])
     names = [name for name in BY_NAME if any(name in row for row in rows)]
     texts = [text for generation, _ in joined for text in generation.texts]
     return PromptMetrics(
@@ -134,6 +136,7 @@ def evaluate_generations(
         unmatched=len(generations) - len(joined),
         settings=dict(generations.settings),
         clusters=clusters,
+        covered=covered,
     )
 
 

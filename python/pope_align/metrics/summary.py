@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._extras import require
-from .._files import replacing
+from .._files import replacing, write_text
 from .._files import write_json as write_json_file
 from .._json import jsonable
 from ..stats.bootstrap import resampled_sums
@@ -161,6 +162,16 @@ def write_prompt_metrics(tables: Sequence[PromptMetrics], path: str | os.PathLik
     kinds = {"model": pa.string(), "key": pa.string(), "prompt": pa.string(), **dict.fromkeys(names, pa.float64())}
     with replacing(path) as partial:
         parquet.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), partial)
+
+
+def write_covered(tables: Sequence[PromptMetrics], path: str | os.PathLike[str]) -> None:
+    """One JSON line per model and slate: model, key, and for every answer the references that it covers, from 0."""
+    lines = [
+        json.dumps({"model": table.model, "key": key, "covered": covered}) + "\n"
+        for table in tables
+        for key, covered in zip(table.keys, table.covered, strict=True)
+    ]
+    write_text(path, "".join(lines))
 
 
 def write_json(report: MetricsReport, path: str | os.PathLike[str]) -> None:

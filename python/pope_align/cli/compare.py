@@ -1,0 +1,149 @@
+"""``pope compare``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .checks import check_file, check_model, pairs, required
+
+if TYPE_CHECKING:
+    from ..compare.run import Plan
+
+_LOG, _ANSWERS = "The log", "Fresh answers"
+
+
+def compare(
+    log: Annotated[list[str], typer.Argument(help="Files of any format that `pope convert` tells by itself.")],
+    policy: Annotated[
+        list[str] | None, typer.Option(help="NAME=MODEL; at least two. The first is the baseline.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The report: .html.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of everything between; default: the report's name with .run.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look at the log and show the plan.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="The decisions; - for standard output.")] = None,
+    slates: Annotated[
+        int, typer.Option(min=2, help="Slates that are used, at most; of more, a sample.", rich_help_panel=_LOG)
+    ] = 200,
+    logging_policy: Annotated[
+        str | None,
+        typer.Option(help="The model that wrote the log; default: fitted, unless recorded.", rich_help_panel=_LOG),
+    ] = None,
+    utility_transform: Annotated[
+        str, typer.Option(help="Scores to utilities: calibrated, log1p_calibrated, none, ...", rich_help_panel=_LOG)
+    ] = "calibrated",
+    max_length: Annotated[
+        int, typer.Option(min=2, help="Tokens of prompt and response that are kept.", rich_help_panel=_LOG)
+    ] = 1024,
+    answers: Annotated[int, typer.Option(min=2, help="Of every policy to every prompt.", rich_help_panel=_ANSWERS)] = 4,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of an answer, at most.", rich_help_panel=_ANSWERS)
+    ] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of fits, answers and bootstraps.", rich_help_panel=_ANSWERS)] = 0,
+) -> None:
+    """Which policy is better on this log, as far as the log can tell: one command from files to a report.
+
+    It looks at the log, shows its plan with the commands that it consists of, runs them, and ends with one sentence.
+    A killed run goes on where it stopped; after a change of one option only what depends on it is done again. Example:
+
+        pope compare Posts.xml --policy old=./base --policy new=./new -o report.html
+    """
+    from .._files import check_output
+
+    policies = pairs("--policy", required(policy, "--policy"), "MODEL")
+    if len(policies) < 2:
+        raise ValueError(f"--policy: expected at least two, to compare, got {len(policies)}")
+    for name in policies:
+        if not re.fullmatch(r"[\w][\w.-]*", name):
+            raise ValueError(f"--policy: expected names of letters, digits, '_', '-' and '.', got {name!r}")
+    page = check_output(required(out, "--out"), overwrite=overwrite, endings=(".html",))
+    for each in log:
+        if not Path(each).is_dir() and not each.startswith("hub:"):
+            check_file(Path(each), "log")
+    for name, model in policies.items():
+        check_model(model, f"--policy {name}")
+    if logging_policy is not None:
+        check_model(logging_policy, "--logging-policy")
+
+    from ..compare.plan import Options
+    from ..compare.run import prepare
+    from ..compare.stages import run_stage
+    from .console import err
+
+    folder = run_dir or page.with_suffix(".run")
+    options = Options(policies, logging_policy, answers, max_new_tokens, max_length, utility_transform, seed)
+    plan = prepare(log, options, folder, most_slates=slates, run=_run)
+    plan.write(options)
+    _show(plan, quiet=json == "-")
+    if dry_run:
+        return
+    for number, stage in enumerate(plan.stages, 1):
+        err.print(f"[{number} of {len(plan.stages)}] {stage.what}")
+        try:
+            ran = run_stage(stage, folder, _run)
+        except BaseException:
+            err.print(f"stopped at: {_line(stage.argv)}")
+            err.print("what was finished is kept; the same command goes on from here")
+            raise
+        if not ran:
+            err.print("  there already")
+    _finish(plan, page, json)
+
+
+def _run(argv: Sequence[str]) -> None:
+    """One of pope's own commands, in this process."""
+    from . import app
+
+    app(list(argv), prog_name="pope", standalone_mode=False)
+
+
+def _show(plan: Plan, *, quiet: bool) -> None:
+    from ..compare.stages import is_done
+    from .console import err, out, table
+
+    if quiet:
+        return
+    table("What was found", ["", ""], [[name, text] for name, text in plan.found.lines().items()])
+    rows = [
+        [str(number), stage.what, "there already" if is_done(stage, plan.folder) else stage.cost]
+        for number, stage in enumerate(plan.stages, 1)
+    ]
+    table("What will be done", ["", "stage", "cost"], rows)
+    out.print("The same, a command at a time:")
+    for stage in [*plan.preparation, *plan.stages]:
+        out.print(f"  {_line(stage.argv)}")
+    err.print(f"everything between is kept in {plan.folder}")
+
+
+def _line(argv: Sequence[str]) -> str:
+    return shlex.join(["pope", *argv])
+
+
+def _finish(plan: Plan, page: Path, json: str | None) -> None:
+    from ..report.decision import decide, spoken
+    from ..report.page import write_report
+    from ..report.run import read_run
+    from .console import err, out, show_json
+
+    written = write_report(plan.folder, page, overwrite=True)
+    run = read_run(plan.folder)
+    assert run.evaluation is not None  # its stage has run
+    decisions = decide(run.evaluation)
+    show_json({"decisions": [each.to_dict() for each in decisions]}, json)
+    if json != "-":
+        out.print("")
+        for decision in decisions:
+            out.print(decision.sentence)
+            if decision.would_tell:
+                out.print(f"What would tell: {'; or '.join(decision.would_tell)}.")
+        for sentence in spoken(run.metrics):
+            out.print(sentence)
+    err.print(f"wrote {', '.join(map(str, written))}")

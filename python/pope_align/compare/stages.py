@@ -1,0 +1,132 @@
+"""Stages of a run: commands of `pope` that are run once, and again only where what they depend on has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._files import write_json, write_text
+
+#: Where a run's folder keeps what was done, and what each command printed.
+STAMPS, LOGS = "stages.json", "logs"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: of the stage, and of its log.
+        what: it does, for the plan.
+        cost: what it takes, for the plan.
+        argv: after ``pope``.
+        reads: files and folders that its result depends on, beside the arguments.
+        writes: files and folders that it makes; removed before it is run anew.
+        work: files and folders that it leaves when it is killed; removed before it is run anew.
+        resume: added to ``argv`` where the stage was begun with the same inputs and not finished.
+    """
+
+    name: str
+    what: str
+    cost: str
+    argv: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    work: tuple[str, ...] = ()
+    resume: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def key(self) -> str:
+        """A hash of the command and of all that it reads."""
+        content = [list(self.argv), [fingerprint(Path(path)) for path in self.reads]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def fingerprint(path: Path) -> str:
+    """What tells whether a file or a model's folder is another one.
+
+    Files by content, and the files of a folder by name, size and time, since weights are large.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        return json.dumps(
+            [[str(each.relative_to(path)), each.stat().st_size, each.stat().st_mtime_ns] for each in files]
+        )
+    return str(path)
+
+
+def run_stage(stage: Stage, folder: Path, run: Callable[[Sequence[str]], None]) -> bool:
+    """Run a stage unless its result is there already; whether it was run.
+
+    Args:
+        folder: the run's.
+        run: runs a command of `pope`, given its arguments; what it prints goes into the stage's log.
+    """
+    stamps: dict[str, Any] = json.loads((folder / STAMPS).read_text()) if (folder / STAMPS).is_file() else {}
+    key, stamp = stage.key(), stamps.get(stage.name, {})
+    same = stamp.get("key") == key
+    if same and stamp.get("done") and all(Path(path).exists() for path in stage.writes):
+        return False
+    begun = same and not stamp.get("done")
+    if not begun:
+        for path in (*stage.writes, *stage.work):
+            _remove(Path(path))
+    write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": False}})
+    printed = _Printed()
+    try:
+        with contextlib.redirect_stdout(printed):
+            run([*stage.argv, *(stage.resume if begun else ())])
+    finally:
+        (folder / LOGS).mkdir(exist_ok=True)
+        write_text(folder / LOGS / f"{stage.name}.txt", printed.text)
+    write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": True}})
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _Printed:
+    """A file that keeps what is written to it, and is no terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    def write(self, text: str) -> int:
+        self.parts.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def is_done(stage: Stage, folder: Path) -> bool:
+    """Whether the stage's result is there; what earlier stages have yet to make counts as not."""
+    if not (folder / STAMPS).is_file() or not all(Path(path).exists() for path in stage.writes):
+        return False
+    stamp = json.loads((folder / STAMPS).read_text()).get(stage.name, {})
+    return bool(stamp.get("done")) and stamp.get("key") == stage.key()

@@ -1,0 +1,178 @@
+"""From files to a decision by one command: plan, stages, resuming."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from pope_align.compare.plan import Options, estimators, look, stages
+from pope_align.compare.stages import STAMPS, Stage, run_stage
+from pope_align.data import Slate, write_slates
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "raw"
+
+
+def pope(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pope_align.cli", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+def slates_of(count: int, text: str, **fields: object) -> list[Slate]:
+    return [Slate(f"Question {i}?", [text, text + "!"], [1.0, 0.0], slate_id=f"q{i}", **fields) for i in range(count)]
+
+
+def found_in(slates: Sequence[Slate]):
+    return look(slates, source=["log.jsonl"], format="slates")
+
+
+def names(slates: Sequence[Slate], **options: object) -> list[str]:
+    policies = {"old": "a", "new": "b"}
+    plan = stages(found_in(slates), Options(policies, **options), Path("run/slates.jsonl"), Path("run"))
+    return [" ".join(stage.argv[:1]) for stage in plan]
+
+
+def test_propensities_are_taken_fitted_or_scored() -> None:
+    bare = slates_of(60, "yes")
+    rest = ["generate", "generate", "evaluate", "metrics"]
+    assert names(bare) == ["fit-logger", *rest]
+    assert names(bare, logging_policy="writer") == ["score", *rest]
+    recorded = slates_of(60, "yes", logging_logprobs=[-1.0, -2.0], completion_tokens=[1, 2])
+    assert names(recorded) == rest
+
+
+def test_the_estimator_that_decides_suits_the_lengths() -> None:
+    short, long = slates_of(60, "yes"), slates_of(60, "a long answer " * 10)
+    assert estimators(found_in(short))[0] == "pope"
+    assert estimators(found_in(long))[0] == "model_first"
+    assert "model_first" not in estimators(found_in(long[:20]))  # needs 50 queries
+
+
+def test_what_was_found_is_counted_by_hand() -> None:
+    slates = slates_of(3, "12345678", origin={"format": "reddit", "written_by": "people"})
+    found = found_in([*slates, slates[0]])
+    assert (found.slates, found.responses, found.prompts) == (4, 8, 3)
+    assert found.tokens == round(4 * (8 + 9) / 4)
+    assert found.people
+    assert not found.recorded
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def stage_of(folder: Path, *, arguments: Sequence[str] = ("copy",)) -> Stage:
+    return Stage("copy", "", "", tuple(arguments), (str(folder / "in"),), (str(folder / "out"),), resume=("--resume",))
+
+
+def copying(folder: Path, calls: list[list[str]]) -> Callable[[Sequence[str]], None]:
+    def run(argv: Sequence[str]) -> None:
+        calls.append(list(argv))
+        print("copied")
+        shutil.copy(folder / "in", folder / "out")
+
+    return run
+
+
+def test_a_stage_runs_once_and_again_when_its_input_or_its_command_changes(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("one")
+    calls: list[list[str]] = []
+    run = copying(tmp_path, calls)
+    assert run_stage(stage_of(tmp_path), tmp_path, run)
+    assert not run_stage(stage_of(tmp_path), tmp_path, run)
+    (tmp_path / "in").write_text("two")
+    assert run_stage(stage_of(tmp_path), tmp_path, run)
+    assert (tmp_path / "out").read_text() == "two"
+    assert run_stage(stage_of(tmp_path, arguments=("copy", "--fast")), tmp_path, run)
+    (tmp_path / "out").unlink()
+    assert run_stage(stage_of(tmp_path, arguments=("copy", "--fast")), tmp_path, run)
+    assert len(calls) == 4
+    assert (tmp_path / "logs" / "copy.txt").read_text() == "copied\n"
+
+
+def test_a_stage_that_was_killed_goes_on_and_one_with_other_input_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("one")
+
+    def killed(argv: Sequence[str]) -> None:
+        (tmp_path / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage_of(tmp_path), tmp_path, killed)
+    seen: list[tuple[list[str], bool]] = []
+
+    def run(argv: Sequence[str]) -> None:
+        seen.append((list(argv), (tmp_path / "half").exists()))
+        (tmp_path / "half").unlink(missing_ok=True)
+        (tmp_path / "out").write_text("whole")
+
+    run_stage(stage_of(tmp_path), tmp_path, run)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage_of(tmp_path, arguments=("copy", "--fast")), tmp_path, killed)
+    (tmp_path / "in").write_text("other")
+    run_stage(stage_of(tmp_path, arguments=("copy", "--fast")), tmp_path, run)
+    assert seen == [(["copy", "--resume"], True), (["copy", "--fast"], False)]
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, make_tiny_model, tiny_tokenizer) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("old", "new")):
+        make_tiny_model(seed, max_position_embeddings=1024).save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in ("old", "new")}
+
+
+@pytest.mark.slow
+def test_from_a_forum_to_a_sentence_and_back_without_work(models: dict[str, str], tmp_path: Path) -> None:
+    source = EXAMPLES / "tea.stackexchange.com" / "Posts.xml"
+    command = ["compare", str(source), "-o", "report.html", "--answers", "2", "--max-new-tokens", "4"]
+    command += [f"--policy={name}={folder}" for name, folder in models.items()]
+    dry = pope(*command, "--dry-run", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "pope fit-logger report.run/slates.jsonl" in dry.stdout
+    assert "people wrote it" in dry.stdout
+    assert not (tmp_path / "report.html").exists()
+
+    first = pope(*command, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "This log cannot tell whether new is better than old" in first.stdout  # 8 slates
+    assert "What would tell: " in first.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "How long should Sencha steep?" in page
+
+    changed = json.loads((tmp_path / "report.run" / STAMPS).read_text())
+    again = pope(*command, "--overwrite", "--json", "-", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("there already") == 5
+    (decision,) = json.loads(again.stdout)["decisions"]
+    assert decision["outcome"] == "cannot tell"
+    assert json.loads((tmp_path / "report.run" / STAMPS).read_text()) == changed
+
+
+def test_mistakes_are_told_before_the_log_is_read(tmp_path: Path) -> None:
+    write_slates(slates_of(12, "yes"), tmp_path / "log.jsonl")
+    for arguments, message in (
+        (["log.jsonl", "-o", "r.html"], "--policy: expected a value"),
+        (["log.jsonl", "--policy", "a=x", "-o", "r.html"], "--policy: expected at least two"),
+        (["log.jsonl", "--policy", "a=x", "--policy", "a=y", "-o", "r.html"], "expected distinct names"),
+        (["log.jsonl", "--policy", "a/b=x", "--policy", "c=y", "-o", "r.html"], "expected names of letters"),
+        (["log.jsonl", "--policy", "a=x", "--policy", "b=y"], "--out: expected a value"),
+        (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.pdf"], "expected a file ending in .html"),
+        (["no.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.html"], "log: expected a file that exists"),
+        (["log.jsonl", "--policy", "a=./x", "--policy", "b=y", "-o", "r.html"], "--policy a: expected a model"),
+    ):
+        result = pope("compare", *arguments, cwd=tmp_path)
+        assert result.returncode == 2
+        assert message in result.stderr, result.stderr
+        assert not (tmp_path / "r.run").exists()
