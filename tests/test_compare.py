@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pope_align.cli.compare import command_line
 from pope_align.compare.plan import Options, estimators, look, stages
 from pope_align.compare.stages import STAMPS, Stage, run_stage
 from pope_align.data import Slate, write_slates
@@ -69,7 +73,8 @@ def test_what_was_found_is_counted_by_hand() -> None:
 
 
 def stage_of(folder: Path, *, arguments: Sequence[str] = ("copy",)) -> Stage:
-    return Stage("copy", "", "", tuple(arguments), (str(folder / "in"),), (str(folder / "out"),), resume=("--resume",))
+    reads, writes, work = ((str(folder / name),) for name in ("in", "out", "half"))
+    return Stage("copy", "", "", tuple(arguments), reads, writes, work, resume=("--resume",))
 
 
 def copying(folder: Path, calls: list[list[str]]) -> Callable[[Sequence[str]], None]:
@@ -158,6 +163,11 @@ def test_from_a_forum_to_a_sentence_and_back_without_work(models: dict[str, str]
     (decision,) = json.loads(again.stdout)["decisions"]
     assert decision["outcome"] == "cannot tell"
     assert json.loads((tmp_path / "report.run" / STAMPS).read_text()) == changed
+
+
+@given(st.lists(st.text(min_size=1, max_size=30).filter(lambda text: "\0" not in text), min_size=1, max_size=12))
+def test_a_command_that_is_shown_can_be_copied_into_a_shell(argv: list[str]) -> None:
+    assert shlex.split(command_line(argv, 60).replace(" \\\n", " ")) == argv
 
 
 def test_mistakes_are_told_before_the_log_is_read(tmp_path: Path) -> None:

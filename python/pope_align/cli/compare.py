@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,7 +83,8 @@ def compare(
     options = Options(policies, logging_policy, answers, max_new_tokens, max_length, utility_transform, seed)
     plan = prepare(log, options, folder, most_slates=slates, run=_run)
     plan.write(options)
-    _show(plan, quiet=json == "-")
+    if json != "-":
+        _show(plan)
     if dry_run:
         return
     for number, stage in enumerate(plan.stages, 1):
@@ -90,7 +92,7 @@ def compare(
         try:
             ran = run_stage(stage, folder, _run)
         except BaseException:
-            err.print(f"stopped at: {_line(stage.argv)}")
+            err.print(f"stopped at: {shlex.join(['pope', *stage.argv])}")
             err.print("what was finished is kept; the same command goes on from here")
             raise
         if not ran:
@@ -105,26 +107,48 @@ def _run(argv: Sequence[str]) -> None:
     app(list(argv), prog_name="pope", standalone_mode=False)
 
 
-def _show(plan: Plan, *, quiet: bool) -> None:
+def _show(plan: Plan) -> None:
     from ..compare.stages import is_done
-    from .console import err, out, table
+    from .console import err, out
 
-    if quiet:
-        return
-    table("What was found", ["", ""], [[name, text] for name, text in plan.found.lines().items()])
-    rows = [
-        [str(number), stage.what, "there already" if is_done(stage, plan.folder) else stage.cost]
-        for number, stage in enumerate(plan.stages, 1)
-    ]
-    table("What will be done", ["", "stage", "cost"], rows)
-    out.print("The same, a command at a time:")
+    width = min(out.width, 100)
+    out.print("The log")
+    facts = plan.found.lines()
+    for name, text in facts.items():
+        out.print(_hanging(f"  {name:<{max(map(len, facts))}}  ", text, width))
+    out.print("\nThe plan")
+    for number, stage in enumerate(plan.stages, 1):
+        cost = "there already" if is_done(stage, plan.folder) else stage.cost
+        out.print(_hanging(f"  {number}  ", stage.what, width))
+        out.print(_hanging("       ", cost, width))
+    out.print("\nThe same as commands, to run a stage with other options")
     for stage in [*plan.preparation, *plan.stages]:
-        out.print(f"  {_line(stage.argv)}")
+        out.print(command_line(["pope", *stage.argv], width))
+    out.print("")
     err.print(f"everything between is kept in {plan.folder}")
 
 
-def _line(argv: Sequence[str]) -> str:
-    return shlex.join(["pope", *argv])
+def _hanging(lead: str, text: str, width: int) -> str:
+    """``text`` after ``lead``, later lines under its first word."""
+    return textwrap.fill(text, width, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
+
+
+def command_line(argv: Sequence[str], width: int) -> str:
+    """A command to copy: options stay beside their values, and a backslash ends a line that goes on."""
+    parts: list[str] = []
+    for word in map(shlex.quote, argv):
+        if parts and parts[-1].startswith("-") and " " not in parts[-1] and not word.startswith("-"):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    lines = ["  " + parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 > width:
+            lines[-1] += " \\"
+            lines.append("      " + part)
+        else:
+            lines[-1] += f" {part}"
+    return "\n".join(lines)
 
 
 def _finish(plan: Plan, page: Path, json: str | None) -> None:
