@@ -27,8 +27,8 @@ class Stage:
         cost: what it takes, for the plan.
         argv: after ``pope``.
         reads: files and folders that its result depends on, beside the arguments.
-        writes: files and folders that it makes; removed before it is run anew.
-        work: files and folders that it leaves when it is killed; removed before it is run anew.
+        writes: files and folders that it makes; removed before it is run again.
+        work: files and folders that it leaves when it is killed; removed before it is run again.
         resume: added to ``argv`` where the stage was begun with the same inputs and not finished.
     """
 
@@ -118,7 +118,7 @@ class _Printed:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Everything is written already."""
 
     def isatty(self) -> bool:
         return False

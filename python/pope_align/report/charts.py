@@ -13,7 +13,7 @@ _SERIES = 6
 
 
 class Interval(NamedTuple):
-    """A number and how sure it is; one that may not be believed is drawn hollow."""
+    """A number and how sure it is; one that was refused is drawn dashed."""
 
     value: float
     low: float
