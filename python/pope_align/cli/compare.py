@@ -53,7 +53,8 @@ def compare(
     """Which policy is better on this log, as far as the log can tell: one command from files to a report.
 
     It looks at the log, shows its plan with the commands that it consists of, runs them, and ends with one sentence.
-    A killed run continues where it stopped; after a change of one option only what depends on it is done again. Example:
+    A killed run continues where it stopped; after a change of one option, only what depends on it is done again.
+    Example:
 
         pope compare Posts.xml --policy old=./base --policy new=./new -o report.html
     """
