@@ -118,7 +118,7 @@ MISTAKES = {
     ),
     "measure nothing": (["metrics", "none.jsonl", "--refs", "log.jsonl"], "generations: expected a file that exists"),
     "judge one set": (
-        ["judge", "--gens", "log.jsonl", "--refs", "log.jsonl", "--model", "m", "-o", "j"],
+        ["judge", "log.jsonl", "--refs", "log.jsonl", "--model", "m", "-o", "j"],
         "at least two",
     ),
     "convert over a file": (

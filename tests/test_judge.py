@@ -568,7 +568,7 @@ def test_the_command_takes_any_name_for_a_name_and_writes_before_it_draws(
     evil = "[/evil] $x^{$ \x1b[31m"
     with running(FaultyServer(honest)) as server:
         url = server.url.replace("http://", "http://someone:hunter22@")
-        command = ["pope", "judge", "--gens", f"{evil}=a.jsonl", "--gens", f"b{evil}=b.jsonl", "--refs", "refs.jsonl"]
+        command = ["pope", "judge", f"{evil}=a.jsonl", f"b{evil}=b.jsonl", "--refs", "refs.jsonl"]
         command += ["--model", "judge$x^{$", "--base-url", url, "-o", "out", "--json", "-"]
         for _ in range(2):  # the second time goes on in the folder, and asks nothing
             monkeypatch.setattr(sys, "argv", command)

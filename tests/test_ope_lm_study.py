@@ -13,7 +13,7 @@ from pope_align.experiments import ope_lm_results as results
 from pope_align.experiments import ope_lm_training as training
 from pope_align.experiments.ope_lm_policies import LENGTHS, LOGGING, TARGETS, TEMPERATURES, Policy, Prompt, Prompts
 from pope_align.experiments.ope_lm_pool import finished_blocks, long_words, read_pools
-from pope_align.experiments.ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
+from pope_align.experiments.ope_lm_samples import ROUND, PolicyModel, Portion, write_portion
 from pope_align.experiments.ope_lm_study import Worker, overlap, work
 
 transformers = pytest.importorskip("transformers")
@@ -68,10 +68,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, prompts: Prompts) -> tuple[P
     for piece, scorer in work(prompts, 2, [WARM, PLAIN]):
         if scorer is None:
             arrays = models.draw(piece.policy, prompts.blocks[piece.block], piece.seed)
-            write_piece(piece.path(folder), arrays)
+            write_portion(piece.path(folder), arrays)
         else:
             tokens = np.load(piece.path(folder))["tokens"]
-            write_piece(piece.scored_path(folder, scorer), models.score(scorer, prompts.blocks[piece.block], tokens))
+            write_portion(piece.scored_path(folder, scorer), models.score(scorer, prompts.blocks[piece.block], tokens))
     return folder, models
 
 
@@ -80,7 +80,7 @@ def test_drawn_log_probabilities_are_the_models_own(
     policy: Policy, cache: tuple[Path, PolicyModel], prompts: Prompts
 ) -> None:
     folder, models = cache
-    drawn = np.load(Piece(policy, 0, 0).path(folder))
+    drawn = np.load(Portion(policy, 0, 0).path(folder))
     again = models.score(policy, prompts.blocks[0], drawn["tokens"])
     np.testing.assert_allclose(again["logprobs"], drawn["logprobs"], atol=2e-5)
     temperatures = TEMPERATURES if policy.untouched else (1.0,)
@@ -109,7 +109,7 @@ def test_tokens_are_drawn_with_the_probabilities_that_are_recorded(
 
 
 def test_nothing_follows_the_end_of_an_answer(cache: tuple[Path, PolicyModel]) -> None:
-    drawn = np.load(Piece(LOGGING, 0, 0).path(cache[0]))
+    drawn = np.load(Portion(LOGGING, 0, 0).path(cache[0]))
     ended = np.cumsum(drawn["tokens"] == 0, axis=1)
     after = (ended - (drawn["tokens"] == 0)) > 0
     assert after.any()
@@ -185,7 +185,7 @@ def test_summaries_by_hand() -> None:
 def test_work_is_dealt_whole_and_once(prompts: Prompts) -> None:
     pieces = list(work(prompts, 3, TARGETS))
     assert len({(piece, scorer) for piece, scorer in pieces}) == len(pieces)
-    drawn: set[Piece] = set()
+    drawn: set[Portion] = set()
     for piece, scorer in pieces:  # nothing is scored before it is drawn
         if scorer is None:
             drawn.add(piece)

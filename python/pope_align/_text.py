@@ -44,9 +44,9 @@ def _written_out(match: re.Match[str]) -> str:
     return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
-def in_figure(text: str) -> str:
-    """``text`` for matplotlib, which would read text between two dollar signs as a formula."""
-    return printable(text).replace("$", r"\$")
+def in_figure(text: str, *, lines: bool = False) -> str:
+    """`printable` text for matplotlib, which would read text between two dollar signs as a formula."""
+    return printable(text, lines=lines).replace("$", r"\$")
 
 
 def in_markdown(text: str) -> str:
@@ -95,8 +95,3 @@ _SECRET_NAME = re.compile(r"key|token|secret|passw|auth|sig", re.IGNORECASE)
 
 def _secret_items(query: str) -> list[str]:
     return [value for name, value in parse_qsl(query, keep_blank_values=True) if _SECRET_NAME.search(name) and value]
-
-
-def plain_text(text: str) -> str:
-    r"""``text`` of several lines for matplotlib, which would read text between two ``$`` as a formula."""
-    return printable(text, lines=True).replace("$", r"\$")

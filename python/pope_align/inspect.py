@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ._extras import require
 from ._files import replacing
+from ._text import in_figure
 from .data.feedback import SMALL_UTILITY, UtilityTransform, heavy_tail_hint, is_constant, to_utility
 from .data.merge import content
 from .data.near import near_duplicates
@@ -208,7 +209,7 @@ def plot_inspection(inspection: Inspection, path: str | os.PathLike[str], *, nam
         panel.spines[["top", "right"]].set_visible(False)
         _whole_counts(panel)
     title = f"{name}   slates: {inspection.slates:,}, responses: {inspection.responses:,}".strip()
-    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left")
+    figure.suptitle(in_figure(title, lines=True), x=0.01, ha="left")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120)
     pyplot.close(figure)

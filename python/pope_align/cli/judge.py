@@ -21,7 +21,9 @@ _SETS, _REPLIES, _ENDPOINT = "What the judge sees", "Replies", "The endpoint"
 def judge(
     gens: Annotated[
         list[str],
-        typer.Option(metavar="NAME=FILE", help="Generations, at least two: the first is compared with the others."),
+        typer.Argument(
+            metavar="NAME=FILE...", help="Generations, at least two; the first is compared with the others."
+        ),
     ],
     refs: Annotated[Path, typer.Option(metavar="LOG", help="Slates with people's responses.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="Name of the judge at the endpoint.")],
@@ -89,15 +91,16 @@ def judge(
 
     Every reply is kept in the output folder, and the same command continues a run that stopped. Example:
 
-        pope judge --gens pope=pope.parquet --gens sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
+        pope judge pope=pope.parquet sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
     """
     from .._files import check_output_folder, write_json
     from .checks import check_file, check_key, hold_folder
 
     if len(gens) < 2:
-        raise ValueError(f"gens: expected at least two sets to compare, got {len(gens)}")
+        raise ValueError(f"generations: expected at least two sets to compare, got {len(gens)}")
     given = [
-        (name or None, check_file(Path(file), "--gens")) for name, _, file in (each.rpartition("=") for each in gens)
+        (name or None, check_file(Path(file), "generations"))
+        for name, _, file in (each.rpartition("=") for each in gens)
     ]
     check_file(refs, "--refs")
     if not 0 < level < 1:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..ope.features import surface
 from .ope_lm_policies import BLOCK, LENGTHS, LOGGING, TEMPERATURES, Policy, Prompts
-from .ope_lm_samples import ROUND, Piece
+from .ope_lm_samples import ROUND, Portion
 
 Floats = npt.NDArray[np.float64]
 Embed = Callable[[list[str]], Floats]
@@ -55,12 +55,12 @@ def finished_blocks(cache: Path, blocks: int, rounds: int, targets: Sequence[Pol
 
 
 def _needed(cache: Path, block: int, rounds: int, targets: Sequence[Policy]) -> list[Path]:
-    logged = [Piece(LOGGING, block, number) for number in range(rounds)]
+    logged = [Portion(LOGGING, block, number) for number in range(rounds)]
     paths = [piece.path(cache) for piece in logged]
     for target in targets:
-        paths.append(Piece(target, block, 0).path(cache))
+        paths.append(Portion(target, block, 0).path(cache))
         if not target.untouched:
-            paths.append(Piece(target, block, 0).scored_path(cache, LOGGING))
+            paths.append(Portion(target, block, 0).scored_path(cache, LOGGING))
             paths += [piece.scored_path(cache, target) for piece in logged]
     return paths
 
@@ -94,7 +94,7 @@ def _read(cache: Path, policy: Policy, blocks: Sequence[int], rounds: int, score
     for block in blocks:
         row = []
         for number in range(rounds):
-            piece = Piece(policy, block, number)
+            piece = Portion(policy, block, number)
             drawn = dict(np.load(piece.path(cache)))
             own = dict(np.load(piece.scored_path(cache, LOGGING))) if not policy.untouched else drawn
             scores = {f"T={each:g}": own["logprobs"][..., at] for at, each in enumerate(TEMPERATURES)}

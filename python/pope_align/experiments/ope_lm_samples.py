@@ -27,7 +27,7 @@ _ROWS = 160
 
 
 @dataclass(frozen=True)
-class Piece:
+class Portion:
     """Eight responses to each prompt of a block, by one policy."""
 
     policy: Policy
@@ -161,7 +161,7 @@ def _prefix_means(states: torch.Tensor, tokens: torch.Tensor) -> npt.NDArray[np.
     return torch.stack(means, dim=1).half().numpy()
 
 
-def write_piece(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+def write_portion(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Write a piece atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:

@@ -40,7 +40,7 @@ from .ope_lm_policies import (
 )
 from .ope_lm_pool import REWARDS, embedder, finished_blocks, read_pools
 from .ope_lm_results import check_table, run, summarize, true_differences
-from .ope_lm_samples import ROUND, Piece, PolicyModel, write_piece
+from .ope_lm_samples import ROUND, PolicyModel, Portion, write_portion
 from .ope_lm_training import train, training_slates
 from .ope_similar_study import as_text
 
@@ -51,33 +51,33 @@ _STAGE = 4
 _MOST_ROUNDS = 20
 
 
-def work(prompts: Prompts, rounds: int, targets: Sequence[Policy]) -> Iterator[tuple[Piece, Policy | None]]:
+def work(prompts: Prompts, rounds: int, targets: Sequence[Policy]) -> Iterator[tuple[Portion, Policy | None]]:
     """Every piece to draw (None) or to score (the scorer), in the order in which results become useful."""
     blocks = len(prompts.blocks)
     for start in range(0, blocks, _STAGE):
         stage = range(start, min(start + _STAGE, blocks))
-        yield from ((Piece(LOGGING, block, 0), None) for block in stage)
+        yield from ((Portion(LOGGING, block, 0), None) for block in stage)
         yield from (each for target in targets[:1] for block in stage for each in _target_work(target, block, 1))
-        yield from ((Piece(LOGGING, block, 1), None) for block in stage)
+        yield from ((Portion(LOGGING, block, 1), None) for block in stage)
         yield from (each for target in targets[:1] for block in stage for each in _scoring(target, block, 1))
         yield from (each for target in targets[1:] for block in stage for each in _target_work(target, block, 2))
     for round_ in range(2, rounds):
         for block in range(blocks):
-            yield Piece(LOGGING, block, round_), None
-            yield from ((Piece(LOGGING, block, round_), target) for target in targets if not target.untouched)
+            yield Portion(LOGGING, block, round_), None
+            yield from ((Portion(LOGGING, block, round_), target) for target in targets if not target.untouched)
 
 
-def _target_work(target: Policy, block: int, rounds: int) -> Iterator[tuple[Piece, Policy | None]]:
-    yield Piece(target, block, 0), None
+def _target_work(target: Policy, block: int, rounds: int) -> Iterator[tuple[Portion, Policy | None]]:
+    yield Portion(target, block, 0), None
     if not target.untouched:
-        yield Piece(target, block, 0), LOGGING
+        yield Portion(target, block, 0), LOGGING
     for round_ in range(rounds):
         yield from _scoring(target, block, round_)
 
 
-def _scoring(target: Policy, block: int, round_: int) -> Iterator[tuple[Piece, Policy | None]]:
+def _scoring(target: Policy, block: int, round_: int) -> Iterator[tuple[Portion, Policy | None]]:
     if not target.untouched:
-        yield Piece(LOGGING, block, round_), target
+        yield Portion(LOGGING, block, round_), target
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker,
             arrays = models.draw(piece.policy, block, piece.seed)
         else:
             arrays = models.score(scorer, block, np.load(piece.path(cache))["tokens"])
-        write_piece(target, arrays)
+        write_portion(target, arrays)
         wall, busy = time.monotonic() - start, time.process_time() - busy
         print(f"{target.relative_to(cache)} in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
         worker.rest(wall, busy)
@@ -118,7 +118,7 @@ def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker,
 
 def overlap(cache: Path, blocks: int) -> dict[str, Any]:
     """Effective share of the log for other temperatures at each length, from logged responses only."""
-    pieces = [Piece(LOGGING, block, number).path(cache) for block in range(blocks) for number in range(_MOST_ROUNDS)]
+    pieces = [Portion(LOGGING, block, number).path(cache) for block in range(blocks) for number in range(_MOST_ROUNDS)]
     there = [np.load(path)["logprobs"].astype(np.float64) for path in pieces if path.exists()]
     if not there:
         raise ValueError(f"cache: expected responses of the logging policy in {cache}, found none; run `sample` first")

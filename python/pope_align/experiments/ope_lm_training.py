@@ -13,7 +13,7 @@ import torch
 import pope_core
 
 from .ope_lm_policies import LENGTH, LOGGING, Prompt, chat_ids
-from .ope_lm_samples import PolicyModel, write_piece
+from .ope_lm_samples import PolicyModel, write_portion
 
 #: Prompts of a step, responses of a slate, and the step size; the method's strength is its number of steps.
 SLATES, SIZE, LEARNING_RATE = 4, 4, 2e-4
@@ -25,7 +25,7 @@ Utility = Callable[[Prompt, list[str]], Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Slate:
+class OwnSlate:
     """One training prompt: its logged responses, their totals in nats, and utilities in [0, 1]."""
 
     prompt_ids: list[int]
@@ -35,13 +35,13 @@ class Slate:
     reference_ids: list[int]
 
 
-def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Utility) -> list[Slate]:
+def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Utility) -> list[OwnSlate]:
     """The logging policy's own responses to the training prompts, kept in the cache, with their utilities."""
     slates = []
     for index, prompt in enumerate(prompts):
         path = models.cache / "training" / f"{index:03d}.npz"
         if not path.exists():
-            write_piece(path, models.draw(LOGGING, (prompt,), seed=index))
+            write_portion(path, models.draw(LOGGING, (prompt,), seed=index))
         drawn = np.load(path)
         rows = [row[row >= 0].tolist() for row in drawn["tokens"][:SIZE]]
         texts = [models.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
@@ -49,7 +49,7 @@ def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Uti
         spread = float(np.ptp(worth))
         reference = models.tokenizer(prompt.references[0], add_special_tokens=False)["input_ids"][:LENGTH]
         slates.append(
-            Slate(
+            OwnSlate(
                 chat_ids(models.tokenizer, prompt.text, None),
                 rows,
                 drawn["logprobs"][:SIZE, :, 0].sum(1).tolist(),
@@ -60,7 +60,7 @@ def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Uti
     return slates
 
 
-def train(models: PolicyModel, slates: Sequence[Slate], method: str, steps: int, folder: Path) -> None:
+def train(models: PolicyModel, slates: Sequence[OwnSlate], method: str, steps: int, folder: Path) -> None:
     """Train a LoRA adapter for ``steps`` steps and save it to ``folder``.
 
     Args:
@@ -84,7 +84,7 @@ def train(models: PolicyModel, slates: Sequence[Slate], method: str, steps: int,
     model.save_pretrained(folder)
 
 
-def _batches(slates: Sequence[Slate]) -> Iterator[list[Slate]]:
+def _batches(slates: Sequence[OwnSlate]) -> Iterator[list[OwnSlate]]:
     random = np.random.default_rng(0)
     while True:
         order = random.permutation(len(slates))
@@ -110,12 +110,12 @@ def _totals(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> torch.Te
     return pope_core.response_logprobs(logits, labels, response_offsets=offsets)
 
 
-def _sft(model: Any, batch: Sequence[Slate]) -> torch.Tensor:
+def _sft(model: Any, batch: Sequence[OwnSlate]) -> torch.Tensor:
     rows = [(slate.prompt_ids, slate.reference_ids) for slate in batch]
     return -_totals(model, rows).sum() / sum(len(response) for _, response in rows)
 
 
-def _dpo(model: Any, batch: Sequence[Slate]) -> torch.Tensor:
+def _dpo(model: Any, batch: Sequence[OwnSlate]) -> torch.Tensor:
     rows, logged = [], []
     for slate in batch:
         for at in (int(np.argmax(slate.utility)), int(np.argmin(slate.utility))):
@@ -125,7 +125,7 @@ def _dpo(model: Any, batch: Sequence[Slate]) -> torch.Tensor:
     return -torch.nn.functional.logsigmoid(_DPO_BETA * (change[:, 0] - change[:, 1])).mean()
 
 
-def _pope(model: Any, batch: Sequence[Slate], sign: float = 1.0) -> torch.Tensor:
+def _pope(model: Any, batch: Sequence[OwnSlate], sign: float = 1.0) -> torch.Tensor:
     rows = [(slate.prompt_ids, response) for slate in batch for response in slate.response_ids]
     logits, labels, offsets = _logits(model, rows)
     utility = torch.tensor([each if sign > 0 else 1 - each for slate in batch for each in slate.utility])
@@ -134,5 +134,5 @@ def _pope(model: Any, batch: Sequence[Slate], sign: float = 1.0) -> torch.Tensor
     return pope_core.pope_loss(logits, labels, logged, utility, slate_offsets, response_offsets=offsets).loss
 
 
-def _against(model: Any, batch: Sequence[Slate]) -> torch.Tensor:
+def _against(model: Any, batch: Sequence[OwnSlate]) -> torch.Tensor:
     return _pope(model, batch, sign=-1.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._extras import require
-from .._text import plain_text
+from .._text import in_figure
 from .pareto import pareto_front
 from .registry import BY_NAME
 from .similarity import Floats
@@ -34,7 +34,7 @@ def bars(report: MetricsReport) -> Figure:
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     patches = require("matplotlib.patches", extra="train", purpose="to draw figures")
-    handles = [patches.Patch(color=colour(at), label=plain_text(model)) for at, model in enumerate(models)]
+    handles = [patches.Patch(color=colour(at), label=in_figure(model)) for at, model in enumerate(models)]
     figure.legend(handles=handles, loc="outside upper left", ncols=min(len(models), 4), frameon=False)
     return figure
 
@@ -51,7 +51,7 @@ def pareto(report: MetricsReport) -> Figure:
         axis.plot(edge[:, 0], edge[:, 1], color="black", linewidth=1.2, label="Pareto envelope")
         axis.fill_between(edge[:, 0], edge[:, 1], color=colour(at), alpha=0.08, linewidth=0)
         axis.plot(*np.nanmean(points, axis=0), marker="+", markersize=12, color="black", linestyle="", label="mean")
-        axis.set_title(f"{plain_text(table.model)}\nhypervolume {report.hypervolumes[table.model]:.3f}", fontsize=10)
+        axis.set_title(f"{in_figure(table.model)}\nhypervolume {report.hypervolumes[table.model]:.3f}", fontsize=10)
         axis.set_xlabel("PL-Score")
         _plain(axis)
     _show_points(axes[0, 0], report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._extras import require
-from .._text import plain_text
+from .._text import in_figure
 from ._checks import Floats
 from .comparison import Comparison
 from .diagnostics import effective_sample_size
@@ -76,7 +76,7 @@ def _values(axes: Axes, estimates: Sequence[Estimate], colours: dict[str, str]) 
         f"value V with {level:.0%} interval        ● reliable   ◐ caution   ◒ index, not a value   ⊗ refused"
     )
     title = "; ".join([f"Value of each policy, {estimates[0].estimator}", *estimates[0].labels])
-    axes.set_title(plain_text(textwrap.fill(title, 110)), fontsize=10)
+    axes.set_title(in_figure(textwrap.fill(title, 110), lines=True), fontsize=10)
 
 
 def _differences(axes: Axes, comparisons: Sequence[Comparison], colours: dict[str, str]) -> None:
@@ -126,7 +126,7 @@ def _intervals(axes: Axes, rows: Sequence[_Row], holds: float | None = None) -> 
             edge = "right" if each.value > right else "left"
             arrow = f"{each.value:.3g} →" if edge == "right" else f"← {each.value:.3g}"
             axes.text(right if edge == "right" else left, at, f" {arrow} ", ha=edge, va="center", color=each.colour)
-    axes.set_yticks(range(len(rows)), [_strike(plain_text(each.name), each.verdict) for each in rows])
+    axes.set_yticks(range(len(rows)), [_strike(in_figure(each.name), each.verdict) for each in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left, right)
     axes.grid(axis="x", alpha=0.3)
@@ -144,9 +144,7 @@ def _histogram(axes: Axes, weights: dict[str, Floats], colours: dict[str, str]) 
         low, high = low - 1, high + 1
     bins = np.linspace(low, high, 50)
     for name, log_w in weights.items():
-        axes.hist(
-            np.clip(log_w, low, high), bins.tolist(), histtype="step", color=colours[name], label=plain_text(name)
-        )
+        axes.hist(np.clip(log_w, low, high), bins.tolist(), histtype="step", color=colours[name], label=in_figure(name))
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("log w of a response (nats)")
     axes.set_ylabel("responses")
