@@ -17,7 +17,7 @@ from pope_align.generation.generations import Generation, GenerationSet
 from pope_align.generation.sampling import Sampling
 from pope_align.judging.asking import open_calls
 from pope_align.judging.figure import win_rates
-from pope_align.judging.match import JudgeOptions, Verdict, judge, plan, read_verdict, wilson
+from pope_align.judging.match import Judgement, JudgeOptions, judge, plan, read_verdict, wilson
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import BAD_BODIES, FAULTS, FaultyServer, running
@@ -445,7 +445,7 @@ def test_long_answers_are_cut_only_when_asked_and_the_cut_is_counted(tmp_path: P
     ],
 )  # fmt: skip
 def test_a_win_needs_both_orders(readings: tuple[str, str], outcome: str) -> None:
-    assert Verdict("k", *readings).outcome == outcome
+    assert Judgement("k", *readings).outcome == outcome
 
 
 def test_a_judge_that_likes_the_first_set_is_found_out(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from .command import group_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .._arrays import Floats
     from ..data import Slate
     from ..generation.generations import GenerationSet
     from ..metrics.evaluate import ReferenceScorer
-    from ..metrics.similarity import Floats
     from ..metrics.summary import MetricsReport
 
 

@@ -14,7 +14,7 @@ from .plan import Found, Options, look, record, stages
 from .stages import Stage, run_stage
 
 #: Runs a command of `pope`, given its arguments.
-Run = Callable[[Sequence[str]], None]
+RunCommand = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plan:
         write_json(self.folder / PLAN, record(self.found, options, [*self.preparation, *self.stages]))
 
 
-def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slates: int, run: Run) -> Plan:
+def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slates: int, run: RunCommand) -> Plan:
     """Turn the log into slates, a sample of them where there are many, and plan the rest. Needs no model.
 
     Args:

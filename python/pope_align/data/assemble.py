@@ -20,7 +20,7 @@ from .schema import Slate, parse_row, text_of
 from .split import group_column, grouping
 
 #: Called with the number of records read so far.
-Reading = Callable[[int], None]
+OnRecords = Callable[[int], None]
 
 #: The field of an error that belongs to one response of a slate, such as ``completions[2][0].role``.
 _OF_RESPONSE = re.compile(r"\w+\[(\d+)\]")
@@ -35,7 +35,7 @@ class Assembler:
     source: Source
     options: ConvertOptions
     report: ConvertReport
-    progress: Reading | None = None
+    progress: OnRecords | None = None
 
     def slates(self) -> Iterator[tuple[str | None, Slate]]:
         """Every slate that is kept, with its split (None without splits)."""

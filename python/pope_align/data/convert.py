@@ -10,7 +10,7 @@ from typing import Literal
 
 from .._extras import require
 from .._files import check_output, claim_output, report_path
-from .assemble import Assembler, Reading
+from .assemble import Assembler, OnRecords
 from .formats import FORMATS, Format, Source
 from .formats.detect import detect, foreign
 from .options import SPLITS, ConvertOptions, ConvertReport, SplitBy
@@ -31,7 +31,7 @@ def convert(
     *,
     to: To = "slates",
     overwrite: bool = False,
-    progress: Reading | None = None,
+    progress: OnRecords | None = None,
 ) -> ConvertReport:
     """Convert files of a known format into slates, or into preference pairs, in constant memory.
 

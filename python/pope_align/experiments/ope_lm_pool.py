@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import Floats
 from ..ope.features import surface
 from .ope_lm_policies import BLOCK, LENGTHS, LOGGING, TEMPERATURES, Policy, Prompts
 from .ope_lm_samples import ROUND, Portion
 
-Floats = npt.NDArray[np.float64]
 Embed = Callable[[list[str]], Floats]
 
 #: Principal components kept of embeddings, of their products with the prompt's, and of hidden states.

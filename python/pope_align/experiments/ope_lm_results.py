@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import Floats, Integers
 from ..ope import LoggedSlates
 from ..ope.features import Features
 from ..ope.support import support
@@ -16,9 +17,6 @@ from ..stats.intervals import Confidence, quantities
 from .ope_lm_policies import LOGGING
 from .ope_lm_pool import REWARDS, Pool, Responses
 from .ope_long_estimators import estimate_all, learn
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 #: Responses per slate, and fresh responses for the estimators.
 SIZE, FRESH = 4, 4

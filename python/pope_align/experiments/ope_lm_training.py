@@ -21,7 +21,7 @@ SLATES, SIZE, LEARNING_RATE = 4, 4, 2e-4
 #: The beta of DPO, which scales its KL penalty to the logging policy.
 _DPO_BETA = 0.1
 
-Utility = Callable[[Prompt, list[str]], Sequence[float]]
+Rates = Callable[[Prompt, list[str]], Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class OwnSlate:
     reference_ids: list[int]
 
 
-def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Utility) -> list[OwnSlate]:
+def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Rates) -> list[OwnSlate]:
     """The logging policy's own responses to the training prompts, kept in the cache, with their utilities."""
     slates = []
     for index, prompt in enumerate(prompts):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import Floats
 from ..ope import LoggedSlates
 from ..ope.classifier_weights import ClassifierWeights, classifier_weights
 from ..ope.crossfit import CrossFit, best_fit
@@ -19,8 +20,6 @@ from ..ope.model_first import model_first, residual_check, weighted_mean
 from ..ope.placebo import placebo
 from ..ope.tempered import tempered
 from ..stats.ratios import Ratios
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

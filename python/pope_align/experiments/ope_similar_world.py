@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from .._arrays import Floats
 from ..ope import LoggedSlates
 from ..ope.features import Features
 
@@ -19,8 +19,6 @@ _RANDOM = np.random.default_rng(7)
 _B = _RANDOM.normal(0, 0.5, (PROMPT, MEANING))
 _TASTE = _RANDOM.normal(0, 0.6, MEANING)
 _PROMPT_TASTE = _RANDOM.normal(0, 0.4, PROMPT)
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

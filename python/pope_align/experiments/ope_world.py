@@ -14,12 +14,11 @@ import numpy.typing as npt
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from .._arrays import Floats
 from ..ope import FreshScores, LoggedSlates, Predictions
 
 TOKENS, LENGTH = 3, 5
 _EOS, _PROMPT = TOKENS, 3  # id of the end token; tokens of a prompt
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

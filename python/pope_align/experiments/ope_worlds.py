@@ -11,12 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from .._arrays import Floats, Integers
 from ..ope import FreshScores, LoggedSlates, Predictions
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 #: Names of the policies of every world; the first is the logging policy itself.
 POLICIES = ("logging", "first", "second")

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .._arrays import Floats
 from ..data import Slate
 from ..metrics.energy import energy_reward
 from ..metrics.groups import group_weights
 from ..metrics.set_utility import marginal_contributions
-from ..metrics.similarity import Floats, VoteWeights, vote_weights
+from ..metrics.similarity import VoteWeights, vote_weights
 from .generations import Generation, GenerationSet, completion_text, join_slates
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ class JudgeOptions(AskOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """One prompt: the judgements with set a first and with set b first."""
 
     key: str
@@ -80,7 +80,7 @@ class Match:
 
     a: str
     b: str
-    verdicts: list[Verdict]
+    verdicts: list[Judgement]
     set_size: int  # largest that was shown
     characters_cut: int  # by ``max_characters``, over answers and responses
 
@@ -181,7 +181,7 @@ def judge(
     verdicts = []
     for key in dict.fromkeys(task.key for task in tasks):
         (one, why), (other, why_other) = readings[key, True], readings[key, False]
-        verdicts.append(Verdict(key, one, other, (why, why_other)))
+        verdicts.append(Judgement(key, one, other, (why, why_other)))
     return Match(a.model, b.model, verdicts, max(task.size for task in tasks), characters_cut)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .similarity import Floats, finite_numbers
+from .._arrays import Floats
+from .similarity import finite_numbers
 
 #: The grid of the integral in `_log_first`, y = log t: exp(y - e^y) is below 1e-19 of its peak outside, and the
 #: trapezoid rule with this step is exact to rounding for such a function.

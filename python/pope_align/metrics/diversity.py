@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .similarity import Floats
+from .._arrays import Floats
 
 
 def diversity(answers: Floats) -> float:

@@ -119,7 +119,7 @@ class Embedder:
         else:
             name, self.model = type(model).__name__, model
         self.batch_size = batch_size
-        self.cache = _Cache.open(cache_dir, self.model) if cache_dir is not None else None
+        self.cache = _VectorCache.open(cache_dir, self.model) if cache_dir is not None else None
         self.report = EmbeddingReport(name, _max_tokens(self.model))
         self._counted: set[bytes] = set()
 
@@ -206,13 +206,13 @@ def _key(text: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cache:
+class _VectorCache:
     """Float32 vectors by key, in one SQLite file per model: safe to kill, and to share between processes."""
 
     database: sqlite3.Connection
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], model: SentenceTransformer) -> _Cache:
+    def open(cls, folder: str | os.PathLike[str], model: SentenceTransformer) -> _VectorCache:
         # The printed model contains pooling, normalisation and the maximum length.
         settings = hashlib.sha256(f"{model} {model.max_seq_length}".encode()).hexdigest()[:16]
         path = Path(folder) / f"embeddings-{model_fingerprint(model)}-{settings}.sqlite"

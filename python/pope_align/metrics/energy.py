@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .similarity import Floats
+from .._arrays import Floats
 
 
 def distances(a: Floats, b: Floats) -> Floats:

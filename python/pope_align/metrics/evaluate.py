@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._arrays import Floats
 from ..data import Slate
 from ..data.split import written_group
 from ..generation.generations import (
@@ -26,7 +27,6 @@ from .faithfulness import AlignFn, align_scores
 from .lexical import words
 from .prompt import AnsweredPrompt, MetricOptions
 from .registry import BY_NAME, check_names
-from .similarity import Floats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

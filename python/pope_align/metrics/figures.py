@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._arrays import Floats
 from .._extras import require
 from .._text import in_figure
 from .pareto import pareto_front
 from .registry import BY_NAME
-from .similarity import Floats
 from .summary import MetricsReport
 
 if TYPE_CHECKING:

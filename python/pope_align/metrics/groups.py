@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .similarity import Floats, covered, similarity_matrix
+from .._arrays import Floats
+from .similarity import covered, similarity_matrix
 
 
 def group_weights(group_scores: Sequence[Mapping[str, float]]) -> tuple[list[str], Floats]:

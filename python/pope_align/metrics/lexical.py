@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-Tokens = Sequence[str]
+Words = Sequence[str]
 
 
 def words(text: str) -> list[str]:
@@ -37,7 +37,7 @@ def _signs() -> re.Pattern[str]:
     return re.compile(f"\\w[\\w{marks}\u200c\u200d]*|[\U0001f1e6-\U0001f1ff]{{2}}|[^\\w\\s]{tied}")
 
 
-def distinct_n(texts: Sequence[Tokens], n: int) -> float:
+def distinct_n(texts: Sequence[Words], n: int) -> float:
     """Distinct-n (Li et al. 2016): different n-grams over all n-grams, pooled over the texts.
 
     In (0, 1], higher is more diverse; shown times 100. It falls with the number of words, so compare sets of similar
@@ -52,7 +52,7 @@ def distinct_n(texts: Sequence[Tokens], n: int) -> float:
     return len(counts) / counts.total() if counts else float("nan")
 
 
-def expectation_adjusted_distinct(texts: Sequence[Tokens], vocabulary_size: int) -> float:
+def expectation_adjusted_distinct(texts: Sequence[Words], vocabulary_size: int) -> float:
     """EAD (Liu et al. 2022): different words over the number expected of as many draws from a uniform vocabulary.
 
     ``N / (V (1 - ((V - 1) / V)^C))``, with ``N`` different of ``C`` words and vocabulary size ``V``. At least 0, may
@@ -72,7 +72,7 @@ def expectation_adjusted_distinct(texts: Sequence[Tokens], vocabulary_size: int)
     return len(counts) / (-vocabulary_size * math.expm1(log_missed))
 
 
-def self_bleu(texts: Sequence[Tokens], n: int = 4) -> float:
+def self_bleu(texts: Sequence[Words], n: int = 4) -> float:
     """Self-BLEU-n (Zhu et al. 2018): the mean over texts of BLEU-n with all other texts as references.
 
     In [0, 1]; 1: every text is in the others; *lower* is more diverse. Equal to the mean of NLTK's
@@ -83,7 +83,7 @@ def self_bleu(texts: Sequence[Tokens], n: int = 4) -> float:
     return math.fsum(each) / len(each) if len(each) > 1 else float("nan")
 
 
-def self_bleu_per_text(texts: Sequence[Tokens], n: int = 4) -> list[float]:
+def self_bleu_per_text(texts: Sequence[Words], n: int = 4) -> list[float]:
     """BLEU-n of every text against all others, uniform weights, NLTK's method1 smoothing.
 
     The n-grams of every text are counted once. For each n-gram the two highest counts over the texts are kept, which
@@ -149,5 +149,5 @@ def _brevity(length: int, lengths: Counter[int]) -> float:
     return 1.0 if length > closest else math.exp(1 - closest / length) if length else 0.0
 
 
-def _ngrams(tokens: Tokens, n: int) -> Iterator[tuple[str, ...]]:
+def _ngrams(tokens: Words, n: int) -> Iterator[tuple[str, ...]]:
     return zip(*(tokens[start:] for start in range(n)))

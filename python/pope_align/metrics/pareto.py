@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .similarity import Floats
+from .._arrays import Floats
 
 
 def pareto_front(points: Floats) -> npt.NDArray[np.bool_]:

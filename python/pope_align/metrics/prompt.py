@@ -8,10 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
+from .._arrays import Floats
 from ..data import Slate
 from ..generation.generations import Generation, completion_text, prompt_text
 from .groups import group_weights
-from .similarity import Floats, VoteWeights
+from .similarity import VoteWeights
 
 
 @dataclass(frozen=True, slots=True)

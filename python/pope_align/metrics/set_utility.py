@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .similarity import Floats
+from .._arrays import Floats
 
 
 def set_utility(values: Floats, weights: Floats | None = None) -> float:

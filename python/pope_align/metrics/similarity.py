@@ -12,7 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from .._arrays import Floats
+
 VoteWeights = Literal["log1p", "votes", "softmax", "uniform"]
 
 

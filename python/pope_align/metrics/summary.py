@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from .._arrays import Floats, Integers
 from .._extras import require
 from .._files import replacing, write_text
 from .._files import write_json as write_json_file
@@ -21,9 +21,6 @@ from ..stats.clusters import codes_of
 from .evaluate import PromptMetrics
 from .pareto import hypervolume
 from .registry import BY_NAME
-from .similarity import Floats
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

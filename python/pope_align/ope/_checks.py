@@ -9,10 +9,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import Floats, Integers
 from ..stats.clusters import codes_of
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 
 def vector(name: str, values: npt.ArrayLike, length: int | None = None) -> Floats:

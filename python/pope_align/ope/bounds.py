@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._checks import Floats
+from .._arrays import Floats
 from .log import LoggedSlates
 from .weights import log_weights
 

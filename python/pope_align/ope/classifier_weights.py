@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import Floats, Integers
 from .._extras import require
-from ._checks import Floats, Integers
 from .crossfit import deal
 from .features import Features
 from .log import LoggedSlates

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._checks import Floats, Integers
+from .._arrays import Floats, Integers
 from .features import Features
 from .log import LoggedSlates
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pope_core.objective import Weighting, weighs_slates
 
-from ._checks import Floats
+from .._arrays import Floats
 from .log import LoggedSlates
 from .weights import Shrink, log_weights
 

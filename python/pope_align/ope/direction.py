@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from .._arrays import Floats
 from .._json import jsonable
 from ..stats.intervals import Confidence, Quantity, quantities
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .diagnostics import effective_sample_size
 from .log import LoggedSlates
 from .placebo import Placebo, gain_shares, placebo, rank_correlation

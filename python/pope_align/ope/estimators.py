@@ -11,9 +11,9 @@ import numpy as np
 
 from pope_core.objective import Objective, Weighting
 
+from .._arrays import Floats
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .diagnostics import diagnose
 from .log import LoggedSlates
 from .pope import contribution_ranges, diversity_findings, fresh_diversity, labels, reward_parts, with_fresh_diversity

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from pope_core.objective import Objective
 
+from .._arrays import Floats
 from ..data.schema import Slate, SlateLog, read_slates
 from ..stats.intervals import Confidence
-from ._checks import Floats
 from .comparison import Comparison, compare
 from .direction import directions
 from .estimators import METHODS, estimate

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import Floats, Integers
+from .._arrays import Floats, Integers
 from .log import LoggedSlates
 
 

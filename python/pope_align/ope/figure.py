@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._arrays import Floats
 from .._extras import require
 from .._text import in_figure
-from ._checks import Floats
 from .comparison import Comparison
 from .diagnostics import effective_sample_size
 from .log import LoggedSlates

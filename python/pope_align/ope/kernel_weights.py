@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import Floats, Integers
 from ..stats.ratios import Ratios
-from ._checks import Floats, Integers
 from .features import Features, check_owner
 from .log import LoggedSlates
 from .model_first import per_slate_weights, weighted_mean

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import Floats, Integers
 from ..data.schema import Slate
 from ..data.split import written_group
-from ._checks import Floats, Integers, Places, cluster_codes, offsets_of, vector
+from ._checks import Places, cluster_codes, offsets_of, vector
 from .utility import EvaluationTransform, UtilityScale, utilities
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import numpy as np
 
 from pope_core.objective import Objective
 
+from .._arrays import Floats
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .classifier_weights import classifier_weights
 from .crossfit import CrossFit, best_fit
 from .estimators import leak_findings

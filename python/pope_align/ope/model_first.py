@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import Floats
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .crossfit import CrossFit
 from .features import fresh_mean
 from .log import LoggedSlates

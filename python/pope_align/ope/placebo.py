@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._arrays import Floats
 from ..stats.intervals import Confidence, Quantity, quantities
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .log import LoggedSlates
 from .model_first import per_slate_weights
 

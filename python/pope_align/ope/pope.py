@@ -10,9 +10,9 @@ import numpy as np
 
 from pope_core.objective import DiversityForm, Normalization, Objective, missing_value
 
+from .._arrays import Floats
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .diagnostics import diagnose
 from .log import LoggedSlates
 from .result import Estimate, finish

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._checks import Floats
+from .._arrays import Floats
 from .log import LoggedSlates
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .._arrays import Floats
 from ..data.schema import Slate
 from ..generation.generations import completion_text, prompt_text
-from ._checks import Floats
 from .features import Features, given_prompt, surface
 from .log import LoggedSlates
 from .reward_model import Embed

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .._arrays import Floats
 from .._json import jsonable
 from ..stats.intervals import Confidence, JointRegion, Quantity, quantities
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .diagnostics import Diagnostics, cluster_ess
 from .log import LoggedSlates
 from .rules import Verdict

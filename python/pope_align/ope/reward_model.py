@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from .._arrays import Floats, Integers
 from ..data.schema import Slate
 from ..generation.generations import completion_text, prompt_text
-from ._checks import Floats, Integers
 from .log import LoggedSlates
 from .predictions import Predictions
 

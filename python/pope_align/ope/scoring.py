@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .._arrays import Integers
 from ..data.schema import Slate, Turn
 from ..generation.sampling import sampled_with
-from ._checks import Integers
 from .log import FreshScores, rescoring_gap
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._checks import Floats
+from .._arrays import Floats
 from .log import LoggedSlates
 from .model_first import per_slate_weights
 from .weights import log_weights

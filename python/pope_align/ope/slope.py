@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .._arrays import Floats
 from ..stats.ratios import Ratios
-from ._checks import Floats
 from .weights import Shrink, ShrinkKind
 
 #: Quantiles of the raw weights that give the candidate parameters; the last hardly shrinks.

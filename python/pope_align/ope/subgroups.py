@@ -11,9 +11,10 @@ import numpy as np
 
 from pope_core.objective import Objective
 
+from .._arrays import Integers
 from ..stats.clusters import codes_of
 from ..stats.intervals import Confidence
-from ._checks import Integers, cluster_codes
+from ._checks import cluster_codes
 from .log import FreshScores, LoggedSlates, PolicyScores
 from .pope import pope_value
 from .result import Estimate

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._checks import Floats, Integers
+from .._arrays import Floats, Integers
 from .features import check_owner
 from .log import LoggedSlates
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._checks import Floats
+from .._arrays import Floats
 from .diagnostics import effective_sample_size
 
 #: The effective sample size to keep, as a share of the responses.

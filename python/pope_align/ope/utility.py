@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .._arrays import Floats
 from ..data.feedback import UtilityTransform, to_utility
 from ..data.schema import Slate
-from ._checks import Floats
 
 #: A linear map for the whole log, the same of log(1 + |score|), or a transform within each slate.
 EvaluationTransform = Literal["calibrated", "log1p_calibrated"] | UtilityTransform

@@ -10,7 +10,7 @@ import numpy as np
 
 from pope_core.objective import Weighting, missing_value
 
-from ._checks import Floats
+from .._arrays import Floats
 from .log import LoggedSlates
 
 ShrinkKind = Literal["clip", "switch", "dros", "subgaussian"]

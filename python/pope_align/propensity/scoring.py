@@ -78,7 +78,7 @@ def score_responses(
         fingerprint = model_fingerprint(model) if cache_dir is not None else ""
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
     plan = list(_plan((request for of_slate in requests for request in of_slate), batch_tokens))
-    totals = _Cache.open(cache_dir, fingerprint) if cache_dir is not None else _Cache()
+    totals = _ScoreCache.open(cache_dir, fingerprint) if cache_dir is not None else _ScoreCache()
     _score(plan, model, totals, progress)
     return [[totals.known[request.key] for request in of_slate] for of_slate in requests]
 
@@ -157,7 +157,7 @@ def _tree(row: _Row) -> Tree:
     return Tree(row[0].prompt, [request.response for request in row])
 
 
-def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _Cache, progress: OnProgress | None) -> None:
+def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _ScoreCache, progress: OnProgress | None) -> None:
     report = progress or (lambda done, of: None)
     of = sum(_tokens(row) for batch in plan for row in batch)
     pending = [[unknown for row in batch if (unknown := totals.unknown(row))] for batch in plan]
@@ -209,7 +209,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 # --- cache ----------------------------------------------------------------------------------------------------------
 
 
-class _Cache:
+class _ScoreCache:
     """Totals by key, stored in a journal with one line per batch if there is a folder."""
 
     def __init__(self, journal: Journal | None = None) -> None:
@@ -218,7 +218,7 @@ class _Cache:
         self.known: dict[str, float] = {key: total for batch in batches for key, total in batch.items()}
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], fingerprint: str) -> _Cache:
+    def open(cls, folder: str | os.PathLike[str], fingerprint: str) -> _ScoreCache:
         about = {"log-probabilities": _CACHE_VERSION, "model": fingerprint}
         path = Path(folder) / f"logprobs-v{_CACHE_VERSION}-{fingerprint}.jsonl"
         return cls(Journal(path, about, valid=_are_totals))

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from .._arrays import Floats
 
 #: "bootstrap" draws C clusters with replacement; "bayesian" gives them Dirichlet(1, ..., 1) weights.
 Resampling = Literal["bootstrap", "bayesian"]

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .._arrays import Floats
 from .._extras import require
-from .bootstrap import Floats
 from .ratios import Ratios
 
 IntervalMethod = Literal["t", "bootstrap", "bayesian", "hoeffding", "bernstein"]

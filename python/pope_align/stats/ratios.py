@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bootstrap import Floats, Resampling, resampled_sums
+from .._arrays import Floats
+from .bootstrap import Resampling, resampled_sums
 
 
 @dataclass(frozen=True, eq=False)
