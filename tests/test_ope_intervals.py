@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from pope_align.ope import (
     pope_value,
     slate_lower_bounds,
 )
+from pope_align.ope.log import FreshScores
 
 #: A world of six responses: probabilities under both policies, and mean rewards.
 LOGGING = np.array([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
@@ -131,6 +133,20 @@ def test_hoeffding_and_bernstein_are_their_formulas() -> None:
     assert bernstein.value - bernstein.low == pytest.approx(half)
     same = estimate(log, "target", "clipped_ips", lam=2.0, confidence=Confidence("hoeffding", 0.9), **UTILITY)
     assert (same.low, same.high) == pytest.approx((hoeffding.low, hoeffding.high))
+
+
+def test_the_diversity_of_fresh_responses_has_its_own_range_whatever_the_maximum_weight() -> None:
+    log = bounded_log()
+    owner = np.arange(log.num_slates)
+    fresh = FreshScores(owner, np.linspace(-3.0, 0.0, owner.size), None, np.ones_like(owner))
+    log = replace(log, fresh={"target": fresh})
+    confidence = Confidence("hoeffding", 0.9, diversity_range=(0.0, 3.0))
+    options = asked(normalization="none", clip=0.5, diversity_weight=0.1, diversity_form="neg_log_prob")
+    by_pope = pope_value(log, "target", confidence=confidence, **options)
+    by_row = estimate(log, "target", "clipped_ips", lam=0.5, confidence=confidence, objective=options["objective"])
+    for each in (by_pope, by_row):
+        half = 3.0 * np.sqrt(np.log(2 / 0.1) / (2 * 50))
+        assert each.diversity.high - each.diversity.value == pytest.approx(half)
 
 
 def test_hoeffding_counts_unequal_clusters_for_what_they_are() -> None:

@@ -121,7 +121,7 @@ def estimate(
         parts = _value(log, log_w if shrink is None else shrink.log(log_w), known, spec, predictions)
     row_ranges = None
     if shrink is not None and spec.plain_mean and predictions is None:
-        row_ranges = contribution_ranges(log, shrink.max_weight, alpha, confidence)
+        row_ranges = contribution_ranges(log, shrink.max_weight, alpha, confidence, fresh=known.fresh_diversity)
     return finish(
         log,
         policy,

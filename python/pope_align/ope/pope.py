@@ -84,7 +84,9 @@ def pope_value(
         unshrunk=unshrunk,
         confidence=confidence,
         utility_range=None if objective.rewards_likelihood else log.utility_range,
-        row_ranges=contribution_ranges(log, objective.clip, objective.diversity_weight, confidence)
+        row_ranges=contribution_ranges(
+            log, objective.clip, objective.diversity_weight, confidence, fresh=fresh is not None
+        )
         if bounded and objective.clip is not None
         else None,
     )
@@ -202,9 +204,12 @@ class _Range:
 
 
 def contribution_ranges(
-    log: LoggedSlates, max_weight: float, diversity_weight: float, confidence: Confidence
+    log: LoggedSlates, max_weight: float, diversity_weight: float, confidence: Confidence, *, fresh: bool
 ) -> Floats | None:
     """``[2, 2]``: least and greatest contribution of one slate to V_CU and V_Div, for intervals that need them.
+
+    Args:
+        fresh: whether the diversity is that of fresh responses, which have no weights.
 
     Raises:
         ValueError: diversity has a weight and its range was not declared.
@@ -219,5 +224,6 @@ def contribution_ranges(
     cu = _Range(*log.utility_range).times(0.0, max_weight)
     dv = _Range(-math.inf, math.inf)
     if confidence.diversity_range is not None:
-        dv = _Range(*confidence.diversity_range).times(0.0, max_weight)
+        dv = _Range(*confidence.diversity_range)
+        dv = dv if fresh else dv.times(0.0, max_weight)
     return np.array([[cu.low, cu.high], [dv.low, dv.high]])
