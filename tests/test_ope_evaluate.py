@@ -25,7 +25,7 @@ from pope_align.ope import (
     pope_value,
     predict_with,
 )
-from pope_align.ope.scoring import score_policies
+from pope_align.ope.scoring import FreshTexts, score_policies
 from pope_align.propensity.logging_policy import score_slates
 from pope_align.propensity.scoring import score_responses
 from typer.testing import CliRunner
@@ -457,3 +457,14 @@ def test_what_sampling_differs_in() -> None:
     assert sampled_with(None) == sampled_with({"sampling": {"temperature": 1, "top_p": 1.0, "top_k": 0}}) == {}
     assert sampled_with({"top_k": -1, "min_p": None, "temperature": 1.0}) == {}
     assert sampled_with({"sampling": {"temperature": 0.5}, "min_p": 0.1}) == {"temperature": 0.5, "min_p": 0.1}
+
+
+def test_a_response_that_was_cut_before_any_text_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    texts, ended = [["", "x", " "], ["", "y"]], [[False, False, True], [True, True]]
+    fresh = FreshTexts({"new": texts, "old": [["", ""], [""]]}, {"new": ended}).with_tokens()
+    assert fresh.texts["new"] == [["x", " "], ["", "y"]]
+    assert fresh.finished["new"] == [[False, True], [True, True]]
+    assert fresh.texts["old"] == [["", ""], [""]]  # ended by the policy, as far as is known
+    assert "new: 1 fresh responses without text, cut at their limit, are left out" in caplog.text
+    with pytest.raises(ValueError, match=r"samples\['new'\]: slate 1: every fresh response was cut"):
+        FreshTexts({"new": [["x"], [""]]}, {"new": [[True], [False]]}).with_tokens()

@@ -104,7 +104,8 @@ def evaluate_policies(
     samples, given = dict(samples or {}), dict(predictions or {})
     names = list(log.policies if isinstance(log, LoggedSlates) else policies or {})
     _check_names(names, samples, given, baseline, estimators)
-    fresh = FreshTexts(samples, samples_finished or {})
+    fresh = FreshTexts(samples, samples_finished or {}).with_tokens()
+    samples = dict(fresh.texts)
     logged = _logged(log, policies, fresh, utility_transform, score_range, cluster, logging_policy, scoring, report)
     baseline = baseline or names[0]
     embed = _once(embed) if samples else _no_embedding

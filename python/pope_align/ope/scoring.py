@@ -50,6 +50,31 @@ class FreshTexts(NamedTuple):
             {name: each for name, each in self.finished.items() if name in policies},
         )
 
+    def with_tokens(self) -> FreshTexts:
+        """Without responses that were cut at a limit before any text: they have no token that could be scored.
+
+        Raises:
+            ValueError: as `check_samples`; a slate with no other fresh response.
+        """
+        texts, finished = dict(self.texts), dict(self.finished)
+        for name, ended in self.finished.items():
+            _check_finished(self, name)
+            kept = [
+                [at for at, text in enumerate(of_slate) if text.strip() or done[at]]
+                for of_slate, done in zip(self.texts[name], ended, strict=True)
+            ]
+            texts[name] = [[each[at] for at in ats] for each, ats in zip(self.texts[name], kept, strict=True)]
+            finished[name] = [[each[at] for at in ats] for each, ats in zip(ended, kept, strict=True)]
+            for index, ats in enumerate(kept):
+                if not ats and self.texts[name][index]:
+                    raise ValueError(
+                        f"samples[{name!r}]: slate {index}: every fresh response was cut at its token limit before any "
+                        "text; draw longer ones"
+                    )
+            if left_out := sum(map(len, self.texts[name])) - sum(map(len, kept)):
+                logger.warning("%s: %d fresh responses without text, cut at their limit, are left out", name, left_out)
+        return FreshTexts(texts, finished)
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -104,13 +129,17 @@ def owners(samples: Samples) -> Integers:
     return np.repeat(np.arange(len(samples)), [len(texts) for texts in samples])
 
 
+def _check_finished(fresh: FreshTexts, name: str) -> None:
+    if name not in fresh.texts:
+        raise ValueError(f"samples_finished: expected names among {', '.join(fresh.texts)}, got {name}")
+    if list(map(len, fresh.finished[name])) != list(map(len, fresh.texts[name])):
+        raise ValueError(f"samples_finished[{name!r}]: expected true or false for each of samples[{name!r}]")
+
+
 def check_samples(slates: Sequence[Slate], fresh: FreshTexts) -> None:
     """Raises: ValueError: samples that are not one list of responses for each slate; other shapes of ``finished``."""
-    for name, ended in fresh.finished.items():
-        if name not in fresh.texts:
-            raise ValueError(f"samples_finished: expected names among {', '.join(fresh.texts)}, got {name}")
-        if list(map(len, ended)) != list(map(len, fresh.texts[name])):
-            raise ValueError(f"samples_finished[{name!r}]: expected true or false for each of samples[{name!r}]")
+    for name in fresh.finished:
+        _check_finished(fresh, name)
     for name, given in fresh.texts.items():
         if len(given) != len(slates):
             raise ValueError(f"samples[{name!r}]: expected one list per slate ({len(slates)}), got {len(given)}")
