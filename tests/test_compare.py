@@ -8,14 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pope_align.cli import app
+from pope_align.cli.command import debugging
 from pope_align.cli.compare import command_line
 from pope_align.compare.plan import Options, estimators, look, stages
-from pope_align.compare.stages import STAMPS, Stage, run_stage
+from pope_align.compare.run import prepare
+from pope_align.compare.stages import STAMPS, Stage, replaced, run_stage
 from pope_align.data import Slate, write_slates
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "raw"
@@ -60,13 +64,24 @@ def test_the_estimator_that_decides_suits_the_lengths() -> None:
     assert "model_first" not in estimators(found_in(long[:20]))  # needs 50 queries
 
 
+def test_a_log_that_is_recorded_in_part_is_refused_unless_its_writer_is_named() -> None:
+    recorded = slates_of(60, "yes", logging_logprobs=[-1.0, -2.0], completion_tokens=[1, 2])
+    some = [*recorded[:59], replace(recorded[59], logging_logprobs=None, completion_tokens=None)]
+    with pytest.raises(ValueError, match="in every slate or in none, got them in 59 of 60"):
+        names(some)
+    assert names(some, logging_policy="writer")[0] == "score"
+    policies = {"old": "a", "new": "b"}
+    plan = stages(found_in(some), Options(policies, logging_policy="writer"), Path("run/slates.jsonl"), Path("run"))
+    assert "--overwrite" in plan[0].argv
+
+
 def test_what_was_found_is_counted_by_hand() -> None:
     slates = slates_of(3, "12345678", origin={"format": "reddit", "written_by": "people"})
     found = found_in([*slates, slates[0]])
     assert (found.slates, found.responses, found.prompts) == (4, 8, 3)
     assert found.tokens == round(4 * (8 + 9) / 4)
     assert found.people
-    assert not found.recorded
+    assert found.recorded == 0
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -126,6 +141,40 @@ def test_a_stage_that_was_killed_goes_on_and_one_with_other_input_begins_anew(tm
     assert seen == [(["copy", "--resume"], True), (["copy", "--fast"], False)]
 
 
+def test_what_a_failed_stage_wrote_is_removed_before_it_runs_again(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("one")
+
+    def full_disk(argv: Sequence[str]) -> None:
+        (tmp_path / "out").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        run_stage(stage_of(tmp_path), tmp_path, full_disk)
+
+    def run(argv: Sequence[str]) -> None:
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "out").write_text("whole")
+
+    assert run_stage(stage_of(tmp_path), tmp_path, run)
+
+
+def test_a_result_that_was_replaced_by_hand_is_kept_and_told(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("one")
+    run_stage(stage_of(tmp_path), tmp_path, copying(tmp_path, []))
+    assert not replaced(stage_of(tmp_path), tmp_path)
+    (tmp_path / "out").write_text("my own")
+    assert not run_stage(stage_of(tmp_path), tmp_path, copying(tmp_path, []))
+    assert replaced(stage_of(tmp_path), tmp_path)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "evaluation.json").write_text("{}")
+    options = Options({"old": "a", "new": "b"})
+    with pytest.raises(ValueError, match="holds files that no comparison made"):
+        prepare(["log.jsonl"], options, tmp_path / "mine", most_slates=9, run=lambda argv: pytest.fail("ran"))
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +221,7 @@ def test_a_command_that_is_shown_can_be_copied_into_a_shell(argv: list[str]) -> 
 
 def test_mistakes_are_told_before_the_log_is_read(tmp_path: Path) -> None:
     write_slates(slates_of(12, "yes"), tmp_path / "log.jsonl")
+    (tmp_path / "there.md").write_text("mine")
     for arguments, message in (
         (["log.jsonl", "-o", "r.html"], "--policy: expected a value"),
         (["log.jsonl", "--policy", "a=x", "-o", "r.html"], "--policy: expected at least two"),
@@ -179,6 +229,7 @@ def test_mistakes_are_told_before_the_log_is_read(tmp_path: Path) -> None:
         (["log.jsonl", "--policy", "a/b=x", "--policy", "c=y", "-o", "r.html"], "expected names of letters"),
         (["log.jsonl", "--policy", "a=x", "--policy", "b=y"], "--out: expected a value"),
         (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.pdf"], "expected a file ending in .html"),
+        (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "there.html"], "there.md: exists already"),
         (["no.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.html"], "log: expected a file that exists"),
         (["log.jsonl", "--policy", "a=./x", "--policy", "b=y", "-o", "r.html"], "--policy a: expected a model"),
     ):
@@ -186,3 +237,44 @@ def test_mistakes_are_told_before_the_log_is_read(tmp_path: Path) -> None:
         assert result.returncode == 2
         assert message in result.stderr, result.stderr
         assert not (tmp_path / "r.run").exists()
+
+
+def test_an_unknown_transform_is_told_before_the_log_is_read(models: dict[str, str], tmp_path: Path) -> None:
+    write_slates(slates_of(12, "yes"), tmp_path / "log.jsonl")
+    given = [f"--policy={name}={folder}" for name, folder in models.items()]
+    result = pope("compare", "log.jsonl", *given, "-o", "r.html", "--utility-transform", "bogus", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "utility_transform: expected one of calibrated" in result.stderr
+    assert not (tmp_path / "r.run").exists()
+
+
+def run_here(argv: Sequence[str]) -> None:
+    app(list(argv), standalone_mode=False)
+
+
+def test_answers_that_were_begun_with_another_seed_begin_again(models: dict[str, str], tmp_path: Path) -> None:
+    """`pope generate` keeps a journal beside its output, and refuses one of other settings."""
+    slates = slates_of(12, "yes", logging_logprobs=[-1.0, -2.0], completion_tokens=[1, 2])
+    write_slates(slates, tmp_path / "slates.jsonl")
+    options = Options(models, answers=2, max_new_tokens=2)
+    (tmp_path / "answers").mkdir()
+
+    def answers(seed: int) -> Stage:
+        return stages(found_in(slates), replace(options, seed=seed), tmp_path / "slates.jsonl", tmp_path)[0]
+
+    def killed(argv: Sequence[str]) -> None:
+        run_here(argv)
+        shutil.copy(answers(0).writes[0], f"{answers(0).writes[0]}.journal")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(answers(0), tmp_path, killed)
+    assert run_stage(answers(1), tmp_path, run_here)
+    assert len(Path(answers(1).writes[0]).read_text().splitlines()) == 13  # what made them, and a row a slate
+
+
+def test_a_traceback_is_shown_of_nested_commands_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(debugging, "on", True)
+    with pytest.raises(ValueError, match="expected --from FORMAT"):
+        run_here(["convert", "x.jsonl"])
+    assert debugging["on"]

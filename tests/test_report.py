@@ -25,6 +25,8 @@ from pope_align.report.decision import MISSING, decide, spoken
 from pope_align.report.page import write_report
 from pope_align.report.run import COVERED, EVALUATION, METRICS, SLATES, read_run
 
+from pope_core import Objective
+
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -102,16 +104,16 @@ def test_a_clear_difference_is_called_by_its_name() -> None:
     assert worse.sentence.startswith("new is worse than old: -")
 
 
-@pytest.mark.parametrize(("value", "advice"), [(0.01, "about 450 more slates like these"), (0.001, "about 400 fresh")])
+@pytest.mark.parametrize(("value", "advice"), [(0.01, "needs about 1,100 more"), (0.001, "about 400 fresh")])
 def test_what_is_told_neither_way_would_be_told_by_more_slates_or_by_ratings(value: float, advice: str) -> None:
-    """An interval four times too wide, in standard errors squared, asks for three logs more of the same size."""
+    """A half-width of 0.02 shows 0.02 * 2.8 / 1.96 with 80% power: (0.0286 / 0.01)^2 times the 150 slates."""
     evaluation = evaluated(150, 0.2)
     evaluation["comparisons"][0]["utility"].update(value=value, low=value - 0.02, high=value + 0.02)
     (decision,) = decide(evaluation)
     assert decision.outcome == "cannot tell"
     assert decision.sentence.startswith("This log cannot tell new and old apart")
-    assert advice in decision.would_tell[0]
-    assert "a difference above 0.02 would have shown on these 150 slates" in decision.would_tell[0]
+    assert advice in " ".join(decision.would_tell)
+    assert "a difference of 0.029 would show on 150 slates" in decision.would_tell[0]
 
 
 def test_a_refused_difference_is_never_called_a_gain() -> None:
@@ -122,6 +124,17 @@ def test_a_refused_difference_is_never_called_a_gain() -> None:
     assert decision.outcome == "cannot tell"
     assert decision.sentence.startswith("This log cannot tell whether new is better than old: 8 independent queries")
     assert any("more slates" in each for each in decision.would_tell)
+
+
+def test_an_index_is_no_gain() -> None:
+    slates, policies = log_of(800, liked=0.2)
+    objective = replace(Objective.evaluation(), length_normalize=True)
+    evaluation = evaluate_policies(slates, policies, objective=objective, score_range=(0.0, 1.0)).to_dict()
+    assert evaluation["comparisons"][0]["verdict"] == "index"
+    (decision,) = decide(evaluation)
+    assert decision.outcome == "cannot tell"
+    assert "a direction, not a value" in decision.sentence
+    assert decision.would_tell
 
 
 def test_a_caution_goes_into_the_sentence() -> None:

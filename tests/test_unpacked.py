@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from pope_align.models import loading, unpacked
 from pope_align.models.places import PACKAGED_MODEL, locate
+from safetensors import SafetensorError
 
 
 @pytest.fixture
@@ -43,16 +45,32 @@ def test_of_two_processes_at_once_the_first_copy_stays(gguf: Path) -> None:
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
-def test_a_copy_that_fails_leaves_nothing_and_says_so(gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_copy_that_fails_leaves_nothing_and_says_so(
+    gguf: Path, caplog: pytest.LogCaptureFixture, kind: type[Exception]
+) -> None:
     def full_disk(copy: Path) -> None:
         save(copy)
-        raise OSError("No space left on device")
+        raise kind("No space left on device")
 
     with caplog.at_level(logging.WARNING):
         assert unpacked.unpack(gguf, full_disk) is None
     assert "tiny.gguf" in caplog.text
     assert "No space left on device" in caplog.text
     assert not list((unpacked.cache_folder() / "models").iterdir())
+
+
+def test_copies_for_another_version_and_of_killed_processes_go(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "4.0")
+    old = unpacked.unpack(gguf, save)
+    killed, running = (old.with_name(f"{name}.partial") for name in ("killed", "running"))
+    for folder in (killed, running):
+        folder.mkdir()
+    os.utime(killed, (0, 0))
+    monkeypatch.undo()
+    monkeypatch.setenv("POPE_CACHE", str(gguf.parent / "cache"))
+    new = unpacked.unpack(gguf, save)
+    assert sorted(new.parent.iterdir()) == sorted([new, running])
 
 
 def test_a_large_file_is_not_unpacked(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
+
+
+def check_installed(module: str, *, extra: str, purpose: str) -> None:
+    """As `require`, without importing anything.
+
+    Raises:
+        ImportError: the module is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{module} is needed {purpose}; install it with: pip install 'pope-core[{extra}]'")
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -78,6 +78,7 @@ def main() -> None:
     For an unexpected error the line has its type and the file that was being read. Exit code 1 is a result: ``pope
     evaluate --require`` was not met.
     """
+    debugging["on"] = False
     quiet()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PrintableFormatter())

@@ -66,7 +66,7 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer's, without ``--debug``."""
-        debugging["on"] = "--debug" in args
+        debugging["on"] |= "--debug" in args  # which a command that runs others has seen before them
         return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
 
     def invoke(self, ctx: Any) -> Any:

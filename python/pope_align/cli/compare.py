@@ -32,7 +32,7 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="The decisions; - for standard output.")] = None,
     slates: Annotated[
-        int, typer.Option(min=2, help="Slates that are used, at most; of more, a sample.", rich_help_panel=_LOG)
+        int, typer.Option(min=2, help="About how many slates are used; of more, a sample.", rich_help_panel=_LOG)
     ] = 200,
     logging_policy: Annotated[
         str | None,
@@ -58,15 +58,15 @@ def compare(
 
         pope compare Posts.xml --policy old=./base --policy new=./new -o report.html
     """
-    from .._files import check_output
-
     policies = pairs("--policy", required(policy, "--policy"), "MODEL")
     if len(policies) < 2:
         raise ValueError(f"--policy: expected at least two, to compare, got {len(policies)}")
     for name in policies:
         if not re.fullmatch(r"[\w][\w.-]*", name):
             raise ValueError(f"--policy: expected names of letters, digits, '_', '-' and '.', got {name!r}")
-    page = check_output(required(out, "--out"), overwrite=overwrite, endings=(".html",))
+    from ..report.page import check_report
+
+    page, *_ = check_report(required(out, "--out"), overwrite=overwrite)
     for each in log:
         if not Path(each).is_dir() and not each.startswith("hub:"):
             check_file(Path(each), "log")
@@ -75,30 +75,61 @@ def compare(
     if logging_policy is not None:
         check_model(logging_policy, "--logging-policy")
 
+    check_utilities_and_embeddings(utility_transform)
+    from .._files import claim_folder
     from ..compare.plan import Options
     from ..compare.run import prepare
-    from ..compare.stages import run_stage
-    from .console import err
 
     folder = run_dir or page.with_suffix(".run")
     options = Options(policies, logging_policy, answers, max_new_tokens, max_length, utility_transform, seed)
-    plan = prepare(log, options, folder, most_slates=slates, run=_run)
-    plan.write(options)
-    if json != "-":
-        _show(plan)
-    if dry_run:
-        return
+    with claim_folder(folder):
+        plan = prepare(log, options, folder, most_slates=slates, run=_run)
+        plan.write(options)
+        if json != "-":
+            _show(plan)
+        if not dry_run:
+            _run_all(plan)
+            plan.write(options)
+            _finish(plan, page, json, overwrite=overwrite)
+
+
+def check_utilities_and_embeddings(utility_transform: str) -> None:
+    """Refuse what the last stages would refuse: an unknown transform, no library or model for embeddings.
+
+    Raises:
+        ValueError: an unknown transform; an embedding model that is nowhere.
+        ImportError: sentence-transformers is not installed.
+    """
+    from .._extras import check_installed
+    from ..metrics.embeddings import default_model
+    from ..models.places import look_up
+    from ..ope.utility import TRANSFORMS
+
+    if utility_transform not in TRANSFORMS:
+        raise ValueError(f"utility_transform: expected one of {', '.join(TRANSFORMS)}, got {utility_transform!r}")
+    check_installed("sentence_transformers", extra="eval", purpose="to embed texts")
+    model = default_model()
+    if not Path(model).is_dir():
+        try:
+            look_up(model)
+        except FileNotFoundError as error:
+            raise ValueError(f"embedding model: {error}") from error
+
+
+def _run_all(plan: Plan) -> None:
+    from ..compare.stages import run_stage
+    from .console import err
+
     for number, stage in enumerate(plan.stages, 1):
         err.print(f"[{number} of {len(plan.stages)}] {stage.what}")
         try:
-            ran = run_stage(stage, folder, _run)
+            ran = run_stage(stage, plan.folder, _run)
         except BaseException:
             err.print(f"stopped at: {shlex.join(['pope', *stage.argv])}")
             err.print("what was finished is kept; run the same command again to continue from here")
             raise
         if not ran:
             err.print("  there already")
-    _finish(plan, page, json)
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -152,13 +183,13 @@ def command_line(argv: Sequence[str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _finish(plan: Plan, page: Path, json: str | None) -> None:
+def _finish(plan: Plan, page: Path, json: str | None, *, overwrite: bool) -> None:
     from ..report.decision import decide, spoken
     from ..report.page import write_report
     from ..report.run import read_run
     from .console import err, out, show_json
 
-    written = write_report(plan.folder, page, overwrite=True)
+    written = write_report(plan.folder, page, overwrite=overwrite)
     run = read_run(plan.folder)
     assert run.evaluation is not None  # its stage has run
     decisions = decide(run.evaluation)

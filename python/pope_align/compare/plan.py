@@ -11,12 +11,12 @@ from typing import Any
 from ..data.schema import Slate, text_of
 from ..ope.rules import FEW_CLUSTERS
 from ..report.run import ANSWERS, EVALUATION, METRICS, SCORED
-from .stages import Stage
+from .stages import Stage, replaced
 
 #: Characters of a token, about, where no tokenizer has been loaded yet.
 _CHARACTERS = 4
 
-#: Median tokens of a response above which weights of whole responses rest on few of them; measured in
+#: Median tokens of a response above which weights of whole responses have a small effective sample size; measured in
 #: docs/choosing-an-estimator.md.
 LONG = 8
 
@@ -57,13 +57,13 @@ class Found:
     prompt_tokens: int  # of all prompts, about
     median_tokens: float  # of a response, about
     people: bool
-    recorded: bool  # every slate has log-probabilities
+    recorded: int  # slates that have log-probabilities
     how: str  # where these came from
     groups: bool  # feedback by group of raters
 
     @property
     def long(self) -> bool:
-        """Whether a response has more tokens than weights of whole responses bear."""
+        """Whether responses are too long for weights of whole responses (`LONG`)."""
         return self.median_tokens > LONG
 
     def lines(self) -> dict[str, str]:
@@ -75,15 +75,15 @@ class Found:
             "slates": f"{self.slates:,} of {self.prompts:,} prompts, {self.responses:,} responses",
             "length": f"about {self.median_tokens:.0f} tokens a response (median; {_CHARACTERS} characters a token)",
             "written by": written,
-            "propensities": f"{self.how}, in the log" if self.recorded else "none in the log",
+            "propensities": f"{self.how}, of {self.recorded:,} slates" if self.recorded else "none in the log",
         }
 
 
 def look(slates: Sequence[Slate], *, source: Sequence[str], format: str) -> Found:
     """Count what the plan depends on."""
     lengths = [len(text_of(each)) / _CHARACTERS for slate in slates for each in slate.completions]
-    recorded = all(slate.logging_logprobs is not None for slate in slates)
-    hows = sorted({str((slate.logging_policy or {}).get("how", "unknown")) for slate in slates}) if recorded else []
+    recorded = [slate for slate in slates if slate.logging_logprobs is not None]
+    hows = sorted({str((slate.logging_policy or {}).get("how", "unknown")) for slate in recorded})
     return Found(
         source=tuple(source),
         format=format,
@@ -94,7 +94,7 @@ def look(slates: Sequence[Slate], *, source: Sequence[str], format: str) -> Foun
         prompt_tokens=round(sum(len(text_of(slate.prompt)) / _CHARACTERS for slate in slates)),
         median_tokens=statistics.median(lengths),
         people=all((slate.origin or {}).get("written_by") == "people" for slate in slates),
-        recorded=recorded,
+        recorded=len(recorded),
         how=", ".join(hows),
         groups=any(slate.group_scores for slate in slates),
     )
@@ -143,8 +143,13 @@ def _propensities(found: Found, options: Options, log: Path, folder: Path) -> St
             (str(log), options.logging_policy),
             (str(out),),
         )
-    if found.recorded:
+    if found.recorded == found.slates:
         return None
+    if found.recorded:
+        raise ValueError(
+            f"log: expected log-probabilities in every slate or in none, got them in {found.recorded:,} of "
+            f"{found.slates:,}; name the model that wrote the log (--logging-policy), or leave the others out"
+        )
     baseline = next(iter(options.policies.values()))
     fit = ("fit-logger", str(log), "--model", baseline, "--folds", "2", "--epochs", "1", "--seed", str(options.seed))
     return Stage(
@@ -172,6 +177,7 @@ def _answers(name: str, found: Found, options: Options, log: Path, out: Path) ->
         argv,
         (str(log), model),
         (str(out),),
+        work=(f"{out}.journal",),
     )
 
 
@@ -217,10 +223,10 @@ def _metrics(found: Found, options: Options, log: Path, answers: Mapping[str, Pa
     )
 
 
-def record(found: Found, options: Options, all_stages: Sequence[Stage]) -> dict[str, Any]:
-    """What the report says of a run's making."""
+def record(found: Found, options: Options, all_stages: Sequence[Stage], folder: Path) -> dict[str, Any]:
+    """What the report says of how a run was made."""
     return {
         "found": found.lines(),
         "policies": dict(options.policies),
-        "stages": [stage.to_dict() for stage in all_stages],
+        "stages": [{**stage.to_dict(), "replaced": replaced(stage, folder)} for stage in all_stages],
     }

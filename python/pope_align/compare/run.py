@@ -11,7 +11,7 @@ from .._files import report_path, write_json
 from ..data.schema import read_slates
 from ..report.run import ANSWERS, PLAN, SLATES
 from .plan import Found, Options, look, record, stages
-from .stages import Stage, run_stage
+from .stages import STAMPS, Stage, run_stage
 
 #: Runs a command of `pope`, given its arguments.
 RunCommand = Callable[[Sequence[str]], None]
@@ -28,7 +28,7 @@ class Plan:
 
     def write(self, options: Options) -> None:
         """Into the run's folder, for the report."""
-        write_json(self.folder / PLAN, record(self.found, options, [*self.preparation, *self.stages]))
+        write_json(self.folder / PLAN, record(self.found, options, [*self.preparation, *self.stages], self.folder))
 
 
 def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slates: int, run: RunCommand) -> Plan:
@@ -40,8 +40,10 @@ def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slate
         most_slates: that are evaluated; of more, a sample is drawn by hash.
 
     Raises:
-        ValueError: whatever `pope convert` refuses.
+        ValueError: a folder that holds other things than a run; whatever `pope convert` refuses.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMPS).is_file():
+        raise ValueError(f"run_dir: {folder}: holds files that no comparison made; name another folder")
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     log = folder / SLATES
     whole = log.with_name("all.jsonl")

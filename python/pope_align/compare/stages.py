@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pope_core.version import __version__
+
 from .._files import write_json, write_text
 
 #: Where a run's folder keeps what was done, and what each command printed.
@@ -45,15 +47,15 @@ class Stage:
         return asdict(self)
 
     def key(self) -> str:
-        """A hash of the command and of all that it reads."""
-        content = [list(self.argv), [fingerprint(Path(path)) for path in self.reads]]
+        """A hash of the command, of all that it reads, and of the version of this library."""
+        content = [__version__, list(self.argv), [fingerprint(Path(path)) for path in self.reads]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def fingerprint(path: Path) -> str:
-    """What tells whether a file or a model's folder is another one.
+    """Equal for equal files and folders: the content of a file; names, sizes and times of the files of a folder.
 
-    Files by content, and the files of a folder by name, size and time, since weights are large.
+    Weights are too large to be read for this.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -79,9 +81,8 @@ def run_stage(stage: Stage, folder: Path, run: Callable[[Sequence[str]], None]) 
     if same and stamp.get("done") and all(Path(path).exists() for path in stage.writes):
         return False
     begun = same and not stamp.get("done")
-    if not begun:
-        for path in (*stage.writes, *stage.work):
-            _remove(Path(path))
+    for path in (*stage.writes, *(() if begun else stage.work)):
+        _remove(Path(path))
     write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": False}})
     printed = _Printed()
     try:
@@ -90,8 +91,15 @@ def run_stage(stage: Stage, folder: Path, run: Callable[[Sequence[str]], None]) 
     finally:
         (folder / LOGS).mkdir(exist_ok=True)
         write_text(folder / LOGS / f"{stage.name}.txt", printed.text)
-    write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": True}})
+    made = [fingerprint(Path(path)) for path in stage.writes]
+    write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": True, "made": made}})
     return True
+
+
+def replaced(stage: Stage, folder: Path) -> bool:
+    """Whether somebody put another result in the place of the stage's own."""
+    made = json.loads((folder / STAMPS).read_text()).get(stage.name, {}).get("made")
+    return made is not None and made != [fingerprint(Path(path)) for path in stage.writes]
 
 
 def _remove(path: Path) -> None:

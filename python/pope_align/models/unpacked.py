@@ -11,12 +11,16 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import transformers
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
+
+_DAY = 86_400.0
 
 #: Larger files are not converted: in float32 they grow up to eightfold.
 MOST_BYTES = 512 << 20
@@ -45,6 +49,7 @@ def unpack(gguf: Path, save: Callable[[Path], None]) -> Path | None:
     copy = copy_of(gguf)
     if copy.is_dir():
         return copy
+    _clean(copy)
     unfinished = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.partial")
     try:
         unfinished.mkdir(parents=True)
@@ -54,9 +59,18 @@ def unpack(gguf: Path, save: Callable[[Path], None]) -> Path | None:
         except OSError:
             if not copy.is_dir():  # otherwise another process was first, with an equal copy
                 raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         logger.warning("no unpacked copy of %s was kept (%s); it will be read as slowly next time", gguf.name, error)
         return None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return copy
+
+
+def _clean(copy: Path) -> None:
+    """Remove copies of the same file for other versions of transformers, and what killed processes left a day ago."""
+    same_file = copy.name.rpartition("-transformers-")[0]
+    for other in copy.parent.glob("*") if copy.parent.is_dir() else ():
+        left = other.suffix == ".partial" and time.time() - other.stat().st_mtime > _DAY
+        if left or (other.suffix != ".partial" and other.name.startswith(f"{same_file}-transformers-")):
+            shutil.rmtree(other, ignore_errors=True)

@@ -120,17 +120,17 @@ def curves(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, x: st
         series: name and points.
     """
     width, height = 360, 200
-    drawn = [(name, [p for p in points if all(map(math.isfinite, p))]) for name, points in series]
-    drawn = [(name, points) for name, points in drawn if points]
+    finite = [(name, [p for p in points if all(map(math.isfinite, p))]) for name, points in series]
+    drawn = [(at, name, points) for at, (name, points) in enumerate(finite) if points]
     if not drawn:
         return Markup("")
-    xs = Scale.around([a for _, points in drawn for a, _ in points], 46, width - 8)
-    ys = Scale.around([b for _, points in drawn for _, b in points], height - 34, 8)
+    xs = Scale.around([a for *_, points in drawn for a, _ in points], 46, width - 8)
+    ys = Scale.around([b for *_, points in drawn for _, b in points], height - 34, 8)
     parts = [_axes(xs, ys, x, y, width, height)]
-    for index, (_, points) in enumerate(drawn):
+    for index, _, points in drawn:
         path = " ".join(f"{xs(a):.1f},{ys(b):.1f}" for a, b in points)
         parts.append(f'<g class="s{index % _SERIES}"><polyline points="{path}"/></g>')
-    told = "; ".join(f"{name}: from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in drawn)
+    told = "; ".join(f"{name}: from {points[0][1]:.3g} to {points[-1][1]:.3g}" for _, name, points in drawn)
     return _svg(parts, width, height, f"{y} over {x}. {told}")
 
 

@@ -15,6 +15,9 @@ Outcome = Literal["better", "worse", "cannot tell"]
 #: A difference of this share of the utility's range is what the advice is made for.
 WORTH_SEEING = 0.1
 
+#: Quantiles of the normal distribution: a test at the 5% level, both sides, with 80% power.
+_LEVEL, _POWER = 1.96, 0.84
+
 #: More slates than so many times those of the log are no advice.
 _MOST_TIMES = 20.0
 
@@ -106,7 +109,7 @@ def ratings_needed() -> int:
     With 80% power at the 5% level, whatever the spread of the ratings: `2 (1.96 + 0.84)^2 s^2 / d^2` with `s` half the
     range, the largest standard deviation that there is. Rounded up to two digits.
     """
-    exact = 2 * (1.96 + 0.84) ** 2 * 0.5**2 / WORTH_SEEING**2
+    exact = 2 * (_LEVEL + _POWER) ** 2 * 0.5**2 / WORTH_SEEING**2
     return _rounded_up(exact)
 
 
@@ -118,8 +121,8 @@ def _decide(evaluation: Mapping[str, Any], found: Mapping[str, Any]) -> Decision
 
     numbers = [utility[name] for name in ("value", "low", "high")]
     unit = evaluation["log"]["utility"]["unit"]
-    if found["verdict"] == "refuse" or any(number is None for number in numbers):
-        refusing = [each for each in found["findings"] if each["verdict"] == "refuse"]
+    if found["verdict"] not in ("reliable", "caution") or any(number is None for number in numbers):
+        refusing = [each for each in found["findings"] if each["verdict"] == found["verdict"]]
         why = _without_name(refusing[0]["reason"], found) if refusing else "the difference is not finite"
         advice = _would_tell(evaluation, found, [each["rule"] for each in refusing])
         return decision(
@@ -150,14 +153,15 @@ def _without_name(reason: str, found: Mapping[str, Any]) -> str:
 
 
 def _to_resolve(evaluation: Mapping[str, Any], value: float, low: float, high: float) -> list[str]:
-    """How many slates make an interval as narrow as the difference is large."""
-    slates, half = evaluation["log"]["slates"], (high - low) / 2
-    seen = f"a difference above {half:.2g} would have shown on these {slates:,} slates"
-    times = (half / abs(value)) ** 2 if value else math.inf
+    """How many slates show a difference as large as the estimate, and which difference these slates show: 80% power."""
+    slates = evaluation["log"]["slates"]
+    visible = (high - low) / 2 * (_LEVEL + _POWER) / _LEVEL
+    seen = f"a difference of {visible:.2g} would show on {slates:,} slates like these with 80% power"
+    times = (visible / abs(value)) ** 2 if value else math.inf
     if times <= _MOST_TIMES:
         more = _rounded_up(slates * (times - 1))
-        return [f"{seen}; if it is as large as estimated, about {more:,} more slates like these would show it"]
-    return [f"{seen}; if that is too coarse, {_ratings(evaluation)}"]
+        return [f"{seen}; one as large as the estimate needs about {more:,} more"]
+    return [seen, _ratings(evaluation)]
 
 
 def _would_tell(evaluation: Mapping[str, Any], found: Mapping[str, Any], rules: Sequence[str]) -> list[str]:
@@ -174,7 +178,7 @@ def _would_tell(evaluation: Mapping[str, Any], found: Mapping[str, Any], rules: 
 
 
 def _slates(evaluation: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Slates that the limits of the verdict ask for, where that is a number worth naming."""
+    """How many more slates the limits of the verdict ask for; ratings where that is more than `_MOST_TIMES` the log."""
     from ..ope.rules import RULES
 
     clusters = evaluation["log"]["clusters"]

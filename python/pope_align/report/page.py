@@ -24,11 +24,11 @@ from .run import Run, read_run
 #: Prompts inside the page; the others lie in a file beside it.
 EMBEDDED = 300
 
-#: Metrics of training that are drawn, with what they are called; the first of each that a run has.
+#: Metrics of training that are drawn where a run has them, with what they are called.
 _CURVES = (
-    ("V_CU, self-normalised", ("pope/utility_self_normalized",)),
-    ("loss", ("loss",)),
-    ("share of effective weights", ("is/ess_fraction",)),
+    ("V_CU, self-normalised", "pope/utility_self_normalized"),
+    ("loss", "loss"),
+    ("share of effective weights", "is/ess_fraction"),
 )
 
 
@@ -45,9 +45,7 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str], *, ov
     Raises:
         ValueError: a folder without results; an output that cannot be written or is there without ``overwrite``.
     """
-    page = check_output(out, overwrite=overwrite, endings=(".html",))
-    twin, beside = page.with_suffix(".md"), page.with_suffix(".prompts.js")
-    check_output(twin, overwrite=overwrite)
+    page, twin, beside = check_report(out, overwrite=overwrite)
     content = read_run(run)
     prompts = list(_prompts(content))
     context = _context(content)
@@ -61,9 +59,21 @@ def write_report(run: str | os.PathLike[str], out: str | os.PathLike[str], *, ov
     )
     write_text(twin, environment.get_template("report.md.j2").render(**context))
     if not more:
+        beside.unlink(missing_ok=True)
         return [page, twin]
     write_text(beside, f"popePrompts({_embedded(more)});\n")
     return [page, twin, beside]
+
+
+def check_report(out: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[Path, Path, Path]:
+    """The page, its twin and the file of prompts, after a check that all three may be written.
+
+    Raises:
+        ValueError: as `write_report`, for the output.
+    """
+    page = check_output(out, overwrite=overwrite, endings=(".html",))
+    twin, beside = page.with_suffix(".md"), page.with_suffix(".prompts.js")
+    return page, check_output(twin, overwrite=overwrite), check_output(beside, overwrite=overwrite)
 
 
 def _environment() -> Any:
@@ -128,10 +138,15 @@ def _context(run: Run) -> dict[str, Any]:
         "plane": _plane(run),
         "groups": any(name.startswith("worst_group") for name in (run.metrics or {}).get("readings", {})),
         "training": _training(run),
-        "commands": [shlex.join(["pope", *stage["argv"]]) for stage in run.plan.get("stages", [])],
+        "commands": [_command(stage) for stage in run.plan.get("stages", [])],
         "found": run.plan.get("found", {}),
         "version": pope_core.__version__,
     }
+
+
+def _command(stage: Mapping[str, Any]) -> str:
+    line = shlex.join(["pope", *stage["argv"]])
+    return f"{line}  # its result was replaced by hand" if stage.get("replaced") else line
 
 
 def _interval(quantity: Mapping[str, Any] | None, *, refused: bool = False) -> Interval:
@@ -167,6 +182,10 @@ def _reasons(evaluation: Mapping[str, Any] | None) -> Iterator[tuple[str, str, l
             if found["rule"] in ("support_bias", "placebo"):
                 pair = f"{each['policy']} - {each['baseline']}"
                 concerned.setdefault((found["verdict"], found["reason"]), []).append(pair)
+    for each in (evaluation or {}).get("indices", []):
+        for reason in each["reasons"]:
+            pair = f"direction of {each['policy']} by {each['weights']} weights"
+            concerned.setdefault((each["verdict"], reason), []).append(pair)
     every = len((evaluation or {}).get("estimates", []))
     for (verdict, reason), where in sorted(concerned.items(), key=lambda item: order.get(item[0][0], 3)):
         names = list(dict.fromkeys(where))
@@ -211,16 +230,17 @@ def _training(run: Run) -> list[dict[str, Any]]:
     """Curves of every policy that `pope train` made."""
     shown = []
     for policy, history in run.training.items():
-        for label, names in _CURVES:
-            series = []
-            for name in names:
-                points = [(e["step"], e[name]) for e in history if e.get(name) is not None and "step" in e]
-                held_out = [(e["step"], e[f"eval_{name}"]) for e in history if e.get(f"eval_{name}") is not None]
-                series += [("training", points), ("held out", held_out)]
+        for label, name in _CURVES:
+            series = [("training", _points(history, name)), ("held out", _points(history, f"eval_{name}"))]
             svg = curves(series, x="step", y=label)
             if svg:
-                shown.append({"policy": policy, "label": label, "svg": svg})
+                names = " and ".join(each for each, points in series if points)
+                shown.append({"policy": policy, "label": label, "svg": svg, "series": names})
     return shown
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(each["step"], each[name]) for each in history if each.get(name) is not None and "step" in each]
 
 
 def _prompts(run: Run) -> Iterator[dict[str, Any]]:

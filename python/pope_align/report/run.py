@@ -56,7 +56,8 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         slates=() if log is None else tuple(read_slates(log)),
         answers={
             path.stem: {row.key: row.texts for row in read_generations(path).rows}
-            for path in sorted((folder / ANSWERS).glob("*.jsonl"))
+            for path in sorted((folder / ANSWERS).glob("*"))
+            if path.suffix in (".jsonl", ".parquet")
         },
         covered=_covered(folder / COVERED),
         training=_training(plan, evaluation),
