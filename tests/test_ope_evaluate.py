@@ -457,6 +457,7 @@ def test_what_sampling_differs_in() -> None:
     assert sampled_with(None) == sampled_with({"sampling": {"temperature": 1, "top_p": 1.0, "top_k": 0}}) == {}
     assert sampled_with({"top_k": -1, "min_p": None, "temperature": 1.0}) == {}
     assert sampled_with({"sampling": {"temperature": 0.5}, "min_p": 0.1}) == {"temperature": 0.5, "min_p": 0.1}
+    assert sampled_with({"sampled_with": {"top_p": 0.9}, "temperature": 1.0}) == {"top_p": 0.9}
 
 
 def test_a_response_that_was_cut_before_any_text_is_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:

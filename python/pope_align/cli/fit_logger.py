@@ -61,9 +61,9 @@ def fit_logger(
 ) -> None:
     """Fit a language model to all logged responses, as the logging policy of a log without recorded propensities.
 
-    A group is what comes before '#' in a slate's slate_id, or else its prompt; groups are never split. A checkpoint is
-    written at every evaluation, and --resume continues from it. On several devices: accelerate launch -m pope_align.cli
-    fit-logger ... Examples:
+    A group is what `pope convert --group` wrote, or else what comes before '#' in a slate's slate_id, or else its
+    prompt; groups are never split. A checkpoint is written at every evaluation, and --resume continues from it. On
+    several devices: accelerate launch -m pope_align.cli fit-logger ... Examples:
 
         pope fit-logger votes.jsonl --model openai-community/gpt2 -o logger
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
+from ..models.modes import evaluation_mode
 from ..models.rope import decide_alone
 
 if TYPE_CHECKING:
@@ -241,13 +242,10 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 @contextmanager
 def _own_configuration(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Evaluation mode, with ``config`` in place of the checkpoint's generation defaults."""
-    modes = [(module, module.training) for module in model.modules()]
     theirs = model.generation_config
     model.generation_config = config
-    model.eval()
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         model.generation_config = theirs
-        for module, training in modes:
-            module.training = training

@@ -102,24 +102,21 @@ def _usable(row: Generation, index: int, report: LabelReport) -> bool:
     return True
 
 
-def _altered(generations: GenerationSet) -> dict[str, Any]:
-    """How sampling differed from the model, for a step that may score the model later."""
-    altered = sampled_with(generations.settings)
-    return {"sampled_with": altered} if altered else {}
-
-
 def _slate(
     row: Generation, kept: list[int], scores: Sequence[float], generations: GenerationSet, about: dict[str, Any]
 ) -> Slate:
     texts = [row.texts[index] for index in kept]
     finished = None if row.finished is None else [row.finished[index] for index in kept]
+    origin = {"format": "generations", "feedback": about.get("labeller", "none"), **about}
+    if altered := sampled_with(generations.settings):  # for a step that may score the model later
+        origin["sampled_with"] = altered
     slate = Slate(
         prompt=row.prompt,
         completions=texts,
         scores=[float(scores[index]) for index in kept],
         slate_id=row.key,
         responders=[generations.model] * len(kept),
-        origin={"format": "generations", "feedback": about.get("labeller", "none"), **about, **_altered(generations)},
+        origin=origin,
         finished=None if finished is None or all(finished) else finished,
     )
     if row.propensities is None:

@@ -47,9 +47,12 @@ def sampled_with(settings: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Args:
         settings: of a sampler: with a key ``sampling``, as `pope generate` writes them, or with ``temperature`` and its
-            kin themselves, as other tools do.
+            kin themselves, as other tools do; or the provenance of a log, whose key ``sampled_with`` is the answer of
+            an earlier step.
     """
     settings = settings or {}
+    if isinstance(before := settings.get("sampled_with"), Mapping) and before:
+        return dict(before)
     nested = settings.get("sampling")
     given = {**settings, **(nested if isinstance(nested, Mapping) else {})}
     found = {name: given[name] for name, neutral in NEUTRAL.items() if given.get(name) not in (None, neutral)}

@@ -14,6 +14,7 @@ import pope_core
 from ..data.rows import TokenRows, Tree, lay_out
 from ..distributed import call_as_forward
 from .attention import is_shared, shared_prompt_mask, why_not
+from .modes import evaluation_mode
 from .rope import decide_alone
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree) -> None:
     Raises:
         ValueError: a response's mean log-probability differs by more than rounding.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         rows = rows_on(model, lay_out([tree], share_prompt=False))
         ours = response_logprobs(model, rows)
         base = pretrained(model)
@@ -147,9 +146,6 @@ def check_head(model: PreTrainedModel | PeftModel, tree: Tree) -> None:
         theirs = pope_core.response_logprobs(
             torch.cat(logits), rows["labels"], response_offsets=rows["response_offsets"]
         )
-    finally:
-        for module, training in modes:
-            module.training = training
     difference = float(((ours - theirs) / rows["response_offsets"].diff()).abs().max())
     # The model rounds its logits to its own dtype; a few units in the last place of a typical logit are fine.
     tolerance = max(1e-3, 20 * torch.finfo(logits[0].dtype).eps)

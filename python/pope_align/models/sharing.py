@@ -15,6 +15,7 @@ from ..data.rows import TokenRows, Tree, lay_out
 from ..distributed import call_as_forward
 from .attention import why_not
 from .causal_lm import lm_head, output_layer, pretrained, response_hidden_states, rows_on
+from .modes import evaluation_mode
 from .rope import length_rule
 
 if TYPE_CHECKING:
@@ -75,25 +76,19 @@ def _difference(
     model: PreTrainedModel | PeftModel, trees: Sequence[Tree], max_tokens_per_row: int | None
 ) -> str | None:
     """How log-probabilities of ``trees`` with shared prompts differ; None if they are equal."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            alone = [
-                _token_logprobs(model, lay_out([Tree(tree.prompt_ids, [ids])], share_prompt=False))
-                for tree in trees
-                for ids in tree.response_ids
-            ]
-            packed = None if max_tokens_per_row is None else sum(map(len, trees))
-            try:
-                together = _token_logprobs(model, lay_out(trees, share_prompt=True, max_tokens_per_row=packed))
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # separate rows work, so the model rejects the mask or the positions
-                return f"it takes no mask of its own ({_line(error)})"
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluation_mode(model), torch.no_grad():
+        alone = [
+            _token_logprobs(model, lay_out([Tree(tree.prompt_ids, [ids])], share_prompt=False))
+            for tree in trees
+            for ids in tree.response_ids
+        ]
+        packed = None if max_tokens_per_row is None else sum(map(len, trees))
+        try:
+            together = _token_logprobs(model, lay_out(trees, share_prompt=True, max_tokens_per_row=packed))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # separate rows work, so the model rejects the mask or the positions
+            return f"it takes no mask of its own ({_line(error)})"
     parts = torch.split(together, [logprobs.numel() for logprobs in alone])
     off = max(float((a - b).square().mean().sqrt()) for a, b in zip(parts, alone, strict=True))
     # Rounding differs with the shape of a row; a few units in the last place of a typical logit are fine.

@@ -183,7 +183,7 @@ def score_policies(
     tokens = _Tokens(slates, max_length, scoring.template_date)
     scored = Scored()
     asked: dict[str, Model] = dict(policies)
-    altered = next(filter(None, (_altered(slate.logging_policy or {}) for slate in slates)), None)
+    altered = next(filter(None, (sampled_with(slate.logging_policy) for slate in slates)), None)
     if altered:
         spelled = ", ".join(f"{name} {value}" for name, value in altered.items())
         logger.warning("the log was sampled with %s, which no model is scored with: support is not checked", spelled)
@@ -223,11 +223,6 @@ def score_policies(
                     own = scored.fresh.get(other) if other == name else None
                     scored.under_logging[other] = own or score(tokens.fresh(tokenizer, other, fresh))
     return scored
-
-
-def _altered(provenance: dict[str, Any]) -> dict[str, Any]:
-    """How the sampler of a slate differed from its model."""
-    return provenance.get("sampled_with") or sampled_with(provenance)
 
 
 def _gap(slates: Sequence[Slate], scores: ModelScores) -> float:

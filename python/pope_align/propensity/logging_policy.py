@@ -114,13 +114,15 @@ def score_slates(
         its_policy = dict(policy)
         if ids.template_date is not None:
             its_policy["template_date"] = ids.template_date
-        if how == "recorded" and (altered := _altered(slate)):
+        if how == "recorded" and (
+            altered := (slate.origin or {}).get("sampled_with") or sampled_with(slate.logging_policy)
+        ):
             its_policy["sampled_with"] = altered
         if fit is not None:
             its_policy["fit"] = {**policy["fit"], "in_sample": _in_sample(slate, fit)}
         scored.append(replace(slate, logging_logprobs=totals, completion_tokens=tokens, logging_policy=its_policy))
     _warn_in_sample(scored)
-    _warn_altered(scored)
+    _warn_sampled_otherwise(scored)
     return scored
 
 
@@ -173,14 +175,7 @@ def _in_sample(slate: Slate, fit: FitReport) -> int:
     return sum(response_key(slate.prompt, completion) in fit.seen for completion in slate.completions)
 
 
-def _altered(slate: Slate) -> dict[str, Any]:
-    """How the sampler of the responses differed from its model."""
-    before = slate.logging_policy or {}
-    found: dict[str, Any] | None = (slate.origin or {}).get("sampled_with") or before.get("sampled_with")
-    return found or sampled_with(before)
-
-
-def _warn_altered(slates: Sequence[Slate]) -> None:
+def _warn_sampled_otherwise(slates: Sequence[Slate]) -> None:
     altered = [found for slate in slates if (found := (slate.logging_policy or {}).get("sampled_with"))]
     if altered:
         logger.warning(

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from ..data.rows import Tree, lay_out
 from ..data.tokenize import EncodedSlate
 from ..models.causal_lm import check_head, response_logprobs, rows_on
 from ..models.limits import check_limits
+from ..models.modes import evaluation_mode
 from ..models.sharing import sharing_obstacle
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _ScoreCache, 
     if not any(pending):
         return
     share_prompt = _shares_prompt(model, plan)  # from the whole plan, so that a resumed run decides the same
-    with _evaluating(model):
+    with evaluation_mode(model), torch.no_grad():
         for batch in filter(None, pending):
             trees = [_tree(row) for row in batch]
             rows = rows_on(model, lay_out(trees, share_prompt=share_prompt))
@@ -191,19 +191,6 @@ def _shares_prompt(model: PreTrainedModel, plan: list[list[_Row]]) -> bool:
     if obstacle is not None:
         logger.warning("every response computes its prompt again: %s", obstacle)
     return obstacle is None
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 # --- cache ----------------------------------------------------------------------------------------------------------
