@@ -165,8 +165,8 @@ def test_bad_arguments_are_named(call, told: str) -> None:
 def test_plackett_luce_of_full_and_partial_rankings_is_that_of_choix(penalty: float) -> None:
     rng = np.random.default_rng(1)
     truth = rng.normal(size=6)
-    full = [list(np.argsort(-(truth + rng.gumbel(size=6)))) for _ in range(40)]
-    partial = [ranking[:3] for ranking in full[:20]] + [ranking[2:] for ranking in full[20:]]
+    full = [list(np.argsort(-(truth + rng.gumbel(size=6)))) for _ in range(24)]
+    partial = [ranking[:3] for ranking in full[:12]] + [ranking[2:] for ranking in full[12:]]
     for rankings in (full, partial, full + partial):
         rankings = [[int(item) for item in ranking] for ranking in rankings]
         ours = plackett_luce(rankings, 6, penalty=penalty)

@@ -128,7 +128,7 @@ def test_a_figure_that_fails_loses_no_metrics(work, tmp_path, monkeypatch) -> No
     monkeypatch.setattr(figures, "bars", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("metrics", work / "gens.jsonl", "--refs", work / "log.jsonl", "-o", tmp_path / "m")
-    assert {path.name for path in (tmp_path / "m").iterdir()} == {"metrics.json", "per_slate.parquet"}
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"metrics.json", "per_slate.parquet", "covered.jsonl"}
 
 
 @pytest.mark.parametrize("text", ["#", "(.", "/"])

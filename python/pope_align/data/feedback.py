@@ -195,9 +195,13 @@ def plackett_luce(rankings: Sequence[Ranking], items: int, *, penalty: float = 0
     if penalty == 0:
         _check_connected(buckets, items)
     fit = optimize.minimize(
-        _plackett_luce_loss, np.zeros(items), args=(buckets, penalty), jac=True, method="L-BFGS-B",
+        _plackett_luce_loss,
+        np.zeros(items),
+        args=(*_denominators(buckets, items), penalty),
+        jac=True,
+        method="L-BFGS-B",
         options={"maxiter": 10_000, "ftol": 1e-15, "gtol": 1e-9},
-    )  # fmt: skip
+    )
     return np.asarray(fit.x - fit.x.mean(), dtype=np.float64)
 
 
@@ -299,22 +303,35 @@ def _check_connected(rankings: list[list[npt.NDArray[np.int64]]], items: int) ->
         )
 
 
+def _denominators(
+    rankings: list[list[npt.NDArray[np.int64]]], items: int
+) -> tuple[Utility, npt.NDArray[np.int64], Utility]:
+    """The likelihood's denominators: ``[n, items]`` how much of each worth is in one, how often each occurs, and
+    ``[items]`` how often each item is placed.
+    """
+    rows, placed = [], np.zeros(items)
+    for buckets in rankings:
+        remaining = np.zeros(items)
+        remaining[np.concatenate(buckets)] = 1
+        for tied in buckets:
+            for step in range(tied.size):
+                row = remaining.copy()
+                row[tied] -= step / tied.size
+                rows.append(row)
+            remaining[tied] = 0
+            placed[tied] += 1
+    distinct, counts = np.unique(np.array(rows), axis=0, return_counts=True)
+    return distinct, counts, placed
+
+
 def _plackett_luce_loss(
-    theta: Utility, rankings: list[list[npt.NDArray[np.int64]]], penalty: float
+    theta: Utility, denominators: Utility, counts: npt.NDArray[np.int64], placed: Utility, penalty: float
 ) -> tuple[float, Utility]:
     """Minus the penalised log-likelihood, and its gradient."""
-    loss, gradient = penalty * float(theta @ theta), 2 * penalty * theta
     worth = np.exp(theta - theta.max())
-    for buckets in rankings:
-        remaining = np.concatenate(buckets)
-        for tied in buckets:
-            steps = np.arange(tied.size) / tied.size
-            sums = worth[remaining].sum() - steps * worth[tied].sum()
-            loss += float(np.log(sums).sum() - (theta[tied] - theta.max()).sum())
-            gradient[remaining] += worth[remaining] * (1 / sums).sum()
-            gradient[tied] -= worth[tied] * (steps / sums).sum() + 1
-            remaining = remaining[~np.isin(remaining, tied)]
-    return loss, gradient
+    sums = denominators @ worth
+    loss = counts @ np.log(sums) - placed @ (theta - theta.max()) + penalty * (theta @ theta)
+    return float(loss), worth * (denominators.T @ (counts / sums)) - placed + 2 * penalty * theta
 
 
 def _finite_vector(name: str, values: npt.ArrayLike) -> Utility:
