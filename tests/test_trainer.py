@@ -274,6 +274,19 @@ def test_checkpointing_and_accumulation_leave_the_gradient_alone(
     torch.testing.assert_close(plain, checkpointed)
 
 
+def test_torch_compile_compiles_the_layers_that_the_loss_runs(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    compiled = torch._dynamo.utils.counters["stats"]
+    compiled.clear()
+    slates, gradients = make_slates(2, sizes=(2, 3)), []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        args = config(tmp_path, max_steps=1, **options)
+        gradients.append(trained(make_tiny_model(), slates, tiny_tokenizer, args)[1])
+        assert (compiled["calls_captured"] > 100) == bool(options)  # two layers of it; the rest is a few calls
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
 def test_the_direction_of_the_gradient(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     """With utility alone, the better of two responses gains on the worse one."""
     slates = [replace(slate, scores=[1.0, 0.0]) for slate in make_slates(4, sizes=(2,))]

@@ -207,6 +207,15 @@ def pretrained(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model
 
 
+def compile_body(model: PreTrainedModel | PeftModel, backend: str | None, mode: str | None) -> None:
+    """``torch.compile`` for everything below the head, in place: what `response_hidden_states` calls.
+
+    Args:
+        backend, mode: as ``torch.compile`` takes them; None for its defaults.
+    """
+    _body(model).compile(backend=backend or "inductor", mode=mode)
+
+
 def _body(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     base = pretrained(model)
     if base.base_model is base:

@@ -18,7 +18,7 @@ from .._files import replacing
 from ..data.collate import RowCollator
 from ..data.rows import Tree
 from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
-from ..models.causal_lm import check_head
+from ..models.causal_lm import check_head, compile_body
 from ..models.limits import check_limits
 from ..models.sharing import sharing_obstacle
 from .checkpoint import STATE_FILE, last_checkpoint
@@ -86,6 +86,9 @@ class SlateTrainer(Trainer):
         self.data_collator = IndexedCollator(
             replace(collator, share_prompt=share_prompt, max_tokens_per_row=max_tokens_per_row)
         )
+        if args.torch_compile:
+            # accelerate compiles the model's own forward, which a loss without logits does not call.
+            compile_body(self.model, args.torch_compile_backend, args.torch_compile_mode)
 
     def count_items(self, batch: Mapping[str, Any]) -> int:
         """The contribution of one micro-batch to the denominator of a step's loss; 0 for a stand-in."""
