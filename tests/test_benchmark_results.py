@@ -113,3 +113,18 @@ def test_the_table_of_a_gpu_shows_medians_floors_errors_other_losses_and_who_is_
         "Did not take part:",
         "- absent: ImportError: no module",
     ]
+
+
+def test_steps_of_training_have_a_table(tmp_path: Path) -> None:
+    step = {"model": "tiny", "difference": 1e-4, "allowed": 2e-3, "agrees": True, "seconds": 3.2, "peak_bytes": 5 << 20}
+    file = tmp_path / "pipeline-some-gpu.json"
+    add_row(file, ABOUT, {"name": "score", **step})
+    add_row(file, ABOUT, {"name": "train", **step, "difference": 0.5, "agrees": False})
+    add_row(file, ABOUT, {"name": "generate", **step, "difference": None, "agrees": False, "peak_bytes": None})
+    add_row(file, ABOUT, {"name": "evaluate", "model": "tiny", "error": "ValueError: no"})
+    assert report(file).splitlines()[4:] == [
+        "| score | tiny | 1.0e-04 | 2e-03 | 3 s | 5 MiB |",
+        "| train | tiny | **differs**: 5.0e-01 | 2e-03 | 3 s | 5 MiB |",
+        "| generate | tiny | **differs**: other texts | 2e-03 | 3 s |  |",
+        "| evaluate | tiny | ValueError: no | | | |",
+    ]
