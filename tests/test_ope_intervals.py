@@ -23,6 +23,8 @@ from pope_align.ope import (
     slate_lower_bounds,
 )
 from pope_align.ope.log import FreshScores
+from pope_align.stats.intervals import anytime_interval, quantities
+from pope_align.stats.ratios import Ratios
 
 #: A world of six responses: probabilities under both policies, and mean rewards.
 LOGGING = np.array([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
@@ -104,6 +106,47 @@ def test_joint_region_covers_utility_and_diversity_together() -> None:
         away = np.array([VALUE, diversity]) - region.centre
         inside += away @ np.linalg.solve(region.covariance, away) <= region.radius2
     assert 0.915 <= inside / 400 <= 0.98  # 0.95 -+ 3 standard errors
+
+
+# --- a log that is evaluated again and again ------------------------------------------------------------------------
+
+
+def ever_missed(method: str, logs: int = 600) -> float:
+    """Share of growing logs of which any of 15 evaluations, from 50 to 1,500 clusters, misses the value."""
+    looks = np.unique(np.geomspace(50, 1500, 15).astype(int))
+    missed = 0
+    for seed in range(logs):
+        rng = np.random.default_rng(seed)
+        actions = rng.choice(6, 1500, p=LOGGING)
+        weights = (TARGET / LOGGING)[actions]
+        rewards = MEANS[actions] + rng.normal(0, 0.4, 1500)
+        for count in looks:
+            top, bottom = (weights * rewards)[None, :count, None], weights[None, :count]  # self-normalised
+            (found,) = quantities(Ratios(top, bottom), Confidence(method))
+            if not found.low <= VALUE <= found.high:
+                missed += 1
+                break
+    return missed / logs
+
+
+def test_looking_again_and_again_is_paid_for() -> None:
+    assert ever_missed("anytime") <= 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
+    assert ever_missed("t") > 0.15
+
+
+def test_the_sequence_is_its_formula_and_wider_than_t() -> None:
+    values, errors = np.array([1.0]), np.array([0.1])
+    rho2 = (-2 * np.log(0.05) + np.log(-2 * np.log(0.05) + 1)) / 200
+    for clusters in (50, 200, 5000):
+        low, high = anytime_interval(values, errors, clusters, 0.95, 200)
+        sd = 0.1 * clusters**0.5  # the boundary as the paper has it, in standard deviations
+        scaled = clusters * rho2
+        boundary = sd * np.sqrt(2 * (scaled + 1) / (clusters**2 * rho2) * np.log(np.sqrt(scaled + 1) / 0.05))
+        assert high - values == pytest.approx(boundary)
+        assert values - low == pytest.approx(boundary)
+        assert boundary > 1.96 * 0.1
+    with pytest.raises(ValueError, match="narrowest_at: expected an integer >= 1"):
+        Confidence("anytime", narrowest_at=0)
 
 
 # --- bounds at any sample size --------------------------------------------------------------------------------------

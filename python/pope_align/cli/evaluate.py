@@ -75,7 +75,11 @@ def evaluate(
         typer.Option(help="Shrinkage of clipped_ips and similar estimators; default: chosen from the data."),
     ] = None,
     interval: Annotated[
-        Literal["t", "bootstrap", "bayesian"], typer.Option(help="Method of the intervals.", rich_help_panel=_INTERVALS)
+        Literal["t", "bootstrap", "bayesian", "anytime"],
+        typer.Option(
+            help="Method of the intervals; anytime: for a log that grows and is evaluated repeatedly.",
+            rich_help_panel=_INTERVALS,
+        ),
     ] = "t",
     level: Annotated[float, typer.Option(help="Coverage of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
     draws: Annotated[int, typer.Option(help="Number of bootstrap draws.", rich_help_panel=_INTERVALS)] = 1000,
