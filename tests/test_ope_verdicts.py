@@ -23,7 +23,7 @@ from pope_align.ope import (
     pope_value,
     set_value,
 )
-from pope_align.ope.log import rescoring_gap
+from pope_align.ope.logging_policies import rescoring_gap
 from pope_align.ope.rules import RULES, rules_table
 
 QUALITY = np.linspace(0, 1, 8)

@@ -10,7 +10,8 @@ from .direction import DirectionIndex, directions
 from .estimators import METHODS, estimate
 from .evaluate import DEFAULT_ESTIMATORS, evaluate_policies
 from .evaluation import Evaluation
-from .log import FreshScores, LoggedSlates, PolicyScores, balanced_logprobs
+from .log import FreshScores, LoggedSlates, PolicyScores
+from .logging_policies import balanced_logprobs
 from .pope import pope_value
 from .predictions import Predictions
 from .result import Estimate

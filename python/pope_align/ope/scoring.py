@@ -14,7 +14,8 @@ import numpy as np
 from .._arrays import Integers
 from ..data.schema import Slate, Turn
 from ..generation.sampling import sampled_with
-from .log import FreshScores, rescoring_gap
+from .log import FreshScores
+from .logging_policies import rescoring_gap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
