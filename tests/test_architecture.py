@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,3 +156,16 @@ def test_every_public_name_is_there_documented_and_has_its_twin() -> None:
         assert callable(getattr(pope_core.reference, name))
         for section in ("Args:", "Returns:", "Raises:", "Source:", "Equivalent"):
             assert section in getattr(pope_core, name).__doc__, (name, section)
+
+
+def test_no_export_hides_a_module_of_its_package() -> None:
+    """``import pope_align.ope.support`` and ``from pope_align.ope import support`` would be two things."""
+    both, exported = set(), 0
+    for layer, root in LAYERS.items():
+        for init in root.rglob("__init__.py"):
+            name = ".".join((layer, *init.parent.relative_to(root).parts))
+            names = set(getattr(importlib.import_module(name), "__all__", ()))
+            exported += len(names)
+            both |= {f"{name}.{file.stem}" for file in init.parent.iterdir() if file.stem in names}
+    assert exported > 90
+    assert both == {"pope_core.reference"}  # exported as a module

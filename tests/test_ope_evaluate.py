@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pope_align.data import Slate, encode_slates, write_slates
 from pope_align.generation.generations import Generation, GenerationSet, slate_keys, write_generations
 from pope_align.generation.labelled import labelled_slates
 from pope_align.generation.sampling import sampled_with
+from pope_align.models import loading
 from pope_align.ope import (
     LoggedSlates,
     Predictions,
@@ -26,6 +28,7 @@ from pope_align.ope import (
     predict_with,
 )
 from pope_align.ope.scoring import FreshTexts, score_policies
+from pope_align.propensity import scores
 from pope_align.propensity.logging_policy import score_slates
 from pope_align.propensity.scoring import score_responses
 from typer.testing import CliRunner
@@ -181,11 +184,62 @@ def test_bad_requests_are_refused_before_anything_is_scored(scored, models) -> N
         evaluate_policies([replace(s, logging_logprobs=None) for s in scored], models, report=never)
     with pytest.raises(ValueError, match=r"slate 0: completion_tokens\[0\]: expected the \d+ tokens"):
         evaluate_policies(scored, models, scoring=Scoring(max_length=12), report=never)
+    small = {"samples": {"new": SAMPLES[:40]}, "embed": letters, "report": never}
+    with pytest.raises(ValueError, match="lam: expected a finite number > 0 for 'clip', got -1"):
+        evaluate_policies(scored, models, estimators=["clipped_ips"], lam=-1.0, report=never)
+    with pytest.raises(ValueError, match=r"lam: expected None, because none of pope, snips has .* got 3"):
+        evaluate_policies(scored, models, estimators=["pope", "snips"], lam=3.0, report=never)
+    with pytest.raises(ValueError, match="lam: expected None, because none of pope, ips has"):
+        evaluate_policies(scored, models, lam=3.0, report=never)
+    with pytest.raises(ValueError, match=r"lam: expected a number, got None; SLOPE .* this log has 40"):
+        evaluate_policies(scored[:40], models, estimators=["clipped_ips"], report=never)
+    with pytest.raises(ValueError, match=r"'model_first' needs samples of every policy but .*, got none for base, new"):
+        evaluate_policies(scored, models, estimators=["model_first"], report=never)
+    with pytest.raises(ValueError, match="5 folds and needs as many independent queries, this log has 4"):
+        evaluate_policies(scored[:40], models, cluster=lambda slate: str(int(slate.prompt[7:-1]) % 4), **small)
+    with pytest.raises(ValueError, match=r"predictions.logged: expected \d+ numbers, one per response, got \[1\]"):
+        evaluate_policies(scored, models, predictions={"new": Predictions(np.ones(1), np.ones(60))}, report=never)
+    with pytest.raises(ValueError, match="reward: expected 60 numbers, one per slate"):
+        evaluate_policies(scored, models, set_rewards={"size": [1.0]}, report=never)
+    uncounted = [replace(slate, completion_tokens=None) for slate in scored]
+    with pytest.raises(ValueError, match=r"tokens: expected the number of tokens .*\(policy 'far'\)"):
+        evaluate_policies(uncounted, {**models, "far": wide(scored, 9.0)}, report=never, **asked(length_normalize=True))
     log = LoggedSlates.from_arrays([0.1, 0.9], [-3.0, -4.0], {"new": [-2.0, -4.5]})
     with pytest.raises(ValueError, match="LoggedSlates already holds its policies"):
         evaluate_policies(log, models)
     with pytest.raises(ValueError, match="baseline: expected one of new, got 'base'"):
         evaluate_policies(log, baseline="base")
+
+
+def test_without_the_library_for_embeddings_nothing_is_scored(scored, models, monkeypatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match="sentence_transformers is needed"):
+        evaluate_policies(scored, models, samples={"new": SAMPLES}, report=never)
+    assert evaluate_policies(scored, models, samples={"new": SAMPLES}, estimators=["pope"]).estimators == ["pope"]
+
+
+def test_a_model_is_loaded_and_hashed_once_whatever_it_is_called(files, scored, monkeypatch) -> None:
+    calls: list[str] = []
+
+    def counted(module, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (calls.append(name), real(*a, **k))[1])
+
+    counted(loading, "load_model")
+    counted(scores, "model_fingerprint")
+    (files / "link").symlink_to("new")
+    policies = {"base": files / "base", "new": str(files / "new"), "again": str(files / "link")}
+    once = evaluate_policies(
+        scored, policies, samples={"again": SAMPLES}, embed=letters, logging_policy=str(files / "base") + "/"
+    )
+    assert sorted(calls) == ["load_model"] * 2 + ["model_fingerprint"] * 2
+    assert once.of("again").value == once.of("new").value != once.of("base").value
+    assert once.log.rescored_gap == pytest.approx(0.0, abs=1e-5)
+    assert once.log.fresh["again"].logging is not None
+    assert list(once.log.policies) == ["base", "new", "again"]
 
 
 # --- reward models --------------------------------------------------------------------------------------------------

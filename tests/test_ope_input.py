@@ -37,7 +37,6 @@ GOOD = {
         ({"logging_logprobs": [-3.0, -np.inf, -2.0, -5.0]}, r"logging_logprobs: response 1 of slate 0: .* got -inf"),
         ({"policies": {"new": [-2.0, -4.5, math.nan, -1.0]}}, r"policies\['new'\]: response 0 of slate 1: .* got nan"),
         ({"policies": {"new": [-2.0, 4.5, -1.0, -1.0]}}, r"a log-probability <= 0, -inf for impossible .*, got 4.5"),
-        ({"policies": {}}, "policies: expected at least one policy"),
         ({"slate_offsets": [0, 0, 4]}, "slate_offsets: expected at least one response per slate, got none in slate 0"),
         ({"slate_offsets": [0, 4]}, "clusters: expected at least two independent queries, got one"),
         ({"clusters": ["a", "a"]}, "clusters: expected at least two independent queries, got one"),
@@ -54,6 +53,17 @@ def test_arrays_that_are_no_log_are_refused_with_the_place(change: dict, message
     LoggedSlates.from_arrays(**GOOD)
     with pytest.raises(ValueError, match=message):
         LoggedSlates.from_arrays(**{**GOOD, **change})
+
+
+def test_policies_may_be_given_later_with_the_same_checks() -> None:
+    policies = {"new": GOOD["policies"]["new"], "old": PolicyScores(np.array([-1.0] * 4), np.array([1, 2, 3, 4]))}
+    unscored = LoggedSlates.from_arrays(**{**GOOD, "policies": {}})
+    at_once, later = LoggedSlates.from_arrays(**{**GOOD, "policies": policies}), unscored.with_policies(policies)
+    for name in policies:
+        assert later.scores(name).logprobs.tolist() == at_once.scores(name).logprobs.tolist()
+        assert later.scores(name).tokens.tolist() == at_once.scores(name).tokens.tolist()
+    with pytest.raises(ValueError, match=r"policies\['new'\]: response 1 of slate 0: .* got 4.5"):
+        unscored.with_policies({"new": [-2.0, 4.5, -1.0, -1.0]})
 
 
 def test_a_missing_policy_unit_or_option_is_named() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pope_align.experiments.ope_similar_world import World
 from pope_align.ope import LoggedSlates
-from pope_align.ope.support import support
+from pope_align.ope.log_support import support
 
 
 def test_shares_and_bounds_by_hand() -> None:

@@ -5,9 +5,9 @@ With ``TRITON_INTERPRET=1``, set before Python starts, the kernels run on CPU te
 
 from ..products import add_outer, back_project, empty_large, project
 from ..seam import composed
+from .availability import probe
 from .exp_product import padded_columns, scaled_exp
 from .objective import slate_objective
-from .probe import probe
 from .rows import logit_gradient, token_logprobs
 from .segments import response_sums, token_coefficients
 

@@ -145,10 +145,10 @@ def evaluate(
 
     from ..data import read_slates
     from ..ope import Confidence, Scoring, evaluate_policies
-    from ..ope.evaluate import check_estimators
+    from ..ope.asked import check_estimators, wanted
     from .console import progress_by_name
 
-    check_estimators(estimator or [], list(policies), list(sampled))
+    check_estimators(wanted(estimator, objective), lam, list(policies), list(sampled))
     confidence = Confidence(interval, level, draws, seed)
     slates = read_slates(log)
     err.print(str(slates))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .._arrays import Floats, Integers
 from ..ope import LoggedSlates
 from ..ope.features import Features
-from ..ope.support import support
+from ..ope.log_support import support
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_policies import LOGGING
 from .ope_lm_pool import REWARDS, Pool, Responses

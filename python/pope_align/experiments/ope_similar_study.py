@@ -19,7 +19,7 @@ import numpy as np
 from .._files import check_output, write_json
 from .._json import jsonable
 from ..ope.features import Features
-from ..ope.support import support
+from ..ope.log_support import support
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_results import Check, Row, check_table, summarize
 from .ope_long_estimators import estimate_all, learn

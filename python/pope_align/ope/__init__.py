@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from ..stats.intervals import Confidence, JointRegion, Quantity
+from .asked import DEFAULT_ESTIMATORS
 from .bounds import log_value_lower_bound, slate_lower_bounds
 from .comparison import Comparison, compare
 from .diagnostics import Diagnostics, diagnose, effective_sample_size, pareto_k
 from .direction import DirectionIndex, directions
 from .estimators import METHODS, estimate
-from .evaluate import DEFAULT_ESTIMATORS, evaluate_policies
+from .evaluate import evaluate_policies
 from .evaluation import Evaluation
 from .log import FreshScores, LoggedSlates, PolicyScores
+from .log_support import Support, support
 from .logging_policies import balanced_logprobs
 from .pope import pope_value
 from .predictions import Predictions
@@ -21,7 +23,6 @@ from .sensitivity import SensitivityBounds, sensitivity_bounds
 from .sets import set_value
 from .slope import bias_bound
 from .subgroups import Subgroups, subgroup_values
-from .support import Support, support
 from .utility import UtilityScale, utilities
 from .weights import Shrink, log_weights
 

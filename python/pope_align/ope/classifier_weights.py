@@ -22,7 +22,7 @@ import numpy as np
 
 from .._arrays import Floats, Integers
 from .._extras import require
-from .crossfit import deal
+from .crossfit import FOLDS, deal
 from .features import Features
 from .log import LoggedSlates
 
@@ -52,7 +52,9 @@ class ClassifierWeights:
     features: str
 
 
-def classifier_weights(log: LoggedSlates, features: Features, *, folds: int = 5, seed: int = 0) -> ClassifierWeights:
+def classifier_weights(
+    log: LoggedSlates, features: Features, *, folds: int = FOLDS, seed: int = 0
+) -> ClassifierWeights:
     """Cross-fitted classifier weights of every logged response.
 
     Args:

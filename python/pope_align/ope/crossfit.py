@@ -14,16 +14,22 @@ from .log import LoggedSlates
 #: Candidate ridge penalties, in units of the mean variance of a feature times the number of rows.
 _PENALTIES = np.geomspace(1e-4, 1e2, 13)
 
+#: The default number of folds.
+FOLDS = 5
 
-def deal(clusters: Integers, folds: int, seed: int) -> Integers:
+
+def deal(clusters: Integers, folds: int, seed: int, *, what: str = "clusters") -> Integers:
     """``[S]`` fold of each slate; slates of a cluster share theirs.
+
+    Args:
+        what: the name of the clusters, in errors.
 
     Raises:
         ValueError: fewer than two folds, or more than there are clusters.
     """
     names, codes = np.unique(clusters, return_inverse=True)
     if not 2 <= folds <= names.size:
-        raise ValueError(f"folds: expected between 2 and the {names.size} clusters of the log, got {folds}")
+        raise ValueError(f"folds: expected between 2 and the {names.size} {what} of the log, got {folds}")
     return np.asarray(np.random.default_rng(seed).permutation(names.size) % folds, dtype=np.int64)[codes]
 
 
@@ -109,7 +115,7 @@ class CrossFit:
         return shares
 
 
-def cross_fit(log: LoggedSlates, features: Features, *, folds: int = 5, seed: int = 0) -> CrossFit:
+def cross_fit(log: LoggedSlates, features: Features, *, folds: int = FOLDS, seed: int = 0) -> CrossFit:
     """Fit a ridge of utility on ``features`` for each fold of clusters, and predict that fold with it.
 
     Args:
@@ -134,7 +140,7 @@ def cross_fit(log: LoggedSlates, features: Features, *, folds: int = 5, seed: in
     return CrossFit(features, fold, tuple(models), logged, target, _r2(log.utility, logged), slope, error)
 
 
-def best_fit(log: LoggedSlates, candidates: Sequence[Features], *, folds: int = 5, seed: int = 0) -> CrossFit:
+def best_fit(log: LoggedSlates, candidates: Sequence[Features], *, folds: int = FOLDS, seed: int = 0) -> CrossFit:
     """The cross-fit with the feature set that explains most variance of the utilities out of fold.
 
     All candidates describe the same logged and fresh responses.

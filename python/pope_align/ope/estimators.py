@@ -229,6 +229,15 @@ def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: E
     return Ratios(log.cluster_sums(numerators)[None], log.cluster_sums(denominators)[None])
 
 
+def check_slope(log: LoggedSlates) -> None:
+    """Raises: ValueError: the log is too small to choose ``lam`` from it."""
+    if log.num_clusters < FEW_CLUSTERS:
+        raise ValueError(
+            f"lam: expected a number, got None; SLOPE compares estimates and needs {FEW_CLUSTERS} independent "
+            f"queries, this log has {log.num_clusters}"
+        )
+
+
 def _shrinkage(
     log: LoggedSlates,
     spec: EstimatorSpec,
@@ -246,11 +255,7 @@ def _shrinkage(
         if lam is not None:
             shrink = Shrink(spec.shrink, lam)
         else:
-            if log.num_clusters < FEW_CLUSTERS:
-                raise ValueError(
-                    f"lam: expected a number, got None; SLOPE compares estimates and needs {FEW_CLUSTERS} independent "
-                    f"queries, this log has {log.num_clusters}"
-                )
+            check_slope(log)
             candidates = ladder(spec.shrink, log_w)
             total = known.residual @ np.array([[1.0], [diversity_weight]])  # [R, 1]
             each = [_correction(log, candidate.log(log_w), total, spec) for candidate in candidates]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from pope_core.objective import Objective
 from .._arrays import Floats
 from ..data.schema import Slate, SlateLog, read_slates
 from ..stats.intervals import Confidence
+from .asked import WITH_PREDICTIONS, check_estimators, check_log, check_names, reads_samples, wanted
 from .comparison import Comparison, compare
 from .direction import directions
 from .estimators import METHODS, estimate
@@ -22,29 +24,20 @@ from .log import LoggedSlates, PolicyScores
 from .long_responses import NAME as MODEL_FIRST
 from .long_responses import LongEstimate, model_first_estimate
 from .placebo import Placebo, gain_shares, placebo
-from .pope import fresh_diversity, pope_value
+from .pope import fresh_diversity, is_weighted_mean, pope_value
 from .predictions import Predictions
 from .response_features import response_features
 from .result import Estimate
 from .reward_model import Embed, fit_predictions
 from .rules import FEW_CLUSTERS
 from .scoring import Finished, FreshTexts, Model, OnScored, Samples, Scoring, check_samples, score_policies
-from .sets import set_value
+from .sets import rewards_of, set_value
 from .utility import EvaluationTransform
 from .verdict import is_logging_policy
 from .weights import log_weights
 
 if TYPE_CHECKING:
     from ..propensity.scores import ModelScores
-
-#: The default estimators.
-DEFAULT_ESTIMATORS = ("pope",)
-
-#: Added by default for weights of whole responses, which are unbiased without normalisation.
-WITH_TOTALS = ("ips",)
-
-#: Added by default for policies with fresh samples or predictions.
-WITH_PREDICTIONS = ("dm", "dr", "sndr")
 
 
 def evaluate_policies(
@@ -103,13 +96,19 @@ def evaluate_policies(
     """
     samples, given = dict(samples or {}), dict(predictions or {})
     names = list(log.policies if isinstance(log, LoggedSlates) else policies or {})
-    _check_names(names, samples, given, baseline, estimators)
+    check_names(names, samples, given, baseline)
+    every = wanted(estimators, objective)
+    check_estimators(every, lam, names, samples, given)
     fresh = FreshTexts(samples, samples_finished or {}).with_tokens()
     samples = dict(fresh.texts)
-    logged = _logged(log, policies, fresh, utility_transform, score_range, cluster, logging_policy, scoring, report)
+    unscored, models = _unscored(log, policies, fresh, utility_transform, score_range, cluster)
+    to_fit = {name: texts for name, texts in samples.items() if name not in given} if reads_samples(estimators) else {}
+    check_log(unscored, every, lam, given, objective, cross_fits=bool(to_fit))
+    rewards = {title: rewards_of(unscored, reward) for title, reward in (set_rewards or {}).items()}
+    embed = _once(embed) if samples and reads_samples(estimators) else _no_embedding
+    logged = _scored(unscored, models, names, fresh, logging_policy, scoring, report)
     baseline = baseline or names[0]
-    embed = _once(embed) if samples else _no_embedding
-    models = {**_fitted(logged, samples, given, embed, objective), **given}
+    known = {**_fitted(logged, to_fit, embed, objective), **given}
     long: dict[str, LongEstimate] = {}
 
     def value(name: str, method: str) -> Estimate:
@@ -126,30 +125,29 @@ def evaluate_policies(
             logged,
             name,
             method,
-            predictions=models.get(name) if spec.predictions else None,
+            predictions=known.get(name) if spec.predictions else None,
             lam=lam if spec.shrink else None,
             objective=objective,
             confidence=confidence,
         )
 
-    wanted = list(estimators or DEFAULT_ESTIMATORS + (() if objective.length_normalize else WITH_TOTALS))
     enough = logged.num_clusters >= FEW_CLUSTERS and not objective.length_normalize
     estimates = []
     for name in names:
-        added: tuple[str, ...] = () if estimators or name not in models else WITH_PREDICTIONS
+        added: tuple[str, ...] = () if estimators or name not in known else WITH_PREDICTIONS
         readable = name in samples or (samples and is_logging_policy(logged, name))
         readable = readable and (objective.diversity_weight == 0 or name in logged.fresh)
         added += () if estimators or not readable or not enough else (MODEL_FIRST,)
-        estimates += [value(name, each) for each in [*wanted, *added]]
+        estimates += [value(name, each) for each in [*every, *added]]
     estimates += [
         set_value(logged, name, reward, name=title, objective=objective, confidence=confidence)
         for name in names
-        for title, reward in (set_rewards or {}).items()
+        for title, reward in rewards.items()
     ]
     return Evaluation(
         estimates=tuple(estimates),
         comparisons=_compared(
-            logged, estimates, long, [wanted[0], *(f"set:{title}" for title in set_rewards or {})], baseline
+            logged, estimates, long, [every[0], *(f"set:{title}" for title in rewards)], baseline, objective
         ),
         indices=tuple(
             each for name in names if name != baseline for each in directions(logged, name, baseline, confidence)
@@ -160,90 +158,52 @@ def evaluate_policies(
     )
 
 
-def _check_names(
-    names: list[str],
-    samples: Mapping[str, Samples],
-    predictions: Mapping[str, Predictions],
-    baseline: str | None,
-    estimators: Sequence[str] | None,
-) -> None:
-    """Check all names, before any work."""
-    if not names:
-        raise ValueError("policies: expected at least one policy, got none")
-    if baseline is not None and baseline not in names:
-        raise ValueError(f"baseline: expected one of {', '.join(names)}, got {baseline!r}")
-    for what, of in (("samples", samples), ("predictions", predictions)):
-        if unknown := sorted(set(of) - set(names)):
-            raise ValueError(f"{what}: expected names among {', '.join(names)}, got {', '.join(unknown)}")
-    check_estimators(estimators or (), names, samples, predictions)
-
-
-def check_estimators(
-    estimators: Iterable[str], policies: Sequence[str], samples: Collection[str], predictions: Collection[str] = ()
-) -> None:
-    """Refuse unknown estimators, and estimators whose samples or predictions are missing for a policy.
-
-    Args:
-        samples, predictions: policies that have any.
-
-    Raises:
-        ValueError: by name.
-    """
-    for name in estimators:
-        if name != "pope" and name not in METHODS and name != MODEL_FIRST:
-            known = ", ".join([*METHODS, MODEL_FIRST])
-            raise ValueError(f"estimators: expected pope or one of {known}, got {name!r}")
-        lacking = [policy for policy in policies if policy not in samples and policy not in predictions]
-        if name in METHODS and METHODS[name].predictions and lacking:
-            raise ValueError(
-                f"estimators: {name!r} needs samples or predictions of every policy, got none for {', '.join(lacking)}"
-            )
-
-
-def _logged(
+def _unscored(
     log: str | os.PathLike[str] | SlateLog | Sequence[Slate] | LoggedSlates,
     policies: Mapping[str, Any] | None,
     fresh: FreshTexts,
     utility_transform: EvaluationTransform,
     score_range: tuple[float, float] | None,
     cluster: Callable[[Slate], str] | None,
-    logging_policy: Model | None,
-    scoring: Scoring,
-    report: OnScored | None,
-) -> LoggedSlates:
-    """The log with every policy scored, and with scores of the fresh samples of models."""
+) -> tuple[LoggedSlates, dict[str, Model]]:
+    """The log, checked, with the policies whose totals are given; and the models that are still to be scored."""
     if isinstance(log, LoggedSlates):
         if policies is not None:
             raise ValueError("policies: LoggedSlates already holds its policies; pass None")
-        return log
-    assert policies is not None  # `_check_names` has seen one
+        return log, {}
+    assert policies is not None  # `check_names` has seen one
     slates = read_slates(log) if isinstance(log, (str, os.PathLike)) else log
     check_samples(slates, fresh)
     models = {
         name: cast("Model", each) for name, each in policies.items() if isinstance(each, (str, os.PathLike, tuple))
     }
-
-    def whole(scored: Mapping[str, Any], **fresh: Any) -> LoggedSlates:
-        return LoggedSlates.from_slates(
-            slates, scored, utility_transform=utility_transform, score_range=score_range, cluster=cluster, **fresh
-        )
-
-    placeholder = [slate.logging_logprobs for slate in slates]
-    whole({name: placeholder if name in models else policy for name, policy in policies.items()})  # before the work
-    if not models:
-        return whole(policies)
-    scored = score_policies(
-        slates,
-        models,
-        fresh=fresh.of(models),
-        logging_policy=logging_policy,
-        scoring=scoring,
-        report=report,
+    scored = {name: policy for name, policy in policies.items() if name not in models}
+    unscored = LoggedSlates.from_slates(
+        slates, scored, utility_transform=utility_transform, score_range=score_range, cluster=cluster
     )
-    fresh_scores = scored.fresh_scores(fresh.texts)
-    return whole(
-        {name: scored.logged.get(name, policy) for name, policy in policies.items()},
-        fresh=fresh_scores,
+    return unscored, models
+
+
+def _scored(
+    log: LoggedSlates,
+    models: Mapping[str, Model],
+    names: Sequence[str],
+    fresh: FreshTexts,
+    logging_policy: Model | None,
+    scoring: Scoring,
+    report: OnScored | None,
+) -> LoggedSlates:
+    """The log with its policies in the order of ``names``, the models among them scored, and their fresh samples."""
+    if not models:
+        return log
+    assert log.slates is not None
+    scored = score_policies(
+        log.slates, models, fresh=fresh.of(models), logging_policy=logging_policy, scoring=scoring, report=report
+    )
+    every: dict[str, Any] = {**log.policies, **scored.logged}
+    return replace(
+        log.with_policies({name: every[name] for name in names}),
+        fresh=scored.fresh_scores(fresh.texts),
         rescored_gap=scored.rescored_gap,
     )
 
@@ -251,15 +211,13 @@ def _logged(
 def _fitted(
     log: LoggedSlates,
     samples: Mapping[str, Samples],
-    given: Mapping[str, Predictions],
     embed: Embed,
     objective: Objective,
 ) -> dict[str, Predictions]:
-    """A reward model for every policy with samples and no predictions."""
+    """A reward model for every policy with samples."""
     return {
         name: fit_predictions(log, texts, embed, target_diversity=fresh_diversity(log, name, objective))
         for name, texts in samples.items()
-        if name not in given
     }
 
 
@@ -290,11 +248,12 @@ def _compared(
     long: Mapping[str, LongEstimate],
     estimators: Sequence[str],
     baseline: str,
+    objective: Objective,
 ) -> tuple[Comparison, ...]:
     """Every policy against the baseline, by the estimators that are compared."""
     by = {(each.estimator, each.policy): each for each in estimates}
     return tuple(
-        compare(mine, by[estimator, baseline], placebo=_placebo(log, mine, by[estimator, baseline], long))
+        compare(mine, by[estimator, baseline], placebo=_placebo(log, mine, by[estimator, baseline], long, objective))
         for estimator in estimators
         for (method, policy), mine in by.items()
         if method == estimator and policy != baseline
@@ -302,23 +261,21 @@ def _compared(
 
 
 def _placebo(
-    log: LoggedSlates, estimate: Estimate, baseline: Estimate, long: Mapping[str, LongEstimate]
+    log: LoggedSlates,
+    estimate: Estimate,
+    baseline: Estimate,
+    long: Mapping[str, LongEstimate],
+    objective: Objective,
 ) -> Placebo | None:
     """The gain in V_CU beside those of permuted utilities, where it is linear in them."""
     if log.sizes.max() == 1:
         return None
     if estimate.estimator == MODEL_FIRST:
         return _of_shares(log, long[estimate.policy].shares - long[baseline.policy].shares)
-    options = estimate.options
     spec = METHODS.get(estimate.estimator)
-    weighted = (spec is not None and spec.weighted_mean) or (
-        estimate.estimator == "pope"
-        and (options["weighting"], options["normalization"], options["clip"]) == ("response", "batch", None)
-        and options["utility_form"] == "feedback"
-    )
-    if not weighted:
+    if not (is_weighted_mean(objective) if estimate.estimator == "pope" else spec is not None and spec.weighted_mean):
         return None
-    whole = bool(options["length_normalize"])
+    whole = objective.length_normalize
     mine, theirs = (log_weights(log, each.policy, "response", length_normalize=whole) for each in (estimate, baseline))
     if not (np.isfinite(mine.max()) and np.isfinite(theirs.max())):
         return None

@@ -109,7 +109,7 @@ class LoggedSlates:
             utility: ``[R]`` feedback of each response, within ``utility_range``.
             logging_logprobs: ``[R]`` log-probability under the logging policy, nats, at most 0.
             policies: for each policy to evaluate, ``[R]`` log-probabilities of the same responses, -inf if the policy
-                cannot write it; `PolicyScores` to give tokens and provenance, too.
+                cannot write it; `PolicyScores` to give tokens and provenance, too. `with_policies` adds them later.
             slate_offsets: ``[S + 1]``; None if every response is a slate of its own.
             unit: "total"; or "mean" for log-probabilities per token, which are multiplied by ``tokens`` here.
             tokens: ``[R]`` tokens per response: needed for means, and by length-normalised objectives.
@@ -136,32 +136,19 @@ class LoggedSlates:
             raise ValueError(f"how: expected one of {', '.join(get_args(LoggingOrigin))}, got {how!r}")
         if unit not in ("total", "mean"):
             raise ValueError(f"unit: expected 'total' or 'mean', got {unit!r}")
-        if not policies:
-            raise ValueError("policies: expected at least one policy, got none")
         place = Places(offsets)
         low, high = utility_range if scale is None else scale.range
         if not (np.isfinite([low, high]).all() and low < high):
             raise ValueError(f"utility_range: expected two finite numbers, low < high, got {utility_range!r}")
         place.each("utility", utility, (utility >= low) & (utility <= high), f"a number in [{low:g}, {high:g}]")
 
-        def scores(name: str, given: npt.ArrayLike | PolicyScores, *, may_be_zero: bool) -> PolicyScores:
-            if not isinstance(given, PolicyScores):
-                given = PolicyScores(np.asarray(given))
-            logprobs = place.logprobs(name, given.logprobs, unit, may_be_zero=may_be_zero)
-            own = shared if given.tokens is None else place.tokens(f"{name} tokens", given.tokens)
-            if unit == "mean":
-                if own is None:
-                    raise ValueError(f"tokens: expected one number per response with unit='mean' ({name}), got none")
-                logprobs = logprobs * own
-            return PolicyScores(logprobs, own, given.provenance)
-
         shared = None if tokens is None else place.tokens("tokens", tokens)
-        logging = PolicyScores(np.asarray(logging_logprobs), None, provenance)
+        given = PolicyScores(np.asarray(logging_logprobs), None, provenance)
         return cls(
             utility=utility,
             slate_offsets=offsets,
-            logging=scores("logging_logprobs", logging, may_be_zero=False),
-            policies={name: scores(f"policies[{name!r}]", given, may_be_zero=True) for name, given in policies.items()},
+            logging=_checked("logging_logprobs", given, place, shared, unit, may_be_zero=False),
+            policies=_checked_policies(policies, place, shared, unit),
             clusters=cluster_codes(clusters, offsets.size - 1),
             how=how,
             scale=scale or UtilityScale(low=float(low), high=float(high)),
@@ -234,6 +221,24 @@ class LoggedSlates:
     def clustered_by(self, clusters: Sequence[Any] | npt.ArrayLike | None) -> LoggedSlates:
         """The same log with other clusters: ``[S]`` ids, or None for each slate on its own."""
         return replace(self, clusters=cluster_codes(clusters, self.num_slates))
+
+    def with_policies(
+        self, policies: Mapping[str, npt.ArrayLike | Sequence[Sequence[float]] | ModelScores | PolicyScores]
+    ) -> LoggedSlates:
+        """The same log with these policies in place of its own.
+
+        Args:
+            policies: totals as in `from_slates` if the log was made from slates, else as in `from_arrays`.
+
+        Raises:
+            ValueError: an invalid shape or number, with its policy, slate and response.
+        """
+        given: Mapping[str, Any] = policies
+        if self.slates is not None:
+            given = {name: _flatten(name, each, self.slates) for name, each in given.items()}
+        return replace(
+            self, policies=_checked_policies(given, Places(self.slate_offsets), self.logging.tokens, "total")
+        )
 
     def with_fresh(self, fresh: Mapping[str, FreshScores]) -> LoggedSlates:
         """The same log with fresh responses of its policies."""
@@ -314,6 +319,39 @@ class LoggedSlates:
     def place(self, response: int) -> str:
         """The slate and position of response ``response``, for messages."""
         return Places(self.slate_offsets).of(response)
+
+
+def _checked(
+    name: str,
+    given: npt.ArrayLike | PolicyScores,
+    place: Places,
+    tokens: Integers | None,
+    unit: Literal["total", "mean"],
+    *,
+    may_be_zero: bool,
+) -> PolicyScores:
+    """Totals, with the log's ``tokens`` unless they have their own."""
+    if not isinstance(given, PolicyScores):
+        given = PolicyScores(np.asarray(given))
+    logprobs = place.logprobs(name, given.logprobs, unit, may_be_zero=may_be_zero)
+    own = tokens if given.tokens is None else place.tokens(f"{name} tokens", given.tokens)
+    if unit == "mean":
+        if own is None:
+            raise ValueError(f"tokens: expected one number per response with unit='mean' ({name}), got none")
+        logprobs = logprobs * own
+    return PolicyScores(logprobs, own, given.provenance)
+
+
+def _checked_policies(
+    policies: Mapping[str, npt.ArrayLike | PolicyScores],
+    place: Places,
+    tokens: Integers | None,
+    unit: Literal["total", "mean"],
+) -> dict[str, PolicyScores]:
+    return {
+        name: _checked(f"policies[{name!r}]", given, place, tokens, unit, may_be_zero=True)
+        for name, given in policies.items()
+    }
 
 
 def _digest(*arrays: npt.NDArray[Any]) -> str:

@@ -19,14 +19,14 @@ from .._arrays import Floats
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
 from .classifier_weights import classifier_weights
-from .crossfit import CrossFit, best_fit
+from .crossfit import FOLDS, CrossFit, best_fit
 from .estimators import leak_findings
 from .features import Features
 from .log import LoggedSlates
+from .log_support import support_of
 from .model_first import model_first, residual_check, weighted_mean
 from .pope import fresh_diversity
 from .result import Estimate, finish
-from .support import support_of
 from .tempered import tempered
 from .verdict import Finding, contradiction_findings, find, is_logging_policy, propensity_findings
 from .weights import log_weights
@@ -55,7 +55,7 @@ def model_first_estimate(
     *,
     objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
     confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
-    folds: int = 5,
+    folds: int = FOLDS,
     seed: int = 0,
 ) -> LongEstimate:
     """The value of a policy by a cross-fitted reward model on its fresh responses, and classifier-weighted residuals.

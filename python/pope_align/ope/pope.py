@@ -92,6 +92,12 @@ def pope_value(
     )
 
 
+def is_weighted_mean(objective: Objective) -> bool:
+    """Whether V_CU is the mean of the utilities by the raw weights of responses, linear in them."""
+    plain = not objective.weighs_slates and objective.clip is None
+    return plain and objective.couples_slates and not objective.rewards_likelihood
+
+
 def is_tempered(log: LoggedSlates, objective: Objective) -> bool:
     """Whether the weights are not importance weights although they use totals."""
     geometric = objective.weighting == "geometric" and log.num_responses > log.num_slates

@@ -14,8 +14,8 @@ from ..stats.intervals import Confidence, JointRegion, Quantity, quantities
 from ..stats.ratios import Ratios
 from .diagnostics import Diagnostics, cluster_ess
 from .log import LoggedSlates
+from .log_support import Support, support
 from .rules import Verdict
-from .support import Support, support
 from .verdict import (
     Finding,
     find,

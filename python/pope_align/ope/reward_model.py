@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .._arrays import Floats, Integers
 from ..data.schema import Slate
 from ..generation.generations import completion_text, prompt_text
+from .crossfit import FOLDS, Ridge, deal
 from .log import LoggedSlates
 from .predictions import Predictions
 
@@ -20,16 +21,13 @@ Embed = Callable[[list[str]], npt.ArrayLike]
 #: ``predict(prompts, responses)`` is ``[n]`` utilities.
 Predict = Callable[[list[str], list[str]], npt.ArrayLike]
 
-#: Candidate ridge penalties, in units of the mean variance of a feature times the number of rows.
-_PENALTIES = np.geomspace(1e-4, 1e2, 13)
-
 
 def fit_predictions(
     log: LoggedSlates,
     samples: Sequence[Sequence[str]],
     embed: Embed | None = None,
     *,
-    folds: int = 5,
+    folds: int = FOLDS,
     seed: int = 0,
     target_diversity: Floats | None = None,
 ) -> Predictions:
@@ -57,7 +55,7 @@ def fit_predictions(
         from ..metrics.embeddings import Embedder
 
         embed = Embedder()
-    fold = _deal(_queries(slates, log.clusters), folds, seed)  # [S]
+    fold = deal(queries(slates, log.clusters), folds, seed, what="queries")  # [S]
     logged = _features(slates, [[completion_text(c) for c in slate.completions] for slate in slates], embed)
     fresh = _features(slates, samples, embed)
     owner = np.repeat(np.arange(log.num_slates), [len(of_slate) for of_slate in samples])
@@ -65,7 +63,7 @@ def fit_predictions(
     predicted, sampled = np.empty(log.num_responses), np.empty(owner.size)
     for index in range(folds):
         train = fold_of_response != index
-        predict = _ridge(logged[train], log.utility[train])
+        predict = Ridge.fit(logged[train], log.utility[train])
         predicted[~train] = predict(logged[~train])
         sampled[fold[owner] == index] = predict(fresh[fold[owner] == index])
     target = np.bincount(owner, sampled) / np.bincount(owner)
@@ -122,8 +120,8 @@ def _features(slates: Sequence[Slate], responses: Sequence[Sequence[str]], embed
     return np.column_stack([prompts, np.asarray(embed(texts), dtype=np.float64), lengths])
 
 
-def _queries(slates: Sequence[Slate], clusters: Integers) -> Integers:
-    """``[S]`` ids of groups that share neither a prompt nor a cluster."""
+def queries(slates: Sequence[Slate], clusters: Integers) -> Integers:
+    """``[S]`` numbers, from 0, of groups that share neither a prompt nor a cluster."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -131,30 +129,3 @@ def _queries(slates: Sequence[Slate], clusters: Integers) -> Integers:
     count = int(prompts.max()) + 1
     edges = coo_array((np.ones(len(slates)), (prompts, count + clusters)), shape=(count + int(clusters.max()) + 1,) * 2)
     return np.asarray(connected_components(edges, directed=False)[1][prompts], dtype=np.int64)
-
-
-def _deal(queries: Integers, folds: int, seed: int) -> Integers:
-    names, codes = np.unique(queries, return_inverse=True)
-    if not 2 <= folds <= names.size:
-        raise ValueError(f"folds: expected between 2 and the {names.size} queries of the log, got {folds}")
-    return np.asarray(np.random.default_rng(seed).permutation(names.size) % folds, dtype=np.int64)[codes]
-
-
-def _ridge(features: Floats, utility: Floats) -> Callable[[Floats], Floats]:
-    """Standardised ridge with an intercept; its penalty has the least leave-one-out error."""
-    mean, scale = features.mean(0), features.std(0)
-    scale[scale == 0] = 1.0
-    x, centre = (features - mean) / scale, utility.mean()
-    eigenvalues, vectors = np.linalg.eigh(x.T @ x)
-    eigenvalues = np.maximum(eigenvalues, 0.0)
-    projected = x @ vectors  # [n, d]
-    response = projected.T @ (utility - centre)  # [d]
-    best, weights = np.inf, np.zeros(x.shape[1])
-    for penalty in _PENALTIES * len(x):
-        shrunk = 1 / (eigenvalues + penalty)
-        residual = utility - centre - projected @ (shrunk * response)
-        leverage = np.square(projected) @ shrunk + 1 / len(x)
-        error = float(np.square(residual / np.maximum(1 - leverage, 1e-12)).mean())
-        if error < best:
-            best, weights = error, vectors @ (shrunk * response)
-    return lambda new: ((new - mean) / scale) @ weights + centre

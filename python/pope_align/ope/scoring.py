@@ -191,11 +191,12 @@ def score_policies(
     elif logging_policy is not None:
         asked["(logging policy)"] = logging_policy  # last, after the policies' own checks
     fingerprints = {(slate.logging_policy or {}).get("model_fingerprint") for slate in slates}
-    for name, policy in asked.items():
-        with _loaded(policy, dtype) as (model, tokenizer):
+    for names in _by_model(asked):
+        first, own = names[0], [name for name in names if name in policies]
+        with _loaded(asked[first], dtype) as (model, tokenizer):
             provenance = model_provenance(model, tokenizer, max_length)
 
-            def score(encoded: Sequence[EncodedSlate], name: str = name) -> ModelScores:
+            def score(encoded: Sequence[EncodedSlate], name: str) -> ModelScores:
                 return score_model(
                     encoded,
                     model,
@@ -207,23 +208,32 @@ def score_policies(
                     progress=None if report is None else lambda done, of: report(name, done, of),
                 )
 
-            if name in policies:
-                encoded = tokens.log(tokenizer, provenance["tokenizer_fingerprint"], name)
-                if name in fresh.texts:
-                    scored.fresh[name] = score(tokens.fresh(tokenizer, name, fresh))
-                scored.logged[name] = score(encoded)
-            wrote = name not in policies or (
-                logging_policy is None and fingerprints == {provenance["model_fingerprint"]}
-            )
+            encoded = tokens.log(tokenizer, provenance["tokenizer_fingerprint"], first)
+            scored.fresh |= {
+                name: score(tokens.fresh(tokenizer, name, fresh), name) for name in own if name in fresh.texts
+            }
+            of_log = score(encoded, first)
+            scored.logged |= dict.fromkeys(own, of_log)
+            wrote = own != names or (logging_policy is None and fingerprints == {provenance["model_fingerprint"]})
             if wrote and not altered:
-                some = scored.logged.get(name) or score(
-                    tokens.log(tokenizer, provenance["tokenizer_fingerprint"], name)
-                )
-                scored.rescored_gap = _gap(slates, some)
-                for other in fresh.texts:
-                    own = scored.fresh.get(other) if other == name else None
-                    scored.under_logging[other] = own or score(tokens.fresh(tokenizer, other, fresh))
+                scored.rescored_gap = _gap(slates, of_log)
+                scored.under_logging = {
+                    name: scored.fresh[name] if name in own else score(tokens.fresh(tokenizer, name, fresh), first)
+                    for name in fresh.texts
+                }
     return scored
+
+
+def _by_model(policies: Mapping[str, Model]) -> list[list[str]]:
+    """The names of each model: those of one file or folder, hub name, or model in memory belong together."""
+    found: dict[object, list[str]] = {}
+    for name, policy in policies.items():
+        if isinstance(policy, tuple):
+            key: object = tuple(map(id, policy))
+        else:
+            key = os.path.realpath(policy) if os.path.exists(policy) else os.fspath(policy)
+        found.setdefault(key, []).append(name)
+    return list(found.values())
 
 
 def _gap(slates: Sequence[Slate], scores: ModelScores) -> float:

@@ -45,7 +45,7 @@ def set_value(
 
     Source: docs/method.md, "Estimators", weighting "slate" with normalization "batch", for any function of the slate.
     """
-    values = _rewards(log, reward)
+    values = rewards_of(log, reward)
     whole = objective.length_normalize
     log_joint = log_weights(log, policy, "slate", length_normalize=whole)
     weights = np.exp(log_joint - log_joint.max())
@@ -76,7 +76,8 @@ def set_value(
     )
 
 
-def _rewards(log: LoggedSlates, reward: Callable[[Slate], float] | npt.ArrayLike) -> npt.NDArray[np.float64]:
+def rewards_of(log: LoggedSlates, reward: Callable[[Slate], float] | npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """``[S]`` the rewards, checked as in `set_value`."""
     if callable(reward):
         if log.slates is None:
             raise ValueError(

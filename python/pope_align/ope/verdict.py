@@ -12,9 +12,9 @@ from pope_core.objective import weighs_slates
 
 from .diagnostics import Diagnostics
 from .log import LoggedSlates
+from .log_support import Support
 from .provenance import provenance_differences
 from .rules import RULES, TAIL_STARTS, VERDICTS, Verdict
-from .support import Support
 
 #: The reason shown with every result from a log that people wrote.
 PEOPLE = (
