@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +83,39 @@ def training(where: Path, fixture: Fixture) -> None:
         write_log(where / name, fixture, scored=True, seed=len(name))
 
 
+def write_amazon(where: Path, reviews: int = 40) -> None:
+    """Reviews and products as Amazon 2023 has them, under the names of its files."""
+    products = [{"parent_asin": f"P{at}", "title": f"Film {at}", "features": []} for at in range(4)]
+    rows = [
+        {
+            "rating": float(1 + at % 5),
+            "title": "A view",
+            "text": f"I saw it {at} times.",
+            "asin": f"P{at % 4}",
+            "parent_asin": f"P{at % 4}",
+            "user_id": f"U{at}",
+            "timestamp": 1_600_000_000_000 + at,
+            "helpful_vote": at % 7,
+            "verified_purchase": True,
+        }
+        for at in range(reviews)
+    ]
+    for name, each in (("Movies_and_TV", rows), ("meta_Movies_and_TV", products)):
+        with gzip.open(where / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in each)
+
+
 def data(where: Path, fixture: Fixture) -> None:
+    from pope_align.data import write_slates
+
     write_log(where / "votes.jsonl", fixture, scored=False)
+    slates = fixture("make_slates")(24, scored=False, sizes=(2, 3))
+    write_slates([replace(slate, slate_id=f"s{at}") for at, slate in enumerate(slates)], where / "log.jsonl")
+    for name in ("openai-community/gpt2", "FOLDER"):
+        save_model(where / name, fixture)
+    for name in ("movies.train.parquet", "movies.test.parquet"):
+        write_log(where / name, fixture, scored=True, seed=len(name))
+    write_amazon(where)
 
 
 def evaluation(where: Path, fixture: Fixture) -> None:

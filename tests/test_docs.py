@@ -43,6 +43,20 @@ def blocks(page: Path) -> list[Block]:
     return [block for block in found if block.language in ("python", *SHELLS)]
 
 
+def test_every_block_names_its_language() -> None:
+    """A block without one is neither run nor marked, whatever it holds."""
+    bare = []
+    for page in [*pages(), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        fences = [
+            (line, text.strip())
+            for line, text in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
+            if text.lstrip().startswith("```")
+        ]
+        bare += [f"{page.relative_to(ROOT)}:{line}" for line, fence in fences[::2] if fence == "```"]
+        assert all(fence == "```" for _, fence in fences[1::2]), page
+    assert not bare
+
+
 def test_every_page_with_code_has_its_files() -> None:
     with_code = {str(page.relative_to(ROOT)) for page in pages() if any(not b.reason for b in blocks(page))}
     assert with_code == set(PAGES)

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [ROOT / "pope_core", ROOT / "kernels" / "pope_kernels", ROOT / "python" / "pope_align", ROOT / "scripts"]
+TEMPLATES = ROOT / "python" / "pope_align" / "report" / "templates"
 CODE = re.compile(r"^```.*?^```|``[^`]+``|`[^`]+`", re.M | re.S)
 
 #: What a reader used to stop at, and the term to use.
@@ -27,6 +28,7 @@ OLD = {
     r"\bmade whole\b|\bwhole modules?\b": "unsharded",
     r"\b(is a|128k|thousand) words?\b|words of the vocabulary|vocabulary words?": "vocabulary entry",
     r"\btrees? of (responses|a prompt)|\b(one|small|another) (tree|branch)\b": "shared prefix",
+    r"\b(all|several|such|with|own|its|\*) ?(trees?|branch(es)?)\b": "shared prefix, prompt or response",
     r"\bat (every|the) door\b|\bpublic door\b|\bbehind the door\b": "everywhere, the public API, or private",
     r"\bgives? back\b": "return, or free",
     r"whole or not at all|to the (very )?(last )?(bit|tie)s?\b": "atomically, or bit-identical",
@@ -62,6 +64,9 @@ def prose(page: Path) -> Iterator[tuple[str, str]]:
         yield str(page.relative_to(ROOT)), CODE.sub("", text)
         return
     name = page.relative_to(ROOT)
+    if page.parent == TEMPLATES:
+        yield str(name), re.sub(r"\{[{%#].*?[}%#]\}", "", text, flags=re.S)
+        return
     if page.suffix != ".py":  # C++ and CUDA: comments
         yield str(name), "\n".join(line.partition("//")[2] for line in text.splitlines())
         return
@@ -77,7 +82,7 @@ def sources() -> list[Path]:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     modules = [file for package in PACKAGES for file in package.rglob("*.py")]
     native = [file for file in (ROOT / "csrc").rglob("*") if file.suffix in (".h", ".cpp", ".cu", ".cuh")]
-    return sorted(pages + modules + native)
+    return sorted(pages + modules + native + list(TEMPLATES.iterdir()))
 
 
 @functools.cache

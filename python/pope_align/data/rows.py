@@ -14,15 +14,14 @@ from pope_core.slates import offsets_from_lengths
 class TokenRows(TypedDict):
     """``B`` rows of ``L`` positions with ``R`` responses of ``N`` tokens in total; int64.
 
-    A row has one or more *trees*: a prompt (branch 0) and its responses (branches 1, 2, ...), each of which continues
-    the prompt as if it were the only one. A token attends to earlier tokens of its own branch and to the prompt of its
-    tree.
+    A row has one or more shared prefixes: a prompt and its responses, each of which continues the prompt as if it were
+    the only one. A token attends to earlier tokens of its own response and to the prompt of that response.
     """
 
     input_ids: torch.Tensor  # [B, L]
     position_ids: torch.Tensor  # [B, L] each response continues at the prompt's length
-    tree: torch.Tensor  # [B, L] index of the tree within its row, -1 on padding
-    branch: torch.Tensor  # [B, L] 0 on the prompt
+    tree: torch.Tensor  # [B, L] number of the shared prefix within its row, -1 on padding
+    branch: torch.Tensor  # [B, L] 0 on the prompt, 1, 2, ... on its responses
     predictors: torch.Tensor  # [N] flat positions in [0, B * L) whose hidden states predict the response tokens
     labels: torch.Tensor  # [N] the response tokens
     response_offsets: torch.Tensor  # [R + 1]

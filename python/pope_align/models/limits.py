@@ -53,10 +53,10 @@ def check_limits(model: PreTrainedModel | PeftModel, trees: Sequence[Tree], *, n
 
     Args:
         trees: prompts with their responses, in the order of the log.
-        name: the name of a tree in errors, before its number.
+        name: the name of a prompt with its responses in errors, before its number.
 
     Raises:
-        ValueError: names the first such tree, the id or length, and the limit.
+        ValueError: names the first such prompt, the id or length, and the limit.
     """
     vocabulary, positions, trained = limits(model)
     kind = type(pretrained(model)).__name__

@@ -29,13 +29,13 @@ def sharing_obstacle(
     """Why ``model`` cannot compute the prompts of ``trees`` once for all their responses; None if it can.
 
     Log-probabilities with shared prompts are compared with those of separate rows, on two probes: the longest sequence
-    of ``trees``, and a row as long as the longest row that they will give, with branches as long as possible. So
+    of ``trees``, and a row as long as the longest row that they will give, with responses as long as possible. So
     effects of positions and of places in a row occur in a probe if they occur in training; no row exceeds a window that
     no probe exceeds.
 
     Args:
-        trees: all trees that will be computed.
-        max_tokens_per_row: as in `lay_out`, for rows of several trees.
+        trees: all prompts with their responses that will be computed.
+        max_tokens_per_row: as in `lay_out`, for rows of several prompts.
     """
     reason = _reason(model, trees, max_tokens_per_row)
     kind = type(pretrained(model)).__name__
