@@ -17,13 +17,15 @@ def smoke(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def record() -> Callable[..., None]:
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """``record(kind, benchmark, **row)``: write the times of a finished benchmark to the results of ``kind``."""
+    timer = str(request.config.getoption("benchmark_timer"))
 
     def add(kind: str, benchmark: Any, **row: Any) -> None:
         if benchmark.enabled:
             stats = benchmark.stats.stats
             row |= {"best_ms": stats.min * 1e3, "median_ms": stats.median * 1e3, "rounds": stats.rounds}
+            row |= {"timer": timer} if "process_time" in timer else {}
             about = gpu_conditions() if row.get("device") == "cuda" else conditions()
             add_row(results_file(kind, about["device"]), about, row)
             benchmark.extra_info.update(row)
