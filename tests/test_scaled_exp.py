@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 import pope_core
 from pope_core import _linear, _linear_ops, backends
+from pope_core.objective import CHOICES
 from pope_core.testing import TARGETS, SlateProblem, Target, assert_no_worse_than_reference, make_slates
 
 exp_product = pytest.importorskip("pope_kernels.triton.exp_product")
@@ -248,6 +250,64 @@ def test_every_objective_is_no_worse_than_plain_pytorch(target: Target, objectiv
     assert_no_worse_than_reference(actual[1], plain[1], truth[1].double())
     for ours, theirs, right in zip(actual[2:], plain[2:], truth[2:], strict=True):
         assert_no_worse_than_reference(ours, theirs, right, ulps=8)
+
+
+def every_objective() -> list[dict[str, Any]]:
+    """Every combination of the options that are chosen by name, with and without a maximum weight and length."""
+    combinations = [dict(zip(CHOICES, values)) for values in itertools.product(*CHOICES.values())]
+    others = [{"clip": 1.5}, {"clip": None, "length_normalize": False, "diversity_weight": 0.3}]
+    return [{**combination, **others[number % 2]} for number, combination in enumerate(combinations)]
+
+
+@pytest.mark.parametrize("objective", every_objective(), ids=lambda o: "-".join(str(value) for value in o.values()))
+def test_every_option_of_the_objective(target: Target, objective: dict[str, Any]) -> None:
+    """Against float64 on the same numbers; some of these degenerate as training objectives, none as formulas."""
+    p = make_slates((2, 1, 3), tokens=(1, 4), dtype=torch.bfloat16, width=16, vocab=101).to(target.device)
+    results = [
+        loss(p, [t.to(dtype, copy=True).requires_grad_() for t in (p.hidden, p.lm_head_weight, p.lm_head_bias)],
+             backend, objective, 6)
+        for dtype, backend in ((torch.float64, "reference"), (torch.bfloat16, "triton"))
+    ]  # fmt: skip
+    for actual, right in zip(results[1][:2], results[0][:2], strict=True):
+        torch.testing.assert_close(actual.double(), right.double(), rtol=2e-5, atol=2e-5)
+    for actual, right in zip(results[1][2:], results[0][2:], strict=True):
+        atol = 2**-7 * float(right.abs().max())
+        torch.testing.assert_close(actual.double(), right, rtol=2**-6, atol=atol)
+
+
+@pytest.mark.parametrize("below", [91.0, 93.0, 200.0])
+def test_the_loss_of_unlikely_labels_is_that_of_the_classic_method(
+    target: Target, below: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels ``below`` nats under the only likely vocabulary entry, and a bias of -inf on entries that are no label."""
+    p = make_slates((2, 1, 3), tokens=(2, 4), dtype=torch.bfloat16, width=16, vocab=101).to(target.device)
+    p.hidden[:3], p.lm_head_weight[:, 0] = 0, 0
+    p.hidden[:3, 0], p.labels[:3] = 1, 7
+    p.lm_head_weight[50], p.lm_head_weight[7], p.lm_head_bias[50] = 0, 0, 0
+    p.lm_head_weight[50, 0] = below
+    p.lm_head_bias[7] = 0
+    unused = torch.ones(101, dtype=torch.bool, device=target.device)
+    unused[p.labels], unused[50] = False, False
+    p.lm_head_bias[unused] = -torch.inf
+    objective = {"normalization": "none", "length_normalize": True, "diversity_form": "neg_log_prob", "clip": 2.0}
+
+    def leaves(dtype: torch.dtype) -> list[torch.Tensor]:
+        return [t.to(dtype, copy=True).requires_grad_() for t in (p.hidden, p.lm_head_weight, p.lm_head_bias)]
+
+    actual = loss(p, leaves(torch.bfloat16), "triton", objective, 6)
+    again = loss(p, leaves(torch.bfloat16), "triton", objective, 6)
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+    monkeypatch.setenv(backends.LINEAR_VARIABLE, "classic")
+    classic = loss(p, leaves(torch.bfloat16), "triton", objective, 6)
+    truth = loss(p, leaves(torch.float64), "reference", objective, 6)
+    assert float(truth[1].min()) < -below  # a response has such a token
+    torch.testing.assert_close(actual[1].double(), truth[1].double(), rtol=1e-5, atol=1e-4)
+    for ours, theirs, right in zip(actual[2:], classic[2:], truth[2:], strict=True):
+        largest = float(right.abs().max())
+        assert largest > 0
+        assert ours.shape[0] != 101 or not ours[unused].any()
+        torch.testing.assert_close(ours.double(), right, rtol=2**-6, atol=2**-6 * largest)
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=2**-5, atol=2**-5 * largest)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def add_outer(
         if first:
             total[block] = part
         else:
-            total[block] += part
+            total[block].add_(part)
 
 
 def token_logprobs(
