@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from pope_align.data import EncodedSlate, encode_slates, read_slates
+from pope_align.data import EncodedSlate, Tree, encode_slates, read_slates
 from pope_align.demo import POLIS
 from pope_align.generation.generate import Sampling, generate
 from pope_align.models.loading import load_model, load_tokenizer
 from pope_align.models.places import PACKAGED_MODEL
+from pope_align.models.sharing import sharing_obstacle
 from pope_align.propensity import scoring
 from pope_align.propensity.scoring import score_responses
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -125,14 +126,26 @@ def bench_score(
 ) -> None:
     benchmark.group = f"scoring, {size} responses to a prompt"
     model, log, work = load(smoke), slates(size, smoke), SCORERS[name]
-    if name.endswith("prompt per response"):
-        monkeypatch.setattr(scoring, "_shares_prompt", lambda *_: False)
+    if work is ours:  # without the comparison of both ways, which a call makes once for any number of slates
+        share = not name.endswith("prompt per response")
+        monkeypatch.setattr(scoring, "_shares_prompt", lambda *_: share)
     for actual, expected in zip(work(model, log), by_hand(size, smoke), strict=True):
         assert actual == pytest.approx(expected, rel=1e-2 if GPU else 1e-4)
     benchmark.pedantic(work, (model, log), **ROUNDS)
     shape = {"prompt": PROMPT, "response": RESPONSE, "responses_to_a_prompt": size}
     tokens = sum(len(ids) for slate in log for ids in slate.completion_ids)
     record("scoring", benchmark, **about("scoring", name, model), shape=shape, tokens=tokens)
+
+
+def bench_check_of_sharing(benchmark: Any, record: Callable[..., None], smoke: bool) -> None:
+    """What `score_responses` does once before it shares prompts."""
+    benchmark.group = "the check before prompts are shared"
+    model, log = load(smoke), slates(4, smoke)
+    trees = [Tree(slate.prompt_ids, slate.completion_ids) for slate in log]
+    assert sharing_obstacle(model, trees) is None
+    benchmark.pedantic(sharing_obstacle, (model, trees), **ROUNDS)
+    shape = {"prompt": PROMPT, "response": RESPONSE, "responses_to_a_prompt": 4}
+    record("scoring", benchmark, **about("check", "check of shared prompts, once", model), shape=shape, tokens=0)
 
 
 def about(job: str, name: str, model: Any) -> dict[str, Any]:

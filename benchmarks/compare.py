@@ -95,6 +95,16 @@ def pipeline_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def scoring_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Tokens a second of scoring and generation."""
+    lines = ["| job | | shape | tokens/s | time |", "|---|---|---|---:|---:|"]
+    for row in rows:
+        rate = f"{1e3 * row['tokens'] / row['best_ms']:,.0f}" if row["tokens"] else ""
+        shape = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["shape"].items())
+        lines.append(f"| {row['source']} | {row['name']} | {shape} | {rate} | {row['best_ms'] / 1e3:,.2f} s |")
+    return lines
+
+
 def report(file: Path) -> str:
     run = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -102,6 +112,8 @@ def report(file: Path) -> str:
     lines = [f"{run['device']}; {driver}{versions}; commit {run['commit'][:12]}.", ""]
     if file.name.startswith("training-"):
         return "\n".join([*lines, *training_table(run["rows"]), ""])
+    if file.name.startswith("scoring-"):
+        return "\n".join([*lines, *scoring_table(run["rows"]), ""])
     if file.name.startswith("pipeline-"):
         return "\n".join([*lines, *pipeline_table(run["rows"]), ""])
     groups = defaultdict(list)

@@ -128,3 +128,14 @@ def test_steps_of_training_have_a_table(tmp_path: Path) -> None:
         "| generate | tiny | **differs**: other texts | 2e-03 | 3 s |  |",
         "| evaluate | tiny | ValueError: no | | | |",
     ]
+
+
+def test_scoring_has_a_table_of_tokens_per_second(tmp_path: Path) -> None:
+    file = tmp_path / "scoring-some-cpu.json"
+    shape = {"prompt": 160, "responses_to_a_prompt": 4}
+    add_row(file, ABOUT, {"source": "scoring", "name": "a", "shape": shape, "tokens": 512, "best_ms": 250.0})
+    add_row(file, ABOUT, {"source": "check", "name": "b", "shape": {"prompt": 160}, "tokens": 0, "best_ms": 1500.0})
+    assert report(file).splitlines()[4:] == [
+        "| scoring | a | prompt 160, responses to a prompt 4 | 2,048 | 0.25 s |",
+        "| check | b | prompt 160 |  | 1.50 s |",
+    ]
