@@ -254,3 +254,37 @@ def test_a_weight_of_a_slate_is_a_column_like_any_other() -> None:
     log = read_slates([{**GOOD, "weight": 2.0}])
     assert log.ignored_fields == ("weight",)
     assert not hasattr(log[0], "weight")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_means_become_totals_when_they_are_read(tmp_path: Path, ending: str) -> None:
+    row = {**GOOD, "logging_means": [-0.5, -2], "completion_tokens": [4, 3]}
+    path = tmp_path / f"log.{ending}"
+    if ending == "jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        datasets.Dataset.from_list([{**row, "logging_means": [-0.5, -2.0], "scores": [3.0, 1.5]}]).to_parquet(path)
+    log = read_slates(path)
+    assert log[0].logging_logprobs == [-2.0, -6.0]
+    assert log.ignored_fields == ()
+    write_slates(log, tmp_path / "totals.jsonl")
+    assert "logging_means" not in (tmp_path / "totals.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"completion_tokens": None},
+            r"completion_tokens: expected the tokens of .* None",
+        ),
+        ({"logging_means": [-0.5, 2]}, r"logging_means\[1\]: expected a log-probability <= 0 \(nats per token"),
+        ({"logging_means": [-0.5]}, "logging_means: expected 2 entries, one per completion, got 1"),
+        ({"logging_logprobs": [-1, -1]}, r"logging_means: expected totals \(logging_logprobs\) or means, not both"),
+    ],
+)
+def test_means_without_their_tokens_are_refused_by_row(change: dict, message: str) -> None:
+    good = {**GOOD, "logging_means": [-0.5, -2], "completion_tokens": [4, 3]}
+    with pytest.raises(SlateError, match=f"row 2: {message}"):
+        read_slates([good, {**good, **change}])
+    assert len(read_slates([good, {**good, **change}], skip_bad_rows=True)) == 1

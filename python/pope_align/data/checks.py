@@ -140,6 +140,11 @@ class Place:
             raise self.error(field, "a log-probability <= 0 (nats, the total over the response)", value)
         return number
 
+    def mean_logprob(self, field: str, value: Any) -> float:
+        if (number := self.finite(field, value)) > 0:
+            raise self.error(field, "a log-probability <= 0 (nats per token, the mean over the response)", value)
+        return number
+
     def boolean(self, field: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise self.error(field, "true or false", value)

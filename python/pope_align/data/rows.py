@@ -41,14 +41,14 @@ class Tree:
 def lay_out(
     trees: Iterable[Tree], *, share_prompt: bool, max_tokens_per_row: int | None = None, pad_token_id: int = 0
 ) -> TokenRows:
-    """Arrange trees in rows, padded on the right; responses keep their order.
+    """Arrange prompts with their responses in rows, padded on the right; responses keep their order.
 
     Args:
         trees: prompts with their responses, each of at least one token.
         share_prompt: one `Tree` per row, with its prompt once; otherwise one response per row, each with a copy of the
             prompt (a plain causal batch, which works with every model).
-        max_tokens_per_row: with a shared prompt, fill rows with several trees up to this many tokens (a larger tree has
-            a row to itself); None for one `Tree` per row. Rows of many trees need no padding but attend over more
+        max_tokens_per_row: with a shared prompt, fill rows with several prompts up to this many tokens (a larger one
+            has a row to itself); None for one `Tree` per row. Rows of many prompts need no padding but attend over more
             positions, so use them if the attention kernel skips masked blocks.
         pad_token_id: fills the rest of a row; it is never read.
     """

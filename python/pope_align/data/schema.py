@@ -42,6 +42,9 @@ def text_of(value: str | list[Turn]) -> str:
 
 FIELDS = tuple(field.name for field in fields(Slate))
 
+#: A column of files that is no field: log-probabilities per token, which become ``logging_logprobs`` when read.
+MEANS = "logging_means"
+
 
 @dataclass(frozen=True)
 class SlateLog(Sequence[Slate]):
@@ -82,7 +85,8 @@ def read_slates(
     """Read and validate a log of slates, row by row.
 
     Columns that are not fields of `Slate` are dropped and listed in ``SlateLog.ignored_fields``. A field that is None
-    counts as absent.
+    counts as absent. A column ``logging_means`` (nats per token) is multiplied by ``completion_tokens`` and becomes
+    ``logging_logprobs``.
 
     Args:
         source: a ``.jsonl`` or ``.json`` file (one JSON object a line, or an array of them), a ``.parquet`` file, or
@@ -105,7 +109,7 @@ def read_slates(
             if not isinstance(row, Mapping):
                 raise Place(name, number).error("row", "an object with the fields of a slate", row)
             slates.append(parse_row(name, number, row))
-            ignored.update(str(column) for column in row if column not in FIELDS)
+            ignored.update(str(column) for column in row if column not in (*FIELDS, MEANS))
         except SlateError as error:
             if not skip_bad_rows:
                 raise
@@ -140,12 +144,20 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
     def optional(name: str, check: Any) -> Any:
         return None if columns.get(name) is None else check(name, columns[name])
 
+    tokens = each("completion_tokens", place.positive_integer)
+    totals = each("logging_logprobs", place.logprob)
+    if (means := each(MEANS, place.mean_logprob)) is not None:
+        if totals is not None:
+            raise place.error(MEANS, "totals (logging_logprobs) or means, not both", columns[MEANS])
+        if tokens is None:
+            raise place.error("completion_tokens", f"the tokens of each response, to multiply {MEANS} by", None)
+        totals = [mean * count for mean, count in zip(means, tokens, strict=True)]
     return Slate(
         prompt=prompt,
         completions=completions,
         scores=place.each("scores", columns["scores"], len(completions), place.finite),
-        logging_logprobs=each("logging_logprobs", place.logprob),
-        completion_tokens=each("completion_tokens", place.positive_integer),
+        logging_logprobs=totals,
+        completion_tokens=tokens,
         ranks=each("ranks", place.positive_integer),
         slate_id=optional("slate_id", place.text),
         responders=each("responders", place.text),
