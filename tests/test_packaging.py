@@ -145,6 +145,26 @@ def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_plain_and_editable_installs_follow_one_another(tmp_path: Path) -> None:
+    """An editable install builds in the checkout itself, where a plain one left its files, and the next finds both."""
+    checkout = copy_of_the_checkout(tmp_path / "checkout")
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {**os.environ, "POPE_CUDA": "OFF"}
+    environment.pop("PYTHONPATH", None)
+    show = "import pope_core, pope_kernels._C; print(pope_core.__file__)"
+    for options in ([], ["--editable"], []):
+        command = [str(python), "-m", "pip", "install", "--no-deps", "--force-reinstall", *options, str(checkout)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        found = subprocess.run(
+            [str(python), "-c", show], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        assert Path(found.stdout.strip()).is_relative_to(checkout if options else tmp_path / "venv")
+
+
+@pytest.mark.slow
 def test_without_a_compiler_the_build_says_what_to_install(tmp_path: Path) -> None:
     only_python = tmp_path / "bin"
     only_python.mkdir()
