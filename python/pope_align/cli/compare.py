@@ -20,7 +20,7 @@ _LOG, _ANSWERS = "The log", "Fresh answers"
 
 
 def compare(
-    log: Annotated[list[str], typer.Argument(help="Files of any format that `pope convert` tells by itself.")],
+    log: Annotated[list[str], typer.Argument(help="Files of any format that `pope convert --from auto` recognises.")],
     policy: Annotated[
         list[str] | None, typer.Option(help="NAME=MODEL; at least two. The first is the baseline.")
     ] = None,
@@ -50,7 +50,7 @@ def compare(
     ] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of fits, answers and bootstraps.", rich_help_panel=_ANSWERS)] = 0,
 ) -> None:
-    """Which policy is better on this log, as far as the log can tell: one command from files to a report.
+    """Compare models on a log, as far as the log can tell: one command from files to a report.
 
     It looks at the log, shows its plan with the commands that it consists of, runs them, and ends with one sentence.
     A killed run continues where it stopped; after a change of one option, only what depends on it is done again.
