@@ -45,8 +45,15 @@ def _fail(name: str, expected: str, got: str) -> None:
     raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
+def tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        _fail(name, "a torch.Tensor", type(value).__name__)
+
+
 def rows_and_labels(name: str, rows: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor | None) -> None:
     """``rows`` [N, C] with ``labels`` [N] and ``response_offsets`` [R+1], or [R, L, C] with [R, L]."""
+    tensor(name, rows)
+    tensor("labels", labels)
     if rows.dtype not in FLOATS:
         _fail(name, "a float32, float64, bfloat16 or float16 tensor", str(rows.dtype))
     if rows.ndim not in (2, 3):
@@ -66,6 +73,7 @@ def rows_and_labels(name: str, rows: torch.Tensor, labels: torch.Tensor, respons
 
 
 def offsets(name: str, value: torch.Tensor) -> None:
+    tensor(name, value)
     if value.ndim != 1 or value.shape[0] < 2:
         _fail(name, "shape [n + 1] with n >= 1", str(list(value.shape)))
     if value.dtype not in (torch.int64, torch.int32):
@@ -73,6 +81,7 @@ def offsets(name: str, value: torch.Tensor) -> None:
 
 
 def per_response(name: str, value: torch.Tensor, num_responses: int) -> None:
+    tensor(name, value)
     if list(value.shape) != [num_responses]:
         _fail(name, f"shape [{num_responses}], one number per response", str(list(value.shape)))
     if not value.is_floating_point():
@@ -97,6 +106,9 @@ def offsets_device(name: str, value: torch.Tensor, device: torch.device) -> None
 
 
 def head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    tensor("lm_head_weight", weight)
+    if bias is not None:
+        tensor("lm_head_bias", bias)
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         _fail("lm_head_weight", f"shape [V, {hidden.shape[-1]}] to match hidden", str(list(weight.shape)))
     if bias is not None and list(bias.shape) != [weight.shape[0]]:

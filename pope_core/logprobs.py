@@ -112,6 +112,7 @@ def response_logprobs(
 
     Source: docs/method.md, "Policies, responses, slates"; POPE (arXiv 2509.19333), the token-level action.
     """
+    _checks.tensor("logits", logits)
     check_reduction(reduction)
     chosen = select(logits.device, backend)
     rows, flat_labels, offsets = packed("logits", logits, labels, response_offsets)
@@ -175,6 +176,7 @@ def linear_response_logprobs(
 
     Source: docs/method.md, "Policies, responses, slates".
     """
+    _checks.tensor("hidden", hidden)
     check_reduction(reduction)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)

@@ -60,6 +60,7 @@ def slate_objective(
 
     Source: docs/method.md; POPE (arXiv 2509.19333), Eqs. (3)-(13).
     """
+    _checks.tensor("response_logprobs", response_logprobs)
     check_num_slates(objective, num_slates)
     chosen = select(response_logprobs.device, backend)
     if response_logprobs.ndim != 1 or not response_logprobs.is_floating_point():
@@ -134,6 +135,7 @@ def pope_loss(
 
     Source: docs/method.md; POPE (arXiv 2509.19333).
     """
+    _checks.tensor("logits", logits)
     check_num_slates(objective, num_slates)
     totals = response_logprobs(logits, labels, response_offsets=response_offsets, backend=backend)
     if not objective.length_normalize:
@@ -211,6 +213,7 @@ def linear_pope_loss(
 
     Source: docs/method.md; POPE (arXiv 2509.19333).
     """
+    _checks.tensor("hidden", hidden)
     check_num_slates(objective, num_slates)
     rows, flat_labels, offsets = packed("hidden", hidden, labels, response_offsets)
     _checks.head(hidden, lm_head_weight, lm_head_bias)
@@ -269,9 +272,11 @@ def linear_pope_loss(
 
 
 def check_num_slates(objective: Objective, num_slates: int | None) -> None:
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective: expected a pope_core.Objective, got {type(objective).__name__}")
     if num_slates is None:
         return
-    if num_slates < 1:
+    if isinstance(num_slates, (float, str)) or num_slates < 1:
         raise ValueError(f"num_slates: expected None or an integer >= 1, got {num_slates!r}")
     if objective.couples_slates:
         raise ValueError(

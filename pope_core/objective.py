@@ -98,9 +98,9 @@ class Objective:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         # Plain comparisons (NaN fails them too), because in a torch.compile trace these numbers may be symbolic.
-        if not 0 <= self.diversity_weight < math.inf:
+        if isinstance(self.diversity_weight, (bool, str)) or not 0 <= self.diversity_weight < math.inf:
             raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
-        if self.clip is not None and not 0 < self.clip < math.inf:
+        if self.clip is not None and (isinstance(self.clip, (bool, str)) or not 0 < self.clip < math.inf):
             raise ValueError(f"clip: expected None or a finite number > 0, got {self.clip!r}")
         if self.length_normalize is not True and self.length_normalize is not False:
             raise ValueError(f"length_normalize: expected True or False, got {self.length_normalize!r}")

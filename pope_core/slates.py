@@ -40,7 +40,10 @@ def offsets_from_lengths(lengths: Sequence[int] | torch.Tensor) -> torch.Tensor:
         ValueError: ``lengths`` is empty, not one-dimensional, or has elements that are not positive integers (values on
             a GPU are not read here; the operators check offsets).
     """
-    lengths = torch.as_tensor(lengths)
+    try:
+        lengths = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"lengths: expected a list of positive integers, got {lengths!r:.80}") from error
     if lengths.ndim != 1 or lengths.numel() == 0:
         raise ValueError(f"lengths: expected a non-empty list of integers, got shape {list(lengths.shape)}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:

@@ -75,6 +75,11 @@ def test_a_log_that_is_recorded_in_part_is_refused_unless_its_writer_is_named() 
     assert "--overwrite" in plan[0].argv
 
 
+def test_too_few_prompts_are_told_before_any_stage() -> None:
+    with pytest.raises(ValueError, match="expected at least 5 different prompts, got 4"):
+        names(slates_of(4, "yes"))
+
+
 def test_what_was_found_is_counted_by_hand() -> None:
     slates = slates_of(3, "12345678", origin={"format": "reddit", "written_by": "people"})
     found = found_in([*slates, slates[0]])
@@ -230,6 +235,8 @@ def test_mistakes_are_told_before_the_log_is_read(tmp_path: Path) -> None:
         (["log.jsonl", "--policy", "a=x", "--policy", "b=y"], "--out: expected a value"),
         (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.pdf"], "expected a file ending in .html"),
         (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "there.html"], "there.md: exists already"),
+        (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.html", "--json", "no/x.json"], "json: no/x.json"),
+        (["log.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.html", "--json", "log.jsonl"], "exists already"),
         (["no.jsonl", "--policy", "a=x", "--policy", "b=y", "-o", "r.html"], "log: expected a file that exists"),
         (["log.jsonl", "--policy", "a=./x", "--policy", "b=y", "-o", "r.html"], "--policy a: expected a model"),
     ):
@@ -246,6 +253,17 @@ def test_an_unknown_transform_is_told_before_the_log_is_read(models: dict[str, s
     assert result.returncode == 2
     assert "utility_transform: expected one of calibrated" in result.stderr
     assert not (tmp_path / "r.run").exists()
+
+
+def test_a_log_of_no_known_format_is_to_be_converted_first(models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("question,answer,stars\nq,a,1\n")
+    given = [f"--policy={name}={folder}" for name, folder in models.items()]
+    result = pope("compare", "log.csv", *given, "-o", "r.html", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "log: log.csv: expected records of a known format" in result.stderr
+    assert "convert it first" in result.stderr
+    file = pope("compare", "log.csv", *given, "-o", "r.html", "--run-dir", "log.csv", cwd=tmp_path)
+    assert "--run-dir: expected a folder, got the file" in file.stderr
 
 
 def run_here(argv: Sequence[str]) -> None:
@@ -275,6 +293,6 @@ def test_answers_that_were_begun_with_another_seed_begin_again(models: dict[str,
 
 def test_a_traceback_is_shown_of_nested_commands_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(debugging, "on", True)
-    with pytest.raises(ValueError, match="expected --from FORMAT"):
+    with pytest.raises(ValueError, match="expected --out FILE"):
         run_here(["convert", "x.jsonl"])
     assert debugging["on"]

@@ -117,6 +117,18 @@ MISTAKES = {
         "full: holds files already",
     ),
     "measure nothing": (["metrics", "none.jsonl", "--refs", "log.jsonl"], "generations: expected a file that exists"),
+    "evaluate into no folder of JSON": (
+        ["evaluate", "log.jsonl", "--policy", "a=./none", "--json", "no/x.json"],
+        "json: no/x.json: expected a folder that exists",
+    ),
+    "measure into a file of JSON that is there": (
+        ["metrics", "log.jsonl", "--refs", "log.jsonl", "-o", "new", "--json", "there.jsonl"],
+        "json: there.jsonl: exists already",
+    ),
+    "generate into a file of JSON that is there": (
+        ["generate", "log.jsonl", "--model", "./none", "-o", "g.jsonl", "--json", "there.jsonl"],
+        "json: there.jsonl: exists already",
+    ),
     "judge one set": (
         ["judge", "log.jsonl", "--refs", "log.jsonl", "--model", "m", "-o", "j"],
         "at least two",

@@ -547,3 +547,32 @@ def test_errors_come_before_gradients_are_formed() -> None:
     with pytest.raises(ValueError, match=r"^clip: "):
         inputs.linear_pope_loss()
     assert inputs.hidden.grad is None
+
+
+TENSORS = ["logits", "labels", "logging_logprobs", "utility", "slate_offsets", "response_offsets"]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("kind", ["numpy", "list"])
+def test_what_is_no_tensor_is_refused_by_name(name: str, kind: str) -> None:
+    given = {each: getattr(make_slates(), each) for each in TENSORS}
+    given[name] = given[name].numpy() if kind == "numpy" else given[name].tolist()
+    with pytest.raises(ValueError, match=rf"{name}: expected a torch.Tensor, got (ndarray|list)"):
+        pope_core.pope_loss(**given)
+
+
+@pytest.mark.parametrize("bad", [{"clip": "5"}, {"clip": True}, {"diversity_weight": "a"}, {"diversity_weight": False}])
+def test_options_that_are_no_numbers_are_refused(bad: dict[str, Any]) -> None:
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        pope_core.Objective(**bad)
+
+
+def test_an_objective_is_an_objective_and_lengths_are_numbers() -> None:
+    given = {each: getattr(make_slates(), each) for each in TENSORS}
+    for bad in ({}, "slate", None):
+        with pytest.raises(ValueError, match=r"objective: expected a pope_core\.Objective"):
+            pope_core.pope_loss(**given, objective=bad)
+    for lengths in (None, ["a"]):
+        with pytest.raises(ValueError, match="lengths: expected a list of positive integers"):
+            pope_core.offsets_from_lengths(lengths)

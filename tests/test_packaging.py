@@ -117,7 +117,7 @@ print(pope_core.__file__, pope_kernels.native.isa())
 
 @pytest.mark.slow
 def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None:
-    """pip builds in the checkout, each time with tools from a new environment; what an earlier build left stays there.
+    """pip builds in the checkout, each time with tools from a new environment; what an earlier build left stays there, even in a moved checkout.
 
     CMake used to look for the first environment's ninja, and modules removed since were installed all the same.
     """
@@ -140,7 +140,6 @@ def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None
     first = build(checkout)
     assert "pope_core/gone.py" in first
     gone.unlink()
-    assert build(checkout) == first - {"pope_core/gone.py"}
     assert build(checkout.rename(tmp_path / "moved")) == first - {"pope_core/gone.py"}
 
 

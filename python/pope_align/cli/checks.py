@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from .._files import check_output_folder, claim_folder, claim_output
+from .._files import check_output, check_output_folder, claim_folder, claim_output
 from .command import until_the_end
 
 T = TypeVar("T")
@@ -24,7 +24,10 @@ def check_log(path: str | os.PathLike[str], argument: str) -> None:
     if not path.is_file():
         raise ValueError(f"{argument}: expected a file of slates, found none at {path}")
     if path.suffix not in (".jsonl", ".json", ".parquet"):
-        raise ValueError(f"{argument}: expected a file ending in .jsonl, .json or .parquet, got {path}")
+        raise ValueError(
+            f"{argument}: expected slates in a file ending in .jsonl, .json or .parquet, got {path}; `pope convert` "
+            "turns logs of other formats into slates"
+        )
 
 
 def required(value: T | None, option: str) -> T:
@@ -53,6 +56,16 @@ def pairs(option: str, given: Sequence[str], what: str) -> dict[str, str]:
             raise ValueError(f"{option}: expected distinct names, got {name!r} twice")
         named[name] = value
     return named
+
+
+def check_json(path: str | None, *, overwrite: bool) -> None:
+    """Refuse what ``--json`` could not write at the end; ``-`` is standard output.
+
+    Raises:
+        ValueError: as `check_output`.
+    """
+    if path is not None and path != "-":
+        check_output(path, overwrite=overwrite, argument="json")
 
 
 def check_file(path: Path, what: str) -> Path:

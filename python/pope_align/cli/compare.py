@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .checks import check_file, check_model, pairs, required
+from .checks import check_file, check_json, check_model, pairs, required
 
 if TYPE_CHECKING:
     from ..compare.run import Plan
@@ -32,7 +32,7 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is there.")] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="The decisions; - for standard output.")] = None,
     slates: Annotated[
-        int, typer.Option(min=2, help="About how many slates are used; of more, a sample.", rich_help_panel=_LOG)
+        int, typer.Option(min=10, help="About how many slates are used; of more, a sample.", rich_help_panel=_LOG)
     ] = 200,
     logging_policy: Annotated[
         str | None,
@@ -66,6 +66,7 @@ def compare(
             raise ValueError(f"--policy: expected names of letters, digits, '_', '-' and '.', got {name!r}")
     from ..report.page import check_report
 
+    check_json(json, overwrite=overwrite)
     page, *_ = check_report(required(out, "--out"), overwrite=overwrite)
     for each in log:
         if not Path(each).is_dir() and not each.startswith("hub:"):
@@ -81,6 +82,8 @@ def compare(
     from ..compare.run import prepare
 
     folder = run_dir or page.with_suffix(".run")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run-dir: expected a folder, got the file {str(folder)!r}")
     options = Options(policies, logging_policy, answers, max_new_tokens, max_length, utility_transform, seed)
     with claim_folder(folder):
         plan = prepare(log, options, folder, most_slates=slates, run=_run)

@@ -128,6 +128,7 @@ def convert(
     from ..data.convert import ConvertOptions
     from ..data.convert import convert as convert_files
     from ..data.formats import FORMATS
+    from .checks import check_json
     from .console import counting, err, show_json
     from .console import out as out_
 
@@ -136,7 +137,9 @@ def convert(
             out_.print(f"{entry.name}: {entry.summary}\n    --feedback {', '.join(entry.feedback)}")
         return
     if out is None or not format:
-        raise ValueError("convert: expected --from FORMAT and --out FILE")
+        missing = "--out FILE" if out is None else "--from FORMAT, where auto recognises most"
+        raise ValueError(f"convert: expected {missing}, got none")
+    check_json(json, overwrite=overwrite)
     options = ConvertOptions(
         feedback=feedback,
         min_k=min_k,

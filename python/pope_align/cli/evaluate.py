@@ -11,7 +11,7 @@ import typer
 from pope_core.objective import Objective
 
 from ._objective_options import with_objective
-from .checks import check_file, check_model, check_template_date, pairs, required
+from .checks import check_file, check_json, check_model, check_template_date, pairs, required
 from .command import date_option, group_option
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def evaluate(
         check_file(Path(file), f"--samples {name}")
     if unknown := sorted(set(sampled) - set(policies)):
         raise ValueError(f"--samples: expected names among {', '.join(policies)}, got {', '.join(unknown)}")
+    check_json(json, overwrite=overwrite)
     if out is not None:
         check_output(out, overwrite=overwrite)
     if figure is not None:

@@ -105,7 +105,7 @@ def generate(
     """
     from .._files import claim_output
     from ..generation.sampling import Sampling
-    from .checks import check_file, check_folder, check_key, check_model, check_template_date
+    from .checks import check_file, check_folder, check_json, check_key, check_model, check_template_date
 
     check_file(log, "log")
     check_template_date(template_date)
@@ -121,6 +121,7 @@ def generate(
         if adapter is not None:
             raise ValueError("adapter: expected none with --engine openai, whose models are fixed")
     check_folder(adapter, "adapter_config.json", "--adapter")
+    check_json(json_out, overwrite=overwrite)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         if engine != "openai":
             check_model(model)

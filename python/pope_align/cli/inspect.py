@@ -45,9 +45,11 @@ def inspect(
     from ..data.schema import read_slates
     from ..data.split import grouping
     from ..inspect import inspect_slates, plot_inspection
+    from .checks import check_json
     from .console import err, show_json
 
     grouping(group)
+    check_json(json, overwrite=overwrite)
     if out is not None:
         check_output(out, overwrite=overwrite, endings=(".png", ".pdf", ".svg"))
     slates = read_slates(log, skip_bad_rows=skip_bad_rows)

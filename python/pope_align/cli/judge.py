@@ -94,7 +94,7 @@ def judge(
         pope judge pope=pope.parquet sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
     """
     from .._files import check_output_folder, write_json
-    from .checks import check_file, check_key, hold_folder
+    from .checks import check_file, check_json, check_key, hold_folder
 
     if len(gens) < 2:
         raise ValueError(f"generations: expected at least two sets to compare, got {len(gens)}")
@@ -109,6 +109,7 @@ def judge(
         check_key(key_variable, base_url)
     # In a folder with calls, that run is continued: known replies are reused.
     check_output_folder(out, overwrite=(out / "calls.jsonl").is_file())
+    check_json(json_out, overwrite=(out / "calls.jsonl").is_file())
     hold_folder(out)
 
     from ..data import read_slates

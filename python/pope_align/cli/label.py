@@ -80,7 +80,7 @@ def label(
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
     from .._files import claim_output
-    from .checks import check_file, check_key, required
+    from .checks import check_file, check_json, check_key, required
 
     check_file(gens, "gens")
     given = {"refs": refs, "command": command, "function": function, "model": model}
@@ -94,6 +94,7 @@ def label(
         check_file(refs, "--refs")
     if by == "judge":
         check_key(key_variable, base_url)
+    check_json(json_out, overwrite=overwrite)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         from ..data import read_slates, write_slates
         from ..generation.generations import holds_slates, of_slates, read_generations

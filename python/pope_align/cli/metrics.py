@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .checks import check_file, check_folder, check_model, hold_folder
+from .checks import check_file, check_folder, check_json, check_model, hold_folder
 from .command import group_option
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def metrics(
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
     check_output_folder(out, overwrite=overwrite)
+    check_json(json, overwrite=overwrite)
     hold_folder(out)
     for name, _ in policies:
         if name:

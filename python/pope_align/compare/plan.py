@@ -13,6 +13,9 @@ from ..ope.rules import FEW_CLUSTERS
 from ..report.run import ANSWERS, EVALUATION, METRICS, SCORED
 from .stages import Stage, replaced
 
+#: A reward model is fitted on folds of so many groups of prompts.
+FEWEST_PROMPTS = 5
+
 #: Characters of a token, about, where no tokenizer has been loaded yet.
 _CHARACTERS = 4
 
@@ -107,6 +110,11 @@ def stages(found: Found, options: Options, log: Path, folder: Path) -> list[Stag
         log: the slates.
         folder: the run's.
     """
+    if found.prompts < FEWEST_PROMPTS:
+        raise ValueError(
+            f"log: expected at least {FEWEST_PROMPTS} different prompts, got {found.prompts}: no verdict is possible "
+            "on fewer independent queries"
+        )
     propensities = _propensities(found, options, log, folder)
     scored = log if propensities is None else folder / SCORED
     answers = {name: folder / ANSWERS / f"{name}.jsonl" for name in options.policies}

@@ -57,7 +57,15 @@ def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slate
             (str(whole), str(report_path(whole))),
         )
     ]
-    run_stage(preparation[0], folder, run)
+    try:
+        run_stage(preparation[0], folder, run)
+    except ValueError as error:
+        if str(error).startswith("from: "):
+            reason = str(error).removeprefix("from: ")
+            raise ValueError(
+                f"log: {', '.join(inputs)}: {reason}; convert it first, then compare the slates"
+            ) from error
+        raise
     converted = json.loads(report_path(whole).read_text(encoding="utf-8"))
     share = min(1.0, most_slates / max(converted["slates_kept"], 1))
     sample = ("convert", "--from", "slates", str(whole), "--fraction", f"{share:.6g}", "--seed", str(options.seed))

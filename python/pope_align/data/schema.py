@@ -190,6 +190,9 @@ def _open(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> tuple
         return type(source).__name__, iter(enumerate(source, start=1))
     path = Path(source)
     if path.suffix not in (".jsonl", ".json", ".parquet"):
-        raise ValueError(f"source: expected a file ending in .jsonl, .json or .parquet, got {str(path)!r}")
+        raise ValueError(
+            f"source: expected slates in a file ending in .jsonl, .json or .parquet, got {str(path)!r}; `pope convert` "
+            "turns logs of other formats into slates"
+        )
     records = read_records(path)
     return str(path), ((r.row or 0, r if isinstance(r, SlateError) else r.values) for r in records)
