@@ -117,7 +117,7 @@ print(pope_core.__file__, pope_kernels.native.isa())
 
 @pytest.mark.slow
 def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None:
-    """pip builds in the checkout, each time with tools from a new environment; what an earlier build left stays there, even in a moved checkout.
+    """pip builds in the checkout, each time with tools from a new environment; what was left there does no harm.
 
     CMake used to look for the first environment's ninja, and modules removed since were installed all the same.
     """
