@@ -29,8 +29,8 @@ demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it 
 
 # One process a core with one thread each: small tensors gain nothing from more threads.
 test: $(VENV)/.dev lint  ## Lint, types and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto -m interpreted -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal -m interpreted -q
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
 
 examples: $(VENV)/.dev  ## The scripts of examples/, each from a raw file to an evaluation and answers
