@@ -61,8 +61,9 @@ def test_a_copy_that_fails_leaves_nothing_and_says_so(
 
 
 def test_copies_for_another_version_and_of_killed_processes_go(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.__version__", "4.0")
+    monkeypatch.setattr(unpacked.transformers, "__version__", "4.0")
     old = unpacked.unpack(gguf, save)
+    assert old.name.endswith("transformers-4.0")
     killed, running = (old.with_name(f"{name}.partial") for name in ("killed", "running"))
     for folder in (killed, running):
         folder.mkdir()
