@@ -33,8 +33,8 @@ test: $(VENV)/.dev lint  ## Lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal -m interpreted -q
 	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
 
-examples: $(VENV)/.dev  ## The scripts of examples/, each from a raw file to an evaluation and answers
-	$(BIN)/python -m pytest tests -m examples $(ARGS)
+examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; installs after installs
+	$(BIN)/python -m pytest tests -m "examples or release" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

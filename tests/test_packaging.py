@@ -143,7 +143,7 @@ def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None
     assert build(checkout.rename(tmp_path / "moved")) == first - {"pope_core/gone.py"}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_plain_and_editable_installs_follow_one_another(tmp_path: Path) -> None:
     """An editable install builds in the checkout itself, where a plain one left its files, and the next finds both."""
     checkout = copy_of_the_checkout(tmp_path / "checkout")
