@@ -127,7 +127,7 @@ def _run_all(plan: Plan) -> None:
         err.print(f"[{number} of {len(plan.stages)}] {stage.what}")
         try:
             ran = run_stage(stage, plan.folder, _run)
-        except BaseException:
+        except BaseException:  # Ctrl-C too; raised again below
             err.print(f"stopped at: {shlex.join(['pope', *stage.argv])}")
             err.print("what was finished is kept; run the same command again to continue from here")
             raise

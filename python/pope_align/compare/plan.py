@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.schema import Slate, text_of
+from ..ope.asked import DEFAULT_ESTIMATORS, WITH_PREDICTIONS, WITH_TOTALS
+from ..ope.crossfit import FOLDS
+from ..ope.logging_policies import written_by
+from ..ope.long_responses import NAME as MODEL_FIRST
 from ..ope.rules import FEW_CLUSTERS
 from ..report.run import ANSWERS, EVALUATION, METRICS, SCORED
 from .stages import Stage, replaced
-
-#: A reward model is fitted on folds of so many groups of prompts.
-FEWEST_PROMPTS = 5
 
 #: Characters of a token, about, where no tokenizer has been loaded yet.
 _CHARACTERS = 4
@@ -62,7 +63,6 @@ class Found:
     people: bool
     recorded: int  # slates that have log-probabilities
     how: str  # where these came from
-    groups: bool  # feedback by group of raters
 
     @property
     def long(self) -> bool:
@@ -96,10 +96,9 @@ def look(slates: Sequence[Slate], *, source: Sequence[str], format: str) -> Foun
         tokens=round(sum(lengths)),
         prompt_tokens=round(sum(len(text_of(slate.prompt)) / _CHARACTERS for slate in slates)),
         median_tokens=statistics.median(lengths),
-        people=all((slate.origin or {}).get("written_by") == "people" for slate in slates),
+        people=written_by(slates) == "people",
         recorded=len(recorded),
         how=", ".join(hows),
-        groups=any(slate.group_scores for slate in slates),
     )
 
 
@@ -110,9 +109,9 @@ def stages(found: Found, options: Options, log: Path, folder: Path) -> list[Stag
         log: the slates.
         folder: the run's.
     """
-    if found.prompts < FEWEST_PROMPTS:
+    if found.prompts < FOLDS:  # which the reward model of the evaluation needs
         raise ValueError(
-            f"log: expected at least {FEWEST_PROMPTS} different prompts, got {found.prompts}: no verdict is possible "
+            f"log: expected at least {FOLDS} different prompts, got {found.prompts}: no verdict is possible "
             "on fewer independent queries"
         )
     propensities = _propensities(found, options, log, folder)
@@ -129,10 +128,10 @@ def stages(found: Found, options: Options, log: Path, folder: Path) -> list[Stag
 def estimators(found: Found) -> list[str]:
     """Those that fit the log, the one that decides first: model first for long responses, whole weights for short."""
     enough = found.prompts >= FEW_CLUSTERS
-    weights, models = ["pope", "ips"], ["dm", "dr", "sndr"]
+    others = [*DEFAULT_ESTIMATORS, *WITH_TOTALS, *WITH_PREDICTIONS]
     if not enough:
-        return [*weights, *models]
-    return ["model_first", *weights, *models] if found.long else [*weights, *models, "model_first"]
+        return others
+    return [MODEL_FIRST, *others] if found.long else [*others, MODEL_FIRST]
 
 
 def _propensities(found: Found, options: Options, log: Path, folder: Path) -> Stage | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -75,22 +76,21 @@ def run_stage(stage: Stage, folder: Path, run: Callable[[Sequence[str]], None]) 
         folder: the run's.
         run: runs a command of `pope`, given its arguments; what it prints goes into the stage's log.
     """
-    stamps: dict[str, Any] = json.loads((folder / STAMPS).read_text()) if (folder / STAMPS).is_file() else {}
-    key, stamp = stage.key(), stamps.get(stage.name, {})
-    same = stamp.get("key") == key
-    if same and stamp.get("done") and all(Path(path).exists() for path in stage.writes):
+    if is_done(stage, folder):
         return False
-    begun = same and not stamp.get("done")
+    stamps, key = _stamps(folder), stage.key()
+    stamp = stamps.get(stage.name, {})
+    begun = stamp.get("key") == key and not stamp["done"]
     for path in (*stage.writes, *(() if begun else stage.work)):
         _remove(Path(path))
     write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": False}})
-    printed = _Printed()
+    printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             run([*stage.argv, *(stage.resume if begun else ())])
     finally:
         (folder / LOGS).mkdir(exist_ok=True)
-        write_text(folder / LOGS / f"{stage.name}.txt", printed.text)
+        write_text(folder / LOGS / f"{stage.name}.txt", printed.getvalue())
     made = [fingerprint(Path(path)) for path in stage.writes]
     write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": True, "made": made}})
     return True
@@ -98,7 +98,7 @@ def run_stage(stage: Stage, folder: Path, run: Callable[[Sequence[str]], None]) 
 
 def replaced(stage: Stage, folder: Path) -> bool:
     """Whether somebody put another result in the place of the stage's own."""
-    made = json.loads((folder / STAMPS).read_text()).get(stage.name, {}).get("made")
+    made = _stamps(folder).get(stage.name, {}).get("made")
     return made is not None and made != [fingerprint(Path(path)) for path in stage.writes]
 
 
@@ -109,32 +109,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class _Printed:
-    """A file that keeps what is written to it, and is no terminal."""
-
-    encoding = "utf-8"
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts)
-
-    def write(self, text: str) -> int:
-        self.parts.append(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Everything is written already."""
-
-    def isatty(self) -> bool:
-        return False
-
-
 def is_done(stage: Stage, folder: Path) -> bool:
-    """Whether the stage's result is there; what earlier stages have yet to make counts as not."""
-    if not (folder / STAMPS).is_file() or not all(Path(path).exists() for path in stage.writes):
-        return False
-    stamp = json.loads((folder / STAMPS).read_text()).get(stage.name, {})
-    return bool(stamp.get("done")) and stamp.get("key") == stage.key()
+    """Whether the stage's result is there, made by this command from what it reads now."""
+    stamp = _stamps(folder).get(stage.name, {})
+    there = all(Path(path).exists() for path in stage.writes)
+    return there and bool(stamp.get("done")) and stamp["key"] == stage.key()
+
+
+def _stamps(folder: Path) -> dict[str, Any]:
+    """By stage: its key, whether it is done, and the fingerprints of what it made."""
+    path = folder / STAMPS
+    stamps: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return stamps

@@ -108,6 +108,17 @@ def lm_head(model: PreTrainedModel | PeftModel) -> LmHead:
 def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> torch.Tensor:
     """`pope_core.linear_response_logprobs` of the model's own hidden states and head: ``[R]`` nats, totals."""
     states = response_hidden_states(model, rows)
+    return head_logprobs(model, states, states.response_offsets)
+
+
+def head_logprobs(
+    model: PreTrainedModel | PeftModel, states: ResponseHiddenStates, response_offsets: torch.Tensor
+) -> torch.Tensor:
+    """`pope_core.linear_response_logprobs` of hidden states and the model's own head: ``[R]`` nats, totals.
+
+    Args:
+        response_offsets: ``[R + 1]``; with one token to a response, the result is that of every token.
+    """
 
     def logprobs(hidden: torch.Tensor) -> torch.Tensor:
         head = lm_head(model)
@@ -116,7 +127,7 @@ def response_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> to
             head.weight,
             states.labels,
             lm_head_bias=head.bias,
-            response_offsets=states.response_offsets,
+            response_offsets=response_offsets,
             logit_scale=head.logit_scale,
             logit_softcap=head.logit_softcap,
         )

@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
-import pope_core
-
 from ..data.rows import TokenRows, Tree, lay_out
-from ..distributed import call_as_forward
 from .attention import why_not
-from .causal_lm import lm_head, output_layer, pretrained, response_hidden_states, rows_on
+from .causal_lm import head_logprobs, lm_head, pretrained, response_hidden_states, rows_on
 from .modes import evaluation_mode
 from .rope import length_rule
 
@@ -104,21 +101,7 @@ def _difference(
 def _token_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> torch.Tensor:
     """The log-probability of every response token: ``[N]`` nats."""
     states = response_hidden_states(model, rows_on(model, rows))
-
-    def logprobs(hidden: torch.Tensor) -> torch.Tensor:
-        head = lm_head(model)
-        return pope_core.linear_response_logprobs(
-            hidden,
-            head.weight,
-            states.labels,
-            lm_head_bias=head.bias,
-            response_offsets=torch.arange(states.labels.numel() + 1),
-            logit_scale=head.logit_scale,
-            logit_softcap=head.logit_softcap,
-        )
-
-    head = output_layer(model)
-    return cast(torch.Tensor, call_as_forward(head, head, logprobs, states.hidden)).double()
+    return head_logprobs(model, states, torch.arange(states.labels.numel() + 1)).double()
 
 
 def _longest(tree: Tree) -> int:

@@ -15,7 +15,7 @@ from ..stats.ratios import Ratios
 from .diagnostics import Diagnostics, cluster_ess
 from .log import LoggedSlates
 from .log_support import Support, support
-from .rules import Verdict
+from .rules import Verdict, is_index
 from .verdict import (
     Finding,
     find,
@@ -61,7 +61,7 @@ class Estimate:
     @property
     def is_index(self) -> bool:
         """Whether the weights show only a direction; such an estimate has its own table and is not ranked."""
-        return any(each.rule in ("length_normalized", "tempered") for each in self.findings)
+        return any(is_index(each.rule) for each in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything except the sums, for JSON."""

@@ -140,6 +140,11 @@ TAIL_STARTS = 10.0
 LEAK = 1e-3
 
 
+def is_index(rule: str) -> bool:
+    """Whether what a rule finds makes an estimate an index of direction."""
+    return RULES[rule].always == "index"
+
+
 def rules_table() -> str:
     """The rules as Markdown, for docs/evaluation.md."""
     rows = ["| what is found | caution | index | refuse |", "|---|---|---|---|"]

@@ -17,6 +17,7 @@ from .._files import check_output, write_text
 from .._text import in_markdown, printable
 from ..data.schema import text_of
 from ..generation.generations import slate_keys
+from ..ope.rules import is_index
 from .charts import Interval, curves, plane, whiskers
 from .decision import decide, spoken
 from .run import Run, read_run
@@ -159,7 +160,7 @@ def _rows(evaluation: Mapping[str, Any] | None, kind: str, *, indices: bool | No
     """Estimates, comparisons or indices with the interval that their table shows and its strip."""
     rows = []
     for each in (evaluation or {}).get(kind, []):
-        index = any(found["rule"] in ("length_normalized", "tempered") for found in each.get("findings", []))
+        index = any(is_index(found["rule"]) for found in each.get("findings", []))
         if indices is None or index == indices:
             shown = each["gain"] if kind == "indices" else each["utility"]
             rows.append({**each, "shown": _interval(shown, refused=each["verdict"] == "refuse")})
