@@ -16,7 +16,6 @@ from pope_kernels.values import accumulation_dtype
 from . import _checks
 from ._linear import (
     ChunkedHead,
-    LossPass,
     Needs,
     ScaledExpHead,
     Tokens,
@@ -25,6 +24,7 @@ from ._linear import (
     multiply,
     recompute_gradients,
 )
+from ._linear_loss import LossPass
 from ._offsets import both
 from ._ops import (
     LIBRARY,

@@ -88,9 +88,8 @@ def _read_model(folder: str, gguf_file: str | None, dtype: torch.dtype | str) ->
     if gguf_file is not None and quantizer is not None:
         # The weights are in ``dtype`` now; with the quantisation mark the model could not be saved.
         quantizer.remove_quantization_config(model)
-        model.config.architectures = [
-            type(model).__name__
-        ]  # as in a saved model, because scores are cached by configuration
+        # As in a saved model, because scores are cached by configuration.
+        model.config.architectures = [type(model).__name__]
     return model
 
 

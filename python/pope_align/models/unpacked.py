@@ -32,8 +32,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POPE_CACHE") or default).expanduser()
 
 
-def copy_of(gguf: Path) -> Path:
-    """The folder for the copy of a GGUF file, named by a hash of the file's content."""
+def copy_of(gguf: Path) -> Path | None:
+    """The folder for the copy of a GGUF file, named by a hash of its content; None if it is too large to be copied."""
+    if gguf.stat().st_size > MOST_BYTES:
+        return None
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}"
@@ -44,10 +46,8 @@ def unpack(gguf: Path, save: Callable[[Path], None]) -> Path | None:
 
     If a copy cannot be written, a warning is logged and the model is read from ``gguf``, with equal results.
     """
-    if gguf.stat().st_size > MOST_BYTES:
-        return None
     copy = copy_of(gguf)
-    if copy.is_dir():
+    if copy is None or copy.is_dir():
         return copy
     _clean(copy)
     unfinished = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}.partial")
