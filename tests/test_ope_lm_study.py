@@ -11,10 +11,19 @@ import pytest
 import torch
 from pope_align.experiments import ope_lm_results as results
 from pope_align.experiments import ope_lm_training as training
-from pope_align.experiments.ope_lm_policies import LENGTHS, LOGGING, TARGETS, TEMPERATURES, Policy, Prompt, Prompts
+from pope_align.experiments.ope_lm_policies import (
+    BLOCK,
+    LENGTHS,
+    LOGGING,
+    TARGETS,
+    TEMPERATURES,
+    Policy,
+    Prompt,
+    Prompts,
+)
 from pope_align.experiments.ope_lm_pool import finished_blocks, long_words, read_pools
 from pope_align.experiments.ope_lm_samples import ROUND, PolicyModel, Portion, write_portion
-from pope_align.experiments.ope_lm_study import Worker, overlap, work
+from pope_align.experiments.ope_lm_study import overlap, work
 
 transformers = pytest.importorskip("transformers")
 
@@ -50,7 +59,7 @@ def embed(texts: list[str]) -> np.ndarray:
 def prompts() -> Prompts:
     def block(start: int) -> tuple[Prompt, ...]:
         return tuple(
-            Prompt(f"say {LETTERS[2 + (start + i) % 26] * 3}", ("a reference of words", "bb")) for i in range(10)
+            Prompt(f"say {LETTERS[2 + (start + i) % 26] * 3}", ("a reference of words", "bb")) for i in range(BLOCK)
         )
 
     return Prompts((block(0), block(13)), ())
@@ -82,9 +91,10 @@ def test_drawn_log_probabilities_are_the_models_own(
     folder, models = cache
     drawn = np.load(Portion(policy, 0, 0).path(folder))
     again = models.score(policy, prompts.blocks[0], drawn["tokens"])
-    np.testing.assert_allclose(again["logprobs"], drawn["logprobs"], atol=2e-5)
+    own = TEMPERATURES.index(policy.temperature) if policy.untouched else 0
+    np.testing.assert_allclose(again["logprobs"][..., 0], drawn["logprobs"][..., own], atol=2e-5)
     temperatures = TEMPERATURES if policy.untouched else (1.0,)
-    for row in (0, 13, 79):
+    for row in (0, 13, 29):
         answer = torch.from_numpy(drawn["tokens"][row].astype(np.int64))
         answer = answer[answer >= 0]
         turns = [{"content": policy.system}] if policy.system else []
@@ -127,10 +137,10 @@ def test_a_prefix_is_an_exact_log_of_the_policy_that_stops_there(
     pools = read_pools(folder, prompts, Letters(), embed, [0, 1], 2, targets)
     assert [pool.length for pool in pools] == list(LENGTHS)
     short = pools[0]
-    assert short.num_prompts == 20
-    assert short.logged.tokens.shape == (20, 16)
+    assert short.num_prompts == 2 * BLOCK
+    assert short.logged.tokens.shape == (2 * BLOCK, 2 * ROUND)
     weights = np.exp(short.logged.logprobs[WARM.name] - short.logged.logprobs[LOGGING.name])
-    assert weights.mean() == pytest.approx(1.0, abs=4 * weights.mean(1).std() / np.sqrt(20))
+    assert weights.mean() == pytest.approx(1.0, abs=4 * weights.mean(1).std() / np.sqrt(2 * BLOCK))
     assert (short.targets[PLAIN.name].logprobs[PLAIN.name] < 0).all()
     for shorter, longer in pairwise(pools):
         assert (shorter.logged.logprobs[LOGGING.name] >= longer.logged.logprobs[LOGGING.name]).all()
@@ -154,13 +164,13 @@ def test_the_table_of_a_small_study(cache: tuple[Path, PolicyModel], prompts: Pr
 
 def test_replicates_do_not_overlap_until_the_pool_is_used_up(cache: tuple[Path, PolicyModel], prompts: Prompts) -> None:
     pool = read_pools(cache[0], prompts, Letters(), embed, [0], 2, [WARM])[0]
-    chosen = np.concatenate([results.replicate(pool, number).chosen for number in range(4)], axis=1)
-    assert (np.sort(chosen, axis=1) == np.arange(16)).all()
+    chosen = np.concatenate([results.replicate(pool, number).chosen for number in range(3)], axis=1)
+    assert (np.sort(chosen, axis=1) == np.arange(2 * ROUND)).all()
 
 
 def test_overlap_falls_with_length(cache: tuple[Path, PolicyModel], tmp_path: Path) -> None:
     found = overlap(cache[0], 2)
-    assert found["responses"] == 320
+    assert found["responses"] == 4 * BLOCK * ROUND
     shares = [of["T=0.7"] for of in found["effective_share"].values()]
     assert shares == sorted(shares, reverse=True)
     assert all(of["T=1"] == pytest.approx(1.0) for of in found["effective_share"].values())
@@ -191,7 +201,6 @@ def test_work_is_dealt_whole_and_once(prompts: Prompts) -> None:
             drawn.add(piece)
         else:
             assert piece in drawn, (piece, scorer)
-    assert Worker(cores=1.5, of=3).rest(wall=1.0, busy=0.4) is None
 
 
 def test_long_words() -> None:

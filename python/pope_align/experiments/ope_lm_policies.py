@@ -15,7 +15,7 @@ LENGTH = 64
 LENGTHS = (8, 16, 32, 64)
 
 #: Prompts of a block have equally many tokens, so that a batch of them needs no padding.
-BLOCK = 10
+BLOCK = 15
 
 #: Temperatures at which texts of the unchanged model are all scored, because the logits are available.
 TEMPERATURES = (1.0, 0.7, 0.85, 1.15)
@@ -46,9 +46,7 @@ TARGETS = (
     Policy("T=0.85", temperature=0.85),
 )
 #: Trained by `ope_lm_training`; each is sampled as soon as its adapter is there.
-TRAINED = tuple(
-    Policy(name, adapter=name) for name in ("sft-8", "pope-8", "sft-24", "pope-24", "against-16", "dpo-16", "pope-48")
-)
+TRAINED = tuple(Policy(name, adapter=name) for name in ("sft-24", "pope-24", "dpo-16", "against-16", "pope-8"))
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def chat_ids(tokenizer: Any, prompt: str, system: str | None) -> list[int]:
     return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
-def choose_prompts(path: str | os.PathLike[str], tokenizer: Any, *, blocks: int = 16, training: int = 96) -> Prompts:
+def choose_prompts(path: str | os.PathLike[str], tokenizer: Any, *, blocks: int = 10, training: int = 96) -> Prompts:
     """Blocks of `BLOCK` evaluation prompts with equally many tokens, drawn with a fixed seed, and disjoint others.
 
     Args:

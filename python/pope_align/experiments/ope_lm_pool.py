@@ -96,11 +96,12 @@ def _read(cache: Path, policy: Policy, blocks: Sequence[int], rounds: int, score
         for number in range(rounds):
             piece = Portion(policy, block, number)
             drawn = dict(np.load(piece.path(cache)))
-            own = dict(np.load(piece.scored_path(cache, LOGGING))) if not policy.untouched else drawn
-            scores = {f"T={each:g}": own["logprobs"][..., at] for at, each in enumerate(TEMPERATURES)}
-            if not policy.untouched:
-                scores[policy.name] = drawn["logprobs"][..., 0]
-            elif policy == LOGGING:
+            own = drawn if policy.untouched else dict(np.load(piece.scored_path(cache, LOGGING)))
+            if policy.untouched:
+                scores = {f"T={each:g}": own["logprobs"][..., at] for at, each in enumerate(TEMPERATURES)}
+            else:
+                scores = {LOGGING.name: own["logprobs"][..., 0], policy.name: drawn["logprobs"][..., 0]}
+            if policy == LOGGING:
                 for scorer in scorers:
                     if not scorer.untouched:
                         scores[scorer.name] = np.load(piece.scored_path(cache, scorer))["logprobs"][..., 0]

@@ -15,20 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import pope_core
+
 from .._files import replacing
 from ..models.causal_lm import merged
 from .ope_lm_policies import LENGTH, LENGTHS, LOGGING, TEMPERATURES, Policy, Prompt, chat_ids
 
 #: Responses to each prompt in one piece.
-ROUND = 8
+ROUND = 6
 
-#: Rows of the vocabulary's log-softmax computed at once.
+#: Rows of logits computed at once when scoring.
 _ROWS = 160
+
+#: Vocabulary entries whose probabilities are summed first when a token is drawn.
+_SPAN = 256
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Eight responses to each prompt of a block, by one policy."""
+    """`ROUND` responses to each prompt of a block, by one policy."""
 
     policy: Policy
     block: int
@@ -115,20 +120,19 @@ class PolicyModel:
     def score(
         self, scorer: Policy, prompts: tuple[Prompt, ...], tokens: npt.NDArray[Any]
     ) -> dict[str, npt.NDArray[Any]]:
-        """``logprobs`` and ``hidden``, as `draw` gives them, of responses that another policy wrote."""
+        """``logprobs`` ``[n, LENGTH, 1]`` of responses that another policy wrote, and ``hidden`` under `LOGGING`."""
         network = self.network(scorer)
-        temperatures = TEMPERATURES if scorer.untouched else (scorer.temperature,)
         past, state = self._read_prompts(network, scorer, prompts)
         ids = torch.from_numpy(tokens.astype(np.int64))
         filled = ids.clamp(min=0)
         later = network.model(input_ids=filled[:, :-1], past_key_values=past, use_cache=True).last_hidden_state
         states = torch.cat([state[:, None], later], dim=1)  # [n, LENGTH, D]
         flat, wanted = states.flatten(0, 1), filled.flatten()
-        out = torch.zeros(len(flat), len(temperatures))
+        out = torch.zeros(len(flat), 1)
         valid = (ids >= 0).flatten().nonzero()[:, 0]
         for start in range(0, len(valid), _ROWS):
             rows = valid[start : start + _ROWS]
-            out[rows] = _logprobs(network.lm_head(flat[rows]), wanted[rows], temperatures)
+            out[rows] = _logprobs(network.lm_head(flat[rows]), wanted[rows], (scorer.temperature,))
         result = {"logprobs": out.reshape(*ids.shape, -1).numpy()}
         return {**result, "hidden": _prefix_means(states, ids)} if scorer == LOGGING else result
 
@@ -141,16 +145,26 @@ class PolicyModel:
 
 
 def _draw(logits: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-    """One token a row, by inversion of the distribution function in float64."""
-    below = logits.double().softmax(-1).cumsum(-1)
+    """One token a row, by inversion of the distribution function: the span of the vocabulary first, then the entry.
+
+    Sums are in float64, so entries of small probability are drawn as often as they should be.
+    """
+    weights = (logits - logits.amax(1, keepdim=True)).exp_()
+    spans = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SPAN)).unflatten(1, (-1, _SPAN))
+    below = spans.sum(2, dtype=torch.float64).cumsum(1)
     uniform = torch.rand(len(logits), 1, generator=stream, dtype=torch.float64) * below[:, -1:]
-    return torch.searchsorted(below, uniform, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    span = torch.searchsorted(below, uniform, right=True).clamp(max=below.shape[1] - 1)  # [B, 1]
+    inside = spans.take_along_dim(span[..., None], 1)[:, 0].double().cumsum(1)
+    rest = uniform - torch.nn.functional.pad(below, (1, 0)).take_along_dim(span, 1)
+    entry = torch.searchsorted(inside, rest, right=True).clamp(max=_SPAN - 1)
+    return (span * _SPAN + entry)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def _logprobs(logits: torch.Tensor, choice: torch.Tensor, temperatures: tuple[float, ...]) -> torch.Tensor:
     """``[B, T]`` log-probability of the chosen token at each temperature."""
-    chosen = logits.gather(1, choice[:, None])[:, 0]
-    return torch.stack([chosen / each - (logits / each).logsumexp(-1) for each in temperatures], dim=1)
+    each_token = torch.arange(len(choice) + 1)
+    at_each = [pope_core.response_logprobs(logits / t, choice, response_offsets=each_token) for t in temperatures]
+    return torch.stack(at_each, dim=1)
 
 
 def _prefix_means(states: torch.Tensor, tokens: torch.Tensor) -> npt.NDArray[np.float16]:

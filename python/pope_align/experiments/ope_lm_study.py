@@ -4,7 +4,8 @@
     python -m pope_align.experiments.ope_lm_study train --prompts alpaca_eval.jsonl --cache CACHE
     python -m pope_align.experiments.ope_lm_study study --prompts alpaca_eval.jsonl --cache CACHE -o study.json
 
-The first draws the responses (it can be stopped and restarted) and is run again with ``--trained`` after the second.
+The first draws the responses; it can be stopped and restarted, and several processes can share the work. It is run
+again with ``--trained`` after the second.
 docs/choosing-an-estimator.md discusses the results.
 """
 
@@ -14,14 +15,13 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._files import check_output, write_json
+from .._files import check_output, claim_output, write_json
 from .._json import jsonable
 from ..models.loading import load_model, load_tokenizer
 from ..models.places import packaged_model
@@ -45,7 +45,7 @@ from .ope_lm_training import train, training_slates
 from .ope_similar_study import as_text
 
 #: Blocks that are sampled under every policy before the next ones begin, so that partial results can be used.
-_STAGE = 4
+_STAGE = 5
 
 #: Maximum rounds of the log that `overlap` uses.
 _MOST_ROUNDS = 20
@@ -56,64 +56,56 @@ def work(prompts: Prompts, rounds: int, targets: Sequence[Policy]) -> Iterator[t
     blocks = len(prompts.blocks)
     for start in range(0, blocks, _STAGE):
         stage = range(start, min(start + _STAGE, blocks))
-        yield from ((Portion(LOGGING, block, 0), None) for block in stage)
-        yield from (each for target in targets[:1] for block in stage for each in _target_work(target, block, 1))
-        yield from ((Portion(LOGGING, block, 1), None) for block in stage)
-        yield from (each for target in targets[:1] for block in stage for each in _scoring(target, block, 1))
-        yield from (each for target in targets[1:] for block in stage for each in _target_work(target, block, 2))
-    for round_ in range(2, rounds):
-        for block in range(blocks):
-            yield Portion(LOGGING, block, round_), None
-            yield from ((Portion(LOGGING, block, round_), target) for target in targets if not target.untouched)
+        yield from ((Portion(LOGGING, block, number), None) for block in stage for number in range(rounds))
+        yield from (each for target in targets for block in stage for each in _target_work(target, block, rounds))
 
 
 def _target_work(target: Policy, block: int, rounds: int) -> Iterator[tuple[Portion, Policy | None]]:
     yield Portion(target, block, 0), None
     if not target.untouched:
         yield Portion(target, block, 0), LOGGING
-    for round_ in range(rounds):
-        yield from _scoring(target, block, round_)
+        yield from ((Portion(LOGGING, block, number), target) for number in range(rounds))
 
 
-def _scoring(target: Policy, block: int, round_: int) -> Iterator[tuple[Portion, Policy | None]]:
-    if not target.untouched:
-        yield Portion(LOGGING, block, round_), target
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One of several processes that share a cache: it takes every n-th piece and its share of the cores."""
-
-    number: int = 0
-    of: int = 1
-    cores: float = 1.5  # for all workers together
-
-    def rest(self, wall: float, busy: float) -> None:
-        """Sleep to keep to this worker's share of the cores."""
-        time.sleep(max(0.0, busy * self.of / self.cores - wall))
-
-
-def sample(path: Path, cache: Path, *, rounds: int, blocks: int, worker: Worker, trained: bool) -> None:
-    """Draw and score pieces that are missing in the cache; each worker handles its own."""
+def sample(path: Path, cache: Path, *, rounds: int, blocks: int, trained: bool) -> None:
+    """Draw and score the pieces that are missing in the cache; several processes may do so together."""
     tokenizer = load_tokenizer(packaged_model())
     models = PolicyModel(load_model(packaged_model()), tokenizer, cache)
     prompts = choose_prompts(path, tokenizer, blocks=blocks)
-    targets = [*TARGETS, *(policy for policy in TRAINED if trained and models.ready(policy))]
-    for piece, scorer in islice(work(prompts, rounds, targets), worker.number, None, worker.of):
-        target = piece.path(cache) if scorer is None else piece.scored_path(cache, scorer)
-        if target.exists():
-            continue
-        while scorer is not None and not piece.path(cache).exists():
-            time.sleep(5)  # another worker draws it
+    while True:
+        # Adapters may appear while others are drawn.
+        targets = [*TARGETS, *(policy for policy in TRAINED if trained and models.ready(policy))]
+        left = [each for each in work(prompts, rounds, targets) if not _path(cache, *each).exists()]
+        if not left:
+            break
+        if not any(_make(models, prompts, piece, scorer) for piece, scorer in left):
+            time.sleep(5)  # other processes are making the rest
+
+
+def _path(cache: Path, piece: Portion, scorer: Policy | None) -> Path:
+    return piece.path(cache) if scorer is None else piece.scored_path(cache, scorer)
+
+
+def _make(models: PolicyModel, prompts: Prompts, piece: Portion, scorer: Policy | None) -> bool:
+    """Whether the piece was made here; not if another process makes it, or has to draw it before it can be scored."""
+    if scorer is not None and not piece.path(models.cache).exists():
+        return False
+    target = _path(models.cache, piece, scorer)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as claims:
+        try:
+            claims.enter_context(claim_output(target))
+        except ValueError:  # it exists by now, or another process has claimed it
+            return False
         start, busy, block = time.monotonic(), time.process_time(), prompts.blocks[piece.block]
         if scorer is None:
             arrays = models.draw(piece.policy, block, piece.seed)
         else:
-            arrays = models.score(scorer, block, np.load(piece.path(cache))["tokens"])
+            arrays = models.score(scorer, block, np.load(piece.path(models.cache))["tokens"])
         write_portion(target, arrays)
         wall, busy = time.monotonic() - start, time.process_time() - busy
-        print(f"{target.relative_to(cache)} in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
-        worker.rest(wall, busy)
+        print(f"{target.relative_to(models.cache)} in {wall:.0f} s, {busy:.0f} s of a core", flush=True)
+    return True
 
 
 def overlap(cache: Path, blocks: int) -> dict[str, Any]:
@@ -183,10 +175,7 @@ def study(
 def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     if given.stage == "sample":
-        worker = Worker(given.worker, given.workers, given.cores)
-        sample(
-            given.prompts, given.cache, rounds=given.rounds, blocks=given.blocks, worker=worker, trained=given.trained
-        )
+        sample(given.prompts, given.cache, rounds=given.rounds, blocks=given.blocks, trained=given.trained)
     elif given.stage == "overlap":
         print(json.dumps(overlap(given.cache, given.blocks), indent=1))
     elif given.stage == "train":
@@ -211,11 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     for stage in (drawing, training, reading, looking):
         stage.add_argument("--cache", type=Path, required=True)
     for stage in (drawing, reading, looking):
-        stage.add_argument("--blocks", type=int, default=16, help="of ten prompts (default: 16)")
-    drawing.add_argument("--rounds", type=int, default=5, help="of eight logged responses a prompt (default: 5)")
-    drawing.add_argument("--worker", type=int, default=0)
-    drawing.add_argument("--workers", type=int, default=1)
-    drawing.add_argument("--cores", type=float, default=1.5, help="that all workers may keep busy (default: 1.5)")
+        stage.add_argument("--blocks", type=int, default=10, help=f"of {BLOCK} prompts (default: 10)")
+    drawing.add_argument("--rounds", type=int, default=2, help=f"of {ROUND} logged responses a prompt (default: 2)")
     drawing.add_argument("--trained", action="store_true", help="also the trained policies whose adapters are there")
     training.add_argument("--training", type=int, default=96, help="prompts (default: 96)")
     reading.add_argument("-o", "--out", type=Path, required=True, help="JSON file for the tables")
