@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pope_align.cli import app
+from pope_align.cli._stages import command_line
 from pope_align.cli.command import debugging
-from pope_align.cli.compare import command_line
 from pope_align.compare.plan import Options, estimators, look, stages
 from pope_align.compare.run import prepare
 from pope_align.compare.stages import STAMPS, Stage, replaced, run_stage

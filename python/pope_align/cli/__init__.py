@@ -30,7 +30,9 @@ from .judge import judge
 from .label import label
 from .metrics import metrics
 from .report import report
+from .reproduce import reproduce
 from .score import score
+from .step import step
 from .train import train
 
 app = typer.Typer(
@@ -60,6 +62,8 @@ app.command(cls=command({"--gens": ""}))(metrics)
 app.command(cls=command({"--gens": ""}))(judge)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(report)
+app.command(cls=Command)(reproduce)
+app.add_typer(step, name="step")
 app.command(cls=Command)(env)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._stages import hanging, run_pope, run_stages, show_commands, show_plan
 from .checks import check_file, check_json, check_model, pairs, required
 
 if TYPE_CHECKING:
@@ -86,12 +84,12 @@ def compare(
         raise ValueError(f"--run-dir: expected a folder, got the file {str(folder)!r}")
     options = Options(policies, logging_policy, answers, max_new_tokens, max_length, utility_transform, seed)
     with claim_folder(folder):
-        plan = prepare(log, options, folder, most_slates=slates, run=_run)
+        plan = prepare(log, options, folder, most_slates=slates, run=run_pope)
         plan.write(options)
         if json != "-":
             _show(plan)
         if not dry_run:
-            _run_all(plan)
+            run_stages(plan.stages, plan.folder)
             plan.write(options)
             _finish(plan, page, json, overwrite=overwrite)
 
@@ -119,71 +117,18 @@ def check_utilities_and_embeddings(utility_transform: str) -> None:
             raise ValueError(f"embedding model: {error}") from error
 
 
-def _run_all(plan: Plan) -> None:
-    from ..compare.stages import run_stage
-    from .console import err
-
-    for number, stage in enumerate(plan.stages, 1):
-        err.print(f"[{number} of {len(plan.stages)}] {stage.what}")
-        try:
-            ran = run_stage(stage, plan.folder, _run)
-        except BaseException:  # Ctrl-C too; raised again below
-            err.print(f"stopped at: {shlex.join(['pope', *stage.argv])}")
-            err.print("what was finished is kept; run the same command again to continue from here")
-            raise
-        if not ran:
-            err.print("  there already")
-
-
-def _run(argv: Sequence[str]) -> None:
-    """One of pope's own commands, in this process."""
-    from . import app
-
-    app(list(argv), prog_name="pope", standalone_mode=False)
-
-
 def _show(plan: Plan) -> None:
-    from ..compare.stages import is_done
     from .console import err, out
 
     width = min(out.width, 100)
     out.print("The log")
     facts = plan.found.lines()
     for name, text in facts.items():
-        out.print(_hanging(f"  {name:<{max(map(len, facts))}}  ", text, width))
+        out.print(hanging(f"  {name:<{max(map(len, facts))}}  ", text, width))
     out.print("\nThe plan")
-    for number, stage in enumerate(plan.stages, 1):
-        cost = "there already" if is_done(stage, plan.folder) else stage.cost
-        out.print(_hanging(f"  {number}  ", stage.what, width))
-        out.print(_hanging("       ", cost, width))
-    out.print("\nThe same as commands, to run a stage with other options")
-    for stage in [*plan.preparation, *plan.stages]:
-        out.print(command_line(["pope", *stage.argv], width))
-    out.print("")
+    show_plan(plan.stages, plan.folder, width)
+    show_commands([*plan.preparation, *plan.stages], width)
     err.print(f"everything between is kept in {plan.folder}")
-
-
-def _hanging(lead: str, text: str, width: int) -> str:
-    """``text`` after ``lead``, later lines under its first word."""
-    return textwrap.fill(text, width, initial_indent=lead, subsequent_indent=" " * len(lead), break_on_hyphens=False)
-
-
-def command_line(argv: Sequence[str], width: int) -> str:
-    """A command to copy: options stay beside their values, and a backslash ends a line that goes on."""
-    parts: list[str] = []
-    for word in map(shlex.quote, argv):
-        if parts and parts[-1].startswith("-") and " " not in parts[-1] and not word.startswith("-"):
-            parts[-1] += f" {word}"
-        else:
-            parts.append(word)
-    lines = ["  " + parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + len(part) + 3 > width:
-            lines[-1] += " \\"
-            lines.append("      " + part)
-        else:
-            lines[-1] += f" {part}"
-    return "\n".join(lines)
 
 
 def _finish(plan: Plan, page: Path, json: str | None, *, overwrite: bool) -> None:

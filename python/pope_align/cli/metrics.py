@@ -39,7 +39,7 @@ def metrics(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="The model of the n-th generations, for metrics that need its probabilities; once for each.",
+            help="The model of the n-th generations, for metrics that need its probabilities; - for none.",
             rich_help_panel=_MODELS,
         ),
     ] = None,
@@ -55,6 +55,10 @@ def metrics(
     alignscore_backbone: Annotated[
         str, typer.Option(help="The RoBERTa model that the checkpoint is based on.", rich_help_panel=_MODELS)
     ] = "roberta-base",
+    entailment: Annotated[
+        str | None,
+        typer.Option(help="In place of AlignScore: any model of natural-language inference.", rich_help_panel=_MODELS),
+    ] = None,
     max_length: Annotated[
         int, typer.Option(help="Maximum tokens of prompt and reference under --policy.", rich_help_panel=_MODELS)
     ] = 1024,
@@ -100,6 +104,8 @@ def metrics(
         check_folder(None if folder is None else Path(folder), "adapter_config.json", "--adapter")
     if alignscore is not None:
         check_file(alignscore, "--alignscore")
+    if alignscore is not None and entailment is not None:
+        raise ValueError("--entailment: expected it or --alignscore, got both")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws, level: expected an integer >= 1 and a number in (0, 1), got {draws} and {level}")
     check_output_folder(out, overwrite=overwrite)
@@ -108,6 +114,8 @@ def metrics(
     for name, _ in policies:
         if name:
             check_model(name, "--policy")
+    if entailment is not None:
+        check_model(entailment, "--entailment")
 
     from dataclasses import asdict
 
@@ -115,7 +123,7 @@ def metrics(
     from ..generation.generations import read_generations
     from ..metrics.embeddings import Embedder
     from ..metrics.evaluate import evaluate_generations
-    from ..metrics.faithfulness import load_alignscore
+    from ..metrics.faithfulness import load_alignscore, load_entailment
     from ..metrics.prompt import MetricOptions
     from ..metrics.summary import summarize, write_covered, write_json, write_prompt_metrics
 
@@ -130,7 +138,11 @@ def metrics(
         raise ValueError(f"generations: expected models of different names, got {', '.join(names)}; write NAME=FILE")
     slates = read_slates(refs)
     err.print(str(slates))
-    align_fn = load_alignscore(alignscore, alignscore_backbone) if alignscore is not None else None
+    align_fn = None
+    if alignscore is not None:
+        align_fn = load_alignscore(alignscore, alignscore_backbone)
+    elif entailment is not None:
+        align_fn = load_entailment(entailment)
     embedder = Embedder(embedding_model, cache_dir=cache)
     tables = []
     for generations, (name, folder) in zip(sets, policies):
@@ -148,9 +160,13 @@ def metrics(
                     progress=report,
                 )
             )
+    aligner = None if align_fn is None else f"entailment by {entailment}" if entailment else f"AlignScore {alignscore}"
     written = {**asdict(options), "embedding_model": embedder.report.model, "references": str(refs), "group": group}
+    written["aligner"] = aligner
     result = summarize(tables, draws=draws, level=level, seed=seed, options=written)
     notes = [f"References: {refs.name}. Embeddings: {embedder.report}."]
+    if aligner is not None:
+        notes.append(f"Faithfulness (the row AlignScore): {aligner}.")
     out.mkdir(parents=True, exist_ok=True)  # before anything is printed or plotted, so that results are not lost
     write_json(result, out / "metrics.json")
     write_prompt_metrics(tables, out / "per_slate.parquet")
@@ -184,7 +200,7 @@ def _policies(policy: list[str] | None, adapter: list[str] | None, sets: int) ->
         if values and len(values) != sets:
             raise ValueError(f"{option}: expected {sets}, one for each of the generations, got {len(values)}")
     folders = [None if folder == "-" else folder for folder in adapter or ["-"] * sets]
-    return list(zip(policy, folders))
+    return [("" if name == "-" else name, folder) for name, folder in zip(policy, folders)]
 
 
 def _reference_scorer(name: str, adapter: str | None, max_length: int) -> ReferenceScorer:

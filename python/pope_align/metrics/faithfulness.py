@@ -133,3 +133,42 @@ def load_alignscore(
         return scores
 
     return align
+
+
+def load_entailment(name: str | os.PathLike[str], *, batch_size: int = 32, device: str = "cpu") -> AlignFn:
+    """Any model of natural-language inference as an ``align_fn``: the probability of its label *entailment*.
+
+    Its scores are not those of AlignScore, whatever they are averaged like: reports name the model.
+
+    Args:
+        name: hub name or folder of a sequence classifier with one label whose name begins with "entail".
+
+    Raises:
+        ValueError: a classifier without such a label, or with several.
+    """
+    import torch
+
+    transformers = require("transformers", extra="eval", purpose="for entailment")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(os.fspath(name), trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(name), trust_remote_code=False)
+    labels = {int(index): str(label) for index, label in model.config.id2label.items()}
+    found = [index for index, label in labels.items() if label.lower().startswith("entail")]
+    if len(found) != 1:
+        raise ValueError(
+            f"entailment: expected a model with one label that begins with 'entail', got the labels "
+            f"{', '.join(labels.values())} in {os.fspath(name)!r}"
+        )
+    model.to(device).eval()
+
+    def align(pairs: Sequence[tuple[str, str]]) -> list[float]:
+        scores = []
+        for start in range(0, len(pairs), batch_size):
+            contexts, claims = zip(*pairs[start : start + batch_size])
+            inputs = tokenizer(
+                list(contexts), list(claims), truncation="only_first", padding=True, return_tensors="pt"
+            ).to(device)
+            with torch.inference_mode():
+                scores += model(**inputs).logits.float().softmax(-1)[:, found[0]].tolist()
+        return scores
+
+    return align

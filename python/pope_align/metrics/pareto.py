@@ -1,4 +1,4 @@
-"""Pareto front of two goals, and the area that it dominates."""
+"""Pareto front of two goals, the volume that points dominate, and how close points are to their front."""
 
 from __future__ import annotations
 
@@ -37,14 +37,42 @@ def hypervolume(points: Floats, reference: tuple[float, float] = (0.0, 0.0)) -> 
     Raises:
         ValueError: another shape.
     """
+    return float(dominated_volume(_points(points) - np.asarray(reference)))
+
+
+def dominated_volume(points: Floats) -> Floats:
+    """``[..., n, d] -> [...]``: the volume between 0 and the points, for each set of ``n`` points with ``d`` goals.
+
+    Larger is better. A point with NaN, or that is not above 0 in every goal, dominates nothing.
+    """
+    above = (points > 0).all(-1, keepdims=True)  # false for NaN
+    return _volume(np.where(above, points, 0.0))
+
+
+def _volume(points: Floats) -> Floats:
+    """By slices of the last goal: each is as large as the volume that the points above it dominate in the others."""
+    if points.shape[-1] == 1:
+        return np.asarray(points[..., 0].max(-1))
+    order = np.argsort(-points[..., -1], axis=-1, kind="stable")
+    points = np.take_along_axis(points, order[..., None], axis=-2)
+    heights = points[..., -1]
+    thickness = heights - np.concatenate([heights[..., 1:], np.zeros_like(heights[..., :1])], axis=-1)
+    slices = [thickness[..., at] * _volume(points[..., : at + 1, :-1]) for at in range(points.shape[-2])]
+    return np.asarray(sum(slices))
+
+
+def distance_to_front(points: Floats) -> Floats:
+    """``[n, 2] -> [n]``: what a point lacks in both goals to be undominated by any other; 0 on the front.
+
+    NaN for a point with NaN. It says how closely the points of a model keep to their envelope (the paper's Figure 1).
+
+    Raises:
+        ValueError: another shape.
+    """
     p = _points(points)
-    front = p[pareto_front(p)]
-    front = front[(front > np.asarray(reference)).all(1)]
-    area, floor = 0.0, reference[1]
-    for x, y in front[np.argsort(-front[:, 0], kind="stable")]:
-        area += (x - reference[0]) * max(y - floor, 0.0)
-        floor = max(floor, y)
-    return float(area)
+    lacking = (p[None, :, :] - p[:, None, :]).min(-1)  # [n, n]: what a lacks against b in the goal where it lacks less
+    lacking[:, np.isnan(p).any(1)] = -np.inf
+    return np.where(np.isnan(p).any(1), np.nan, np.maximum(lacking.max(1), 0.0))
 
 
 def _points(points: Floats) -> Floats:

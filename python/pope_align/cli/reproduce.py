@@ -1,0 +1,197 @@
+"""``pope reproduce``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ._stages import run_pope, run_stages, show_commands, show_plan
+from .checks import check_file, check_key, check_log, check_model, pairs
+
+if TYPE_CHECKING:
+    from ..experiments.reproduce.plan import Plan, Request
+
+_SIZE, _MODELS, _JUDGE = "Sizes", "Other models", "The judge (figure4)"
+
+#: What an experiment may need, and the options that give it.
+_NEEDS = {
+    "faithfulness": "--alignscore FILE (the official checkpoint) or --entailment MODEL (your own)",
+    "third_model": "--third-model MODEL, whose nats per token are the fluency",
+    "judge": "--judge NAME, and --judge-url URL unless it is OpenAI's",
+}
+
+
+def reproduce(
+    experiment: Annotated[
+        Literal["table1", "table2", "table3", "figure1", "figure2", "figure3", "figure4"],
+        typer.Argument(metavar="NAME", help="table1, table2, table3, figure1, figure2, figure3 or figure4."),
+    ],
+    model: Annotated[str, typer.Option(help="The model to align: hub name, folder, or GGUF file.")],
+    data: Annotated[
+        Path, typer.Option(help="Slates: prompts with reference answers (table1, figure1), or a log of people's votes.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results, and of everything between.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and fewer methods, for a first look.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its costs, and stop.")] = False,
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="Slates of another domain, only tested on; repeat.")
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trainings and samples; default: 3, 1 with --quick.", rich_help_panel=_SIZE),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; repeat. Default: all.", rich_help_panel=_SIZE)
+    ] = None,
+    matching: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression of the prompts; default: descriptions (table1, figure1), else all.",
+            rich_help_panel=_SIZE,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Change a size, e.g. answers=20; repeat.", rich_help_panel=_SIZE
+        ),
+    ] = None,
+    logging_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Cloned as the logging policy of people's logs; default: GPT-2 Medium, with --quick the --model.",
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    third_model: Annotated[
+        str | None, typer.Option(help="For nats per token of the answers.", rich_help_panel=_MODELS)
+    ] = None,
+    alignscore: Annotated[
+        Path | None, typer.Option(help="AlignScore checkpoint, for faithfulness.", rich_help_panel=_MODELS)
+    ] = None,
+    entailment: Annotated[
+        str | None, typer.Option(help="Entailment model of yours, in place of AlignScore.", rich_help_panel=_MODELS)
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Unrelated text for general abilities.", rich_help_panel=_MODELS)
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the judge at its endpoint.", rich_help_panel=_JUDGE)
+    ] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Endpoint; default: OpenAI's.", rich_help_panel=_JUDGE)
+    ] = None,
+) -> None:
+    """Repeat an experiment of the paper, with more baselines, controls and intervals.
+
+    It shows the plan with its costs, runs it, and writes the table in the paper's layout beside the paper's own
+    numbers. A killed run continues where it stopped; after one changed option, only what depends on it is done again.
+    Examples:
+
+        pope reproduce table1 --model smollm2-135m --data prompts.jsonl --quick -o table1
+
+        pope reproduce table3 --model M --data reddit.jsonl --test music=music.jsonl -o tables
+    """
+    from ..experiments.reproduce.protocol import read_protocol
+
+    protocol = read_protocol(experiment)
+    given = {"faithfulness": alignscore or entailment, "third_model": third_model, "judge": judge}
+    for need in protocol.needs:
+        if not given[need]:
+            raise ValueError(f"{experiment}: expected {_NEEDS[need]}, got none")
+    if alignscore is not None and entailment is not None:
+        raise ValueError("--entailment: expected it or --alignscore, got both")
+    tests = pairs("--test", test or [], "FILE")
+    if protocol.own and tests:
+        raise ValueError(
+            f"--test: expected none for {experiment}, which has prompts of its own, got {', '.join(tests)}"
+        )
+    if protocol.tests and not tests:
+        raise ValueError(f"--test: expected NAME=FILE of at least one other domain for {experiment}, got none")
+    for name in tests:
+        if not re.fullmatch(r"[\w][\w.-]*", name) or name == "source":
+            raise ValueError(f"--test: expected names of letters, digits, '_', '-' and '.', not 'source', got {name!r}")
+    check_log(data, "--data")
+    for name, file in tests.items():
+        check_log(file, f"--test {name}")
+    for file, option in ((alignscore, "--alignscore"), (text, "--text")):
+        if file is not None:
+            check_file(file, option)
+    if judge is not None and protocol.shows == "judge" and not dry_run:
+        check_key("OPENAI_API_KEY", judge_url)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {str(out)!r}")
+    logging = logging_model or (model if quick else "openai-community/gpt2-medium")
+    named = {"--model": model, "--third-model": third_model, "--entailment": entailment}
+    if not protocol.own:
+        named["--logging-model"] = logging
+    for option, name in named.items():
+        if name is not None:
+            check_model(name, option)
+
+    from dataclasses import replace
+
+    from .._files import claim_folder
+    from ..experiments.reproduce.methods import chosen
+    from ..experiments.reproduce.plan import Request
+    from ..experiments.reproduce.protocol import read_sizes
+    from ..experiments.reproduce.run import prepare, write
+    from .compare import check_utilities_and_embeddings
+    from .console import err
+
+    check_utilities_and_embeddings("calibrated")
+    if matching is not None:
+        protocol = replace(protocol, matching=matching)
+    request = Request(
+        protocol=protocol,
+        sizes=read_sizes(protocol, quick=quick, changes=set_ or ()),
+        methods=tuple(chosen(method, own=protocol.own, quick=quick, curve=protocol.curve)),
+        seeds=seeds or (1 if quick else 3),
+        model=model,
+        data=str(data),
+        tests=tests,
+        folder=out / protocol.log,
+        logging_model=logging,
+        third_model=third_model,
+        aligner=_aligner(alignscore, entailment) if "align_score" in protocol.metrics else (),
+        judge=_judge(judge, judge_url) if protocol.shows == "judge" else (),
+        abilities=() if text is None else ("--text", str(text)),
+    )
+    with claim_folder(out):
+        plan = prepare(request, run_pope)
+        _show(plan, request)
+        if dry_run:
+            return
+        run_stages(plan.stages, request.folder)
+        written = write(plan, out)
+        _finish(written[0])
+    err.print(f"wrote {', '.join(map(str, written))}")
+
+
+def _aligner(alignscore: Path | None, entailment: str | None) -> tuple[str, ...]:
+    if alignscore is not None:
+        return ("--alignscore", str(alignscore))
+    return () if entailment is None else ("--entailment", entailment)
+
+
+def _judge(name: str | None, url: str | None) -> tuple[str, ...]:
+    return () if name is None else ("--model", name, *(() if url is None else ("--base-url", url)))
+
+
+def _show(plan: Plan, request: Request) -> None:
+    from .console import out
+
+    width = min(out.width, 100)
+    out.print(f"{request.protocol.title}: {', '.join(each.name for each in request.methods)}")
+    show_plan(plan.stages, request.folder, width)
+    show_commands(plan.stages, width)
+    out.print(f"In all, what was done before included: {plan.cost}")
+
+
+def _finish(page: Path) -> None:
+    from .console import out
+
+    out.print(page.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""The paper's tables and figures as plans over commands of `pope`, with more baselines, controls and intervals."""
