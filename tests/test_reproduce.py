@@ -23,10 +23,11 @@ from pope_align.experiments.reproduce.fluency import fluency
 from pope_align.experiments.reproduce.methods import AGAIN, BASE, METHODS, PEOPLE, chosen, label
 from pope_align.experiments.reproduce.page import cell
 from pope_align.experiments.reproduce.parts import PartCounts, make_parts, subset
-from pope_align.experiments.reproduce.plan import SOURCE, Request, make_plan, preparation
+from pope_align.experiments.reproduce.plan import SOURCE, Request
 from pope_align.experiments.reproduce.protocol import EXPERIMENTS, read_protocol, read_sizes
 from pope_align.experiments.reproduce.results import Quantity, Results
 from pope_align.experiments.reproduce.shuffled import shuffled_votes
+from pope_align.experiments.reproduce.stages import make_plan, preparation
 from pope_align.generation.generations import Generation, GenerationSet, read_generations
 from pope_align.metrics import embeddings
 from pope_align.metrics import figures as metrics_figures
@@ -262,7 +263,7 @@ COUNTS = PartCounts(
 def test_the_plan_of_table_1_trains_on_own_candidates_with_recorded_propensities(tmp_path: Path) -> None:
     plan = make_plan(request_for("table1", tmp_path, seeds=2), {SOURCE: COUNTS})
     commands = {stage.name: " ".join(stage.argv) for stage in plan.stages}
-    assert "--logprobs -n 4" in commands["candidates-1"]
+    assert "--logprobs --n 4" in commands["candidates-1"]
     assert f"label {tmp_path}/logs/candidates-1.jsonl --with similarity" in commands["votes-1"]
     assert commands["train-pope-paper-1"].startswith(
         f"train {tmp_path}/logs/votes-1.jsonl --model M --normalization none"

@@ -117,9 +117,9 @@ def reproduce(
     check_log(data, "--data")
     for name, file in tests.items():
         check_log(file, f"--test {name}")
-    for file, option in ((alignscore, "--alignscore"), (text, "--text")):
-        if file is not None:
-            check_file(file, option)
+    for path, option in ((alignscore, "--alignscore"), (text, "--text")):
+        if path is not None:
+            check_file(path, option)
     if judge is not None and protocol.shows == "judge" and not dry_run:
         check_key("OPENAI_API_KEY", judge_url)
     if out.exists() and not out.is_dir():
@@ -128,9 +128,9 @@ def reproduce(
     named = {"--model": model, "--third-model": third_model, "--entailment": entailment}
     if not protocol.own:
         named["--logging-model"] = logging
-    for option, name in named.items():
-        if name is not None:
-            check_model(name, option)
+    for option, each in named.items():
+        if each is not None:
+            check_model(each, option)
 
     from dataclasses import replace
 

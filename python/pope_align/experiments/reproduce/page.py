@@ -209,9 +209,9 @@ def judge_table(plan: Plan, data: str) -> Table:
     for match in content["matches"]:
         counts = [str(match[f"{name}_count"]) for name in ("win", "tie", "loss")]
         rate = match["win_rate"]
-        numbers = [math.nan if rate[name] is None else rate[name] for name in ("value", "low", "high")]
+        value, low, high = (math.nan if rate[name] is None else rate[name] for name in ("value", "low", "high"))
         rows.append(
-            (f"{label(match['a'])} against {label(match['b'])}", *counts, cell(Quantity(*numbers, math.nan), 3))
+            (f"{label(match['a'])} against {label(match['b'])}", *counts, cell(Quantity(value, low, high, math.nan), 3))
         )
     note = f"Judge: {content['judge']['model']}; every pair in both orders; Wilson intervals; first seed."
     columns = ("Match", "won", "tied", "lost", "win rate, ties half")
@@ -238,8 +238,8 @@ def _values(plan: Plan, data: str) -> dict[str, str]:
         return {}
     shown = {}
     for each in json.loads(path.read_text(encoding="utf-8"))["estimates"]:
-        numbers = [math.nan if each[name] is None else each[name] for name in ("value", "low", "high")]
-        text = cell(Quantity(*numbers, math.nan), 4)
+        value, low, high = (math.nan if each[name] is None else each[name] for name in ("value", "low", "high"))
+        text = cell(Quantity(value, low, high, math.nan), 4)
         shown[each["policy"]] = f"~~{text}~~ refused" if each["verdict"] == "refuse" else f"{text}, {each['verdict']}"
     return shown
 

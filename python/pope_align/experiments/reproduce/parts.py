@@ -126,7 +126,7 @@ def subset(slate: Slate, indices: Sequence[int]) -> Slate:
     """A slate with some of its responses, and everything that belongs to each of them."""
     count = len(slate.completions)
     per_response = {"completions", "scores", "logging_logprobs", "completion_tokens", "responders", "group_scores"}
-    chosen = {
+    chosen: dict[str, Any] = {
         name: [getattr(slate, name)[index] for index in indices]
         for name in FIELDS
         if name in per_response | {"finished"} and getattr(slate, name) is not None

@@ -20,8 +20,9 @@ from .page import (
     result_json,
 )
 from .parts import PartCounts
-from .plan import Plan, Request, make_plan, preparation
+from .plan import Plan, Request
 from .results import Results, read_results
+from .stages import make_plan, preparation
 
 #: Runs a command of `pope`, given its arguments.
 RunCommand = Callable[[Sequence[str]], None]
