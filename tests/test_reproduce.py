@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from pope_align.cli import _stages as cli_stages
 from pope_align.cli import app
 from pope_align.compare.stages import STAMPS
 from pope_align.data import Slate, read_slates, slate_group, write_slates
@@ -36,6 +38,9 @@ from pope_align.metrics.pareto import distance_to_front, dominated_volume, hyper
 from pope_align.propensity.scores import score_model
 from pope_align.training import run as training_run
 from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from faulty_server import FaultyServer, running
 
 # --- parts ----------------------------------------------------------------------------------------------------------
 
@@ -424,10 +429,6 @@ def pope(work: Path, name: str, out: str, *options: str, expect: int = 0) -> str
     return result.output
 
 
-def stamps(folder: Path) -> dict[str, str]:
-    return {name: stamp["key"] for name, stamp in json.loads((folder / STAMPS).read_text()).items()}
-
-
 @pytest.mark.slow
 def test_table_1_from_data_to_page_from_the_cache_and_after_one_change(work: Path) -> None:
     shown = pope(work, "table1", "one", "--dry-run")
@@ -461,3 +462,106 @@ def test_table_1_from_data_to_page_from_the_cache_and_after_one_change(work: Pat
     assert {name.partition("-")[0] for name in again} == {"parts", "answers", "metrics"}
     trained = [name for name in after if name.startswith(("train", "candidates", "votes", "abilities"))]
     assert len(trained) == 4 + 1 + 1 + 5
+
+
+@pytest.mark.slow
+def test_figure_1_killed_at_any_stage_ends_with_the_same_numbers(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run is killed after every stage, by a failure inside the next; the other is not."""
+    options = ["--method", "pope-paper", "--method", "pope-paper-0"]
+    with monkeypatch.context() as patch:
+        count = len(stages_run(patch, of=lambda: pope(work, "figure1", "whole", *options)))
+    assert count > 12
+    for kill in range(1, count // 3):
+        with monkeypatch.context() as patch:
+            ran = stages_run(patch, of=lambda: pope(work, "figure1", "killed", *options, expect=130), stop_after=3)
+        assert len(ran) == 3  # and not those of the runs before
+        assert not (work / "killed" / "figure1.md").exists(), kill
+    pope(work, "figure1", "killed", *options)
+    numbers = [json.loads((work / name / "figure1.json").read_text())["results"] for name in ("whole", "killed")]
+    assert numbers[0] == numbers[1]
+    assert (work / "whole" / "figure1.png").stat().st_size > 10_000
+    assert "| POPE, diversity weight 0 | " in (work / "whole" / "figure1.md").read_text().partition("## Envelopes")[2]
+
+
+def stages_run(patch: pytest.MonkeyPatch, *, of: Callable[[], object], stop_after: int | None = None) -> list[str]:
+    """The stages that something runs; after some of them, the process is interrupted."""
+    ran: list[str] = []
+    run = cli_stages.run_pope
+
+    def counted(argv: Sequence[str]) -> None:
+        if stop_after is not None and len(ran) == stop_after:
+            raise KeyboardInterrupt
+        run(argv)
+        ran.append(" ".join(argv[:2]))
+
+    patch.setattr(cli_stages, "run_pope", counted)
+    of()
+    patch.undo()
+    return ran
+
+
+@pytest.mark.slow
+def test_tables_2_and_3_and_figures_2_to_4_share_their_stages(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    music = ["--test", f"music={work / 'music.jsonl'}"]
+    fluent = ["--third-model", str(work / "third"), "--entailment", str(work / "entailment")]
+    monkeypatch.setattr("pope_align.metrics.faithfulness.load_entailment", lambda name: agree)
+    (work / "entailment").mkdir(exist_ok=True)
+    (work / "entailment" / "config.json").write_text("{}")
+    few = ["--method", "sft", "--method", "pope-paper"]
+    pope(work, "table2", "people", *music, *few)
+    page = (work / "people" / "table2.md").read_text()
+    assert "## Table 2, in the domain of training: log" in page
+    assert "## Table 2, in the domain of training: music" in page
+    values = [
+        row.rsplit(" | ", 1)[1]
+        for row in page.splitlines()
+        if row.startswith(("| Base, T = 1 |", "| SFT |", "| POPE |"))
+    ]
+    assert sum("refused" in value or "caution" in value or "reliable" in value for value in values) == 6
+    assert "| *Paper: POPE, Phi-3.5-mini, Reddit* | - | *24.83* | *60.26* | *11.58* | *40.74* | - | *0.8667* |" in page
+
+    def again(name: str, *options: str) -> list[str]:
+        with monkeypatch.context() as patch:
+            return stages_run(patch, of=lambda: pope(work, name, "people", *options, *few))
+
+    assert not again("table3", *music)  # all of it was there
+    assert "Table 3, in other domains without adaptation: log" not in (work / "people" / "table3.md").read_text()
+    assert not again("figure2", *music)
+    assert (work / "people" / "figure2.png").stat().st_size > 10_000
+
+    assert {name.partition(" ")[0] for name in again("figure3", *fluent)} == {"metrics", "step"}
+    page = (work / "people" / "figure3.md").read_text()
+    assert "Entailed by the prompt, by entailment ↑ | Nats per token of a third model ↓" in page
+    (row,) = (line for line in page.splitlines() if line.startswith("| SFT |") and line.count("|") == 7)
+    assert row.split(" | ")[3].startswith("0.250")
+
+    with running(FaultyServer(lambda messages: '{"reason": "r", "winner": "1"}')) as server:
+        pope(work, "figure4", "people", "--judge", "j", "--judge-url", server.url, *few)
+    page = (work / "people" / "figure4.md").read_text()
+    assert "| POPE against SFT | 0 | 4 | 0 | 0.500" in page  # the first shown wins, in both orders: ties
+    assert "| POPE against Base | 0 | 4 | 0 | 0.500" in page
+
+
+def agree(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    return [0.25] * len(pairs)
+
+
+def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path) -> None:
+    for name, options, message in [
+        ("figure3", [], r"figure3: expected --alignscore FILE .* or --entailment MODEL .*, got none"),
+        ("figure3", ["--entailment", str(work / "third")], "figure3: expected --third-model MODEL"),
+        ("figure4", [], "figure4: expected --judge NAME, and --judge-url URL unless it is OpenAI's, got none"),
+        ("table3", [], "--test: expected NAME=FILE of at least one other domain for table3, got none"),
+        ("table1", ["--test", "a=b"], "--test: expected none for table1, .* got a"),
+        ("table1", ["--method", "best"], "--method: expected some of sft, .* got 'best'"),
+        ("table2", ["--logging-model", "./none"], "--logging-model: expected a model"),
+        ("table2", ["--test", "source=b"], "--test: expected names of .* not 'source', got 'source'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pope(work, name, "nothing", *options)
+    assert not (work / "nothing").exists()
+    (work / "mine").mkdir()
+    (work / "mine" / "candidates").mkdir()
+    (work / "mine" / "candidates" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files that no reproduction made"):
+        pope(work, "table1", "mine")

@@ -134,15 +134,7 @@ class _Builder:
         out, people = self.folder / "logs" / f"candidates-{seed}.jsonl", self._part(SOURCE, parts.TRAIN)
         if out in {Path(stage.writes[0]) for stage in self.plan.stages}:
             return out
-        argv: Arguments = [
-            "generate",
-            people,
-            "--model",
-            self.request.model,
-            "--logprobs",
-            "-n",
-            str(self.sizes.candidates),
-        ]
+        argv: Arguments = ["generate", people, "--model", self.request.model, "--logprobs"]
         options = {"n": self.sizes.candidates, "max-new-tokens": self.sizes.max_new_tokens, "seed": seed}
         count = self.counts[SOURCE].train * self.sizes.candidates
         return self.plan.add(
