@@ -25,6 +25,8 @@ from pope_align.ope import (
 from pope_align.ope.log import FreshScores
 from pope_align.stats.intervals import anytime_interval, quantities
 from pope_align.stats.ratios import Ratios
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 #: A world of six responses: probabilities under both policies, and mean rewards.
 LOGGING = np.array([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
@@ -277,3 +279,71 @@ def test_lower_bounds_are_tight_for_equal_weights_and_refuse_negative_rewards() 
     np.testing.assert_allclose(bounds, np.exp(0.5) * np.array([0.75, 1.0]))
     with pytest.raises(ValueError, match=r"rewards: .* got -1.0 at response 0 of slate 1"):
         slate_lower_bounds(log, "new", np.array([0.5, 0.25, -1.0]), length_normalize=False)
+
+
+# --- empirical likelihood ---------------------------------------------------------------------------------------------
+
+
+def skewed(clusters: int, seed: int) -> Ratios:
+    """A self-normalised mean of thumbs with lognormal weights: ``E w = 1``, and w rises with how much is liked."""
+    random = np.random.default_rng(seed)
+    draw = random.normal(size=clusters)
+    weights = np.exp(draw - 0.5)
+    liked = (random.random(clusters) < 1 / (1 + np.exp(-draw))).astype(float)
+    return Ratios((weights * liked)[None, :, None], weights[None])
+
+
+SKEWED_VALUE = float(np.mean(1 / (1 + np.exp(-np.random.default_rng(0).normal(1, 1, 1_000_000)))))
+
+
+def covered_and_width(method: str, clusters: int, logs: int = 800) -> tuple[float, float]:
+    found = [quantities(skewed(clusters, seed), Confidence(method))[0] for seed in range(logs)]
+    held = [each.low <= SKEWED_VALUE <= each.high for each in found]
+    return float(np.mean(held)), float(np.mean([each.high - each.low for each in found]))
+
+
+@pytest.mark.parametrize("clusters", [12, 30])
+def test_few_skewed_clusters_are_covered_better_and_no_wider(clusters: int) -> None:
+    likelihood, width = covered_and_width("empirical_likelihood", clusters)
+    t, t_width = covered_and_width("t", clusters)
+    assert likelihood >= 0.895
+    assert t <= likelihood - 0.02
+    assert width < t_width
+
+
+def test_the_interval_holds_what_the_likelihood_ratio_allows() -> None:
+    """Against the ratio itself, solved for its multiplier at each end (Owen 2001), and within the utilities' range."""
+    ratios = skewed(25, 3)
+    (found,) = quantities(ratios, Confidence("empirical_likelihood"))
+    limit = stdtrit(24, 0.975) ** 2
+    for end in (found.low, found.high):
+        x = ratios.numerators[0, :, 0] - end * ratios.denominators[0]
+        multiplier = brentq(lambda m, x=x: (x / (1 + m * x)).sum(), -(1 - 1e-12) / x.max(), -(1 - 1e-12) / x.min())
+        assert 2 * np.log1p(multiplier * x).sum() == pytest.approx(limit, rel=1e-6)
+    assert 0 < found.low < found.value < found.high < 1
+
+
+def test_differences_and_doubly_robust_sums_have_such_intervals_too() -> None:
+    """A difference of two means with one log is that of their difference; two equal policies differ by nothing."""
+    one, other = skewed(40, 1), skewed(40, 2)
+    ones = np.ones((1, 40))
+    means = [Ratios(each.numerators, ones) for each in (one, other)]
+    both = quantities(means[0].minus(means[1]), Confidence("empirical_likelihood"))[0]
+    single = Ratios(one.numerators - other.numerators, ones)
+    (alone,) = quantities(single, Confidence("empirical_likelihood"))
+    assert (both.low, both.high) == pytest.approx((alone.low, alone.high), abs=1e-8)
+    (nothing,) = quantities(one.minus(one), Confidence("empirical_likelihood"))
+    assert (nothing.low, nothing.high) == pytest.approx((0.0, 0.0), abs=1e-9)
+    covered = 0
+    for seed in range(300):
+        difference = skewed(40, seed).minus(skewed(40, 1000 + seed))
+        (found,) = quantities(difference, Confidence("empirical_likelihood"))
+        covered += found.low <= 0 <= found.high
+    assert covered / 300 >= 0.91
+
+
+def test_a_value_that_is_not_a_number_has_no_such_interval() -> None:
+    with np.errstate(all="ignore"):
+        (found,) = quantities(Ratios(np.ones((1, 3, 1)), np.zeros((1, 3))), Confidence("empirical_likelihood"))
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)

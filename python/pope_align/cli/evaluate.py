@@ -75,9 +75,10 @@ def evaluate(
         typer.Option(help="Shrinkage of clipped_ips and similar estimators; default: chosen from the data."),
     ] = None,
     interval: Annotated[
-        Literal["t", "bootstrap", "bayesian", "anytime"],
+        Literal["t", "bootstrap", "bayesian", "empirical_likelihood", "anytime"],
         typer.Option(
-            help="Method of the intervals; anytime: for a log that grows and is evaluated repeatedly.",
+            help="Method of the intervals; empirical_likelihood: for few prompts with uneven weights; anytime: for a "
+            "log that grows and is evaluated repeatedly.",
             rich_help_panel=_INTERVALS,
         ),
     ] = "t",

@@ -10,9 +10,10 @@ import numpy as np
 
 from .._arrays import Floats
 from .._extras import require
+from .empirical_likelihood import empirical_likelihood_interval
 from .ratios import Ratios
 
-IntervalMethod = Literal["t", "bootstrap", "bayesian", "anytime", "hoeffding", "bernstein"]
+IntervalMethod = Literal["t", "bootstrap", "bayesian", "empirical_likelihood", "anytime", "hoeffding", "bernstein"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,11 @@ class Confidence:
 
     Attributes:
         method: "t": delta-method standard error and the t quantile of C - 1 degrees; "bootstrap": percentiles over
-            resampled clusters; "bayesian": percentiles under Dirichlet weights of the clusters; "anytime": an
-            asymptotic confidence sequence, for a log that grows and is evaluated again and again (`anytime_interval`);
-            "hoeffding" and "bernstein": bounds from declared ranges, for unnormalised estimators with a clip.
+            resampled clusters; "bayesian": percentiles under Dirichlet weights of the clusters;
+            "empirical_likelihood": for few clusters with skewed weights (`empirical_likelihood_interval`); "anytime":
+            an asymptotic confidence sequence, for a log that grows and is evaluated again and again
+            (`anytime_interval`); "hoeffding" and "bernstein": bounds from declared ranges, for unnormalised estimators
+            with a clip.
         level: coverage, two-sided.
         draws: number of bootstrap draws.
         seed: of the bootstrap; equal seeds resample the same clusters for every policy and estimator.
@@ -72,6 +75,8 @@ def quantities(ratios: Ratios, confidence: Confidence, row_ranges: Floats | None
     errors = np.sqrt(np.diagonal(ratios.covariance()))
     if confidence.method == "t":
         low, high = t_interval(values, errors, ratios.num_clusters - 1, confidence.level)
+    elif confidence.method == "empirical_likelihood":
+        low, high = empirical_likelihood_interval(ratios, confidence.level)
     elif confidence.method == "anytime":
         low, high = anytime_interval(values, errors, ratios.num_clusters, confidence.level, confidence.narrowest_at)
     elif confidence.method == "bootstrap" or confidence.method == "bayesian":
