@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pope_align.ope import METHODS, Confidence, LoggedSlates, Predictions, diagnose, estimate, pope_value
+from pope_align.ope import METHODS, Confidence, FreshScores, LoggedSlates, Predictions, diagnose, estimate, pope_value
+from pope_align.ope.classifier_weights import classifier_weights
+from pope_align.ope.features import Features
+from pope_align.ope.kernel_weights import kernel_weights
+from pope_align.ope.long_responses import model_first_estimate
 
 from pope_core import Objective
 
@@ -83,6 +87,53 @@ def test_slope(benchmark: Any, log: LoggedSlates) -> None:
 @pytest.mark.benchmark(group="diagnostics alone")
 def test_diagnostics(benchmark: Any, log: LoggedSlates) -> None:
     run(benchmark, lambda: diagnose(log, "new", weighting="response", length_normalize=False), log)
+
+
+@pytest.mark.benchmark(group="point estimate with support and balance of 400,000 fresh responses")
+def test_fresh(benchmark: Any, log: LoggedSlates) -> None:
+    rng = np.random.default_rng(2)
+    owner = np.repeat(np.arange(log.num_slates), 2)
+    logging = -rng.uniform(5, 600, owner.size)
+    fresh = FreshScores(owner, logging + rng.normal(0.08, 0.4, owner.size), logging)
+    checked = log.with_fresh({"new": fresh})
+    value = run(benchmark, lambda: pope_value(checked, "new"), checked)
+    assert value.support is not None
+
+
+@pytest.mark.benchmark(group="empirical-likelihood interval")
+def test_empirical_likelihood(benchmark: Any, log: LoggedSlates) -> None:
+    value = run(benchmark, lambda: pope_value(log, "new", confidence=Confidence("empirical_likelihood")), log)
+    assert value.low < value.value < value.high
+
+
+@pytest.fixture(scope="module")
+def embedded(request: pytest.FixtureRequest) -> tuple[LoggedSlates, Features]:
+    """100,000 logged and 80,000 fresh responses with 384 features, as all-MiniLM-L6-v2 has."""
+    rng = np.random.default_rng(3)
+    slates = SMALL // 10 if request.config.getoption("benchmark_disable") else SLATES // 10
+    count, owner = slates * SIZE, np.repeat(np.arange(slates), 4)
+    logging = np.full(count, -200.0)
+    log = LoggedSlates.from_arrays(
+        rng.random(count),
+        logging,
+        {"base": logging, "new": logging + rng.normal(-2, 2, count)},
+        np.arange(0, count + 1, SIZE),
+        how="recorded",
+    )
+    return log, Features("embedding", rng.normal(size=(count, 384)), rng.normal(0.02, 1, (owner.size, 384)), owner)
+
+
+@pytest.mark.benchmark(group="weights and model first from 384 features of 100,000 responses")
+@pytest.mark.parametrize("which", ["classifier", "kernel", "model_first"])
+def test_features(benchmark: Any, embedded: tuple[LoggedSlates, Features], which: str) -> None:
+    log, features = embedded
+    made = {
+        "classifier": lambda: classifier_weights(log, features).log_weights,
+        "kernel": lambda: kernel_weights(log, features).log_weights,
+        "model_first": lambda: model_first_estimate(log, "new", [features]).shares,
+    }
+    benchmark.extra_info["responses"] = log.num_responses
+    assert np.isfinite(benchmark.pedantic(made[which], rounds=1)).all()
 
 
 @pytest.mark.benchmark(group="interval of 1,000 draws")

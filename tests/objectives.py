@@ -20,7 +20,14 @@ def asked(**changes: Any) -> dict[str, Any]:
 
 
 def covered(log: LoggedSlates) -> LoggedSlates:
-    """The same log with fresh responses of every policy, none of them new to the log: support is checked."""
-    owner = np.arange(log.num_slates)
-    fresh = {name: FreshScores(owner, np.full(owner.size, -51.0), np.full(owner.size, -50.0)) for name in log.policies}
+    """The same log with fresh responses of every policy, none of them new to the log: support is checked.
+
+    They are drawn from the log by their weights, so they are what the weights say.
+    """
+    random, owner, fresh = np.random.default_rng(0), np.arange(log.num_slates), {}
+    for name in log.policies:
+        target, logging = log.logprobs(name, length_normalize=False)
+        share = np.exp(target - logging - (target - logging).max())
+        drawn = random.choice(target.size, owner.size, p=share / share.sum())
+        fresh[name] = FreshScores(owner, target[drawn], logging[drawn])
     return log.with_fresh(fresh)

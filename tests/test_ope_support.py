@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pope_align.experiments.ope_similar_world import World
-from pope_align.ope import LoggedSlates
+from pope_align.ope import FreshScores, LoggedSlates, Predictions, estimate, pope_value
+from pope_align.ope.balance import balance
 from pope_align.ope.log_support import support
 
 
@@ -64,3 +65,53 @@ def test_errors() -> None:
         support(log, "target", np.array([0.0, np.nan]), np.array([0, 1]))
     with pytest.raises(ValueError, match="owner: slate 1: expected at least one fresh response"):
         support(log, "target", np.array([0.0, 1.0]), np.array([0, 0]))
+
+
+# --- balance --------------------------------------------------------------------------------------------------------
+
+
+def sampled(temperature: float, seed: int) -> LoggedSlates:
+    """A log sampled at a temperature, with propensities of temperature 1, and fresh responses at temperature 1 of the
+    same policy, whose weights are all 1.
+    """
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=20)
+    at_one = logits - np.logaddexp.reduce(logits)
+    cold = logits / temperature - np.logaddexp.reduce(logits / temperature)
+    logged, fresh = random.choice(20, 800, p=np.exp(cold)), random.choice(20, 800, p=np.exp(at_one))
+    owner = np.repeat(np.arange(200), 4)
+    return LoggedSlates.from_arrays(
+        random.random(800),
+        at_one[logged],
+        {"same": at_one[logged]},
+        np.arange(0, 801, 4),
+        how="recorded",
+        fresh={"same": FreshScores(owner, at_one[fresh], at_one[fresh])},
+    )
+
+
+def test_a_wrongly_recorded_temperature_shows_in_the_policy_s_fresh_responses() -> None:
+    """The mean weight is 1 and support is whole, so nothing else can tell."""
+    for seed in range(20):
+        wrong = estimate(sampled(0.7, seed), "same", "snips")
+        assert wrong.diagnostics.mean_weight == 1.0
+        assert wrong.support.share == 0.0
+        assert wrong.verdict in ("caution", "refuse"), seed
+        assert "propensities of another temperature" in wrong.reasons[0]
+    right = [abs(each.z) for seed in range(200) for each in balance(sampled(1.0, seed), "same")[:1]]
+    assert np.mean(np.array(right) > 1.96) < 0.10
+    assert np.mean(np.array(right) > 3) < 0.02
+
+
+def test_a_response_beyond_the_log_counts_as_the_estimator_counts_it() -> None:
+    log = LoggedSlates.from_arrays(
+        [0.2, 0.4, 0.4, 0.2],
+        [-3.0] * 4,
+        {"target": [-3.0] * 4},
+        fresh={"target": FreshScores(np.arange(4), np.full(4, -2.0), np.array([-2.0, -2.0, -2.0, -9.0]))},
+    )
+    model = Predictions(np.array([0.1, 0.5, 0.5, 0.1]), np.full(4, 0.3))
+    assert estimate(log, "target", "snips").support.bias_bound == pytest.approx(0.25 * 0.7)  # the value is .3
+    assert estimate(log, "target", "ips").support.bias_bound == pytest.approx(0.25 * 1.0)  # counted as 0
+    assert estimate(log, "target", "dr", predictions=model).support.bias_bound == pytest.approx(0.25 * 0.9)
+    assert pope_value(log, "target").support.bias_bound == pytest.approx(0.25 * 0.7)

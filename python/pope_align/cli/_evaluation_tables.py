@@ -41,7 +41,11 @@ def tables(evaluation: Evaluation, *, struck: bool) -> Iterator[Table]:
 
 
 def lines(evaluation: Evaluation) -> Iterator[str]:
-    """The lines under the tables: the unit, diversities, what was chosen from the data, and the reasons of verdicts."""
+    """The lines under the tables: policies about which nothing is known, the unit, diversities, what was chosen from
+    the data, and the reasons of verdicts.
+    """
+    for nothing in evaluation.undecided:
+        yield str(nothing)
     yield f"one unit of V_CU is {evaluation.log.scale.unit}"
     for policy, fresh in evaluation.log.fresh.items():
         entropy = -float((fresh.target / fresh.tokens if fresh.tokens is not None else fresh.target).mean())

@@ -11,6 +11,7 @@ from .direction import DirectionIndex, directions
 from .estimators import METHODS, estimate
 from .evaluate import evaluate_policies
 from .evaluation import Evaluation
+from .judge_calibration import JudgeCalibration, Judged
 from .log import FreshScores, LoggedSlates, PolicyScores
 from .log_support import Support, support
 from .logging_policies import balanced_logprobs
@@ -37,6 +38,8 @@ __all__ = [
     "Evaluation",
     "FreshScores",
     "JointRegion",
+    "JudgeCalibration",
+    "Judged",
     "LoggedSlates",
     "PolicyScores",
     "Predictions",

@@ -16,6 +16,7 @@ from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
 from .diagnostics import diagnose
 from .log import LoggedSlates
+from .log_support import reach
 from .pope import contribution_ranges, diversity_findings, fresh_diversity, labels, reward_parts, with_fresh_diversity
 from .predictions import Predictions
 from .result import Estimate, finish
@@ -153,7 +154,21 @@ def estimate(
         row_ranges=row_ranges,
         chosen=chosen | (predictions.quality if predictions else {}),
         unshrunk=unshrunk,
+        reach=_reach(log, spec, predictions, parts),
     )
+
+
+def _reach(log: LoggedSlates, spec: EstimatorSpec, predictions: Predictions | None, parts: Ratios) -> float | None:
+    """What a response outside the log's support can change: unnormalised weights count it as 0, self-normalised ones as
+    the value of the others, doubly robust estimates as predicted.
+    """
+    if spec.weighs == "slate" or spec.pseudo_inverse:
+        return None
+    if predictions is not None:
+        return reach(log, float(predictions.logged.min()), float(predictions.logged.max()))
+    with np.errstate(all="ignore"):
+        used = float(parts.values()[0]) if spec.self_normalize else 0.0
+    return reach(log, used, used) if math.isfinite(used) else None
 
 
 def _options(objective: Objective) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .figure import evaluation_figure
 from .log import LoggedSlates
 from .result import Estimate
 from .rules import VERDICTS, Verdict
+from .undecided import Undecided, undecided
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Evaluation:
         worst = max(VERDICTS.index(self.of(policy).verdict) for policy in self.policies)
         return worst <= VERDICTS.index(required)
 
+    @property
+    def undecided(self) -> tuple[Undecided, ...]:
+        """The policies that no estimator orders against the baseline better than chance, with the reasons."""
+        return undecided(self.estimates, self.comparisons, self.indices, self.baseline)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON (numbers that are not finite become None)."""
         log = {
@@ -91,6 +97,7 @@ class Evaluation:
                 "estimates": [each.to_dict() for each in self.estimates],
                 "comparisons": [each.to_dict() for each in self.comparisons],
                 "indices": [each.to_dict() for each in self.indices],
+                "undecided": [each.to_dict() for each in self.undecided],
             }
         )
         return content

@@ -14,7 +14,7 @@ Source: docs/evaluation.md, "What is estimated".
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,7 +37,8 @@ class Support:
         share: of the policy's fresh responses with a weight above the log's largest (slates have equal weight).
         limit: its upper 95% limit (Wilson, by cluster).
         largest: the log's largest log-weight, nats.
-        bias_bound: ``share`` times the range of the utilities.
+        bias_bound: ``share`` times the largest effect of a response outside the support: the range of the utilities, or
+            what the estimator makes of it (`reaching`).
         bias_limit: ``limit`` times it.
         num_fresh: responses.
     """
@@ -48,6 +49,14 @@ class Support:
     bias_bound: float
     bias_limit: float
     num_fresh: int
+
+    def reaching(self, effect: float) -> Support:
+        """The same where a response outside the support changes the value by at most ``effect``.
+
+        A self-normalised mean uses itself, V, for what it never met: at most ``max(V - low, high - V)`` for utilities
+        from ``low`` to ``high``. A doubly robust one uses predictions.
+        """
+        return replace(self, bias_bound=self.share * effect, bias_limit=self.limit * effect)
 
 
 def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: Integers) -> Support:
@@ -85,6 +94,12 @@ def support_of(log: LoggedSlates, logged_log_weights: Floats, fresh_log_weights:
     low, high = log.utility_range
     limit = _wilson(share, _independent(log, by_slate, share, len(beyond)))
     return Support(share, limit, largest, share * (high - low), limit * (high - low), len(beyond))
+
+
+def reach(log: LoggedSlates, least: float, most: float) -> float:
+    """Largest difference of a utility from what an estimator uses in its place, a number from ``least`` to ``most``."""
+    low, high = log.utility_range
+    return max(high - least, most - low)
 
 
 def _independent(log: LoggedSlates, by_slate: Floats, share: float, fresh: int) -> float:

@@ -24,12 +24,18 @@ from .estimators import leak_findings
 from .features import Features
 from .log import LoggedSlates
 from .log_support import support_of
-from .model_first import model_first, residual_check, weighted_mean
+from .model_first import ModelFirst, model_first, residual_check, weighted_mean
 from .pope import fresh_diversity
 from .result import Estimate, finish
 from .tempered import tempered
 from .verdict import Finding, contradiction_findings, find, is_logging_policy, propensity_findings
 from .weights import log_weights
+
+#: The reason where nothing but the features vouches for the estimate.
+_UNVERIFIED = (
+    "only as good as the features: responses are too long for the log to show whether the policy changes what the "
+    "features miss"
+)
 
 #: Its name among the estimators.
 NAME = "model_first"
@@ -96,7 +102,7 @@ def model_first_estimate(
         return LongEstimate(estimate, 1 / (sizes * log.num_slates))
     fit = best_fit(log, candidates, folds=folds, seed=seed)
     weights = classifier_weights(log, fit.features, folds=folds, seed=seed)
-    result = model_first(log, fit, weights.log_weights)
+    result, unverified = _verified(log, policy, fit, weights.log_weights)
     estimate = finish(
         log,
         policy,
@@ -107,6 +113,7 @@ def model_first_estimate(
         findings=[
             *propensity_findings(log, policy, length_normalize=False),
             *_findings(log, policy, fit),
+            *unverified,
         ],
         options=options,
         labels=("model-based", f"reads {fit.features.name}"),
@@ -119,10 +126,31 @@ def model_first_estimate(
             "penalty": weights.penalty,
             "direct": result.direct,
             "correction": result.correction,
+            "unread": result.unread,
         },
         seen=support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner),
     )
     return LongEstimate(estimate, result.shares)
+
+
+def _verified(
+    log: LoggedSlates, policy: str, fit: CrossFit, classifier: Floats
+) -> tuple[ModelFirst, tuple[Finding, ...]]:
+    """The estimate with the term for what the features miss, if that is known well enough; else without, and a finding.
+
+    Which of the two depends on standard errors only, not on the size of the term.
+    """
+    plain = model_first(log, fit, classifier)
+    ratio = log_weights(log, policy, "response", length_normalize=False)
+    if not np.isfinite(ratio).all():
+        return plain, tuple(find("model_unverified", _UNVERIFIED, np.inf))
+    full = model_first(log, fit, classifier, ratio)
+    times = full.unread_error / float(np.sqrt(plain.ratios.covariance()[0, 0]))
+    found = tuple(find("model_unverified", f"{_UNVERIFIED} ({times:.1f} standard errors)", times))
+    if not found:
+        return full, ()
+    missed = "the policy changes what the features do not hold, and ratings change with it"
+    return plain, (*found, *contradiction_findings(full.unread, full.unread_error, missed))
 
 
 def _findings(log: LoggedSlates, policy: str, fit: CrossFit) -> Iterator[Finding]:

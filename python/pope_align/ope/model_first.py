@@ -8,6 +8,15 @@ with a ridge ``q`` cross-fitted by cluster (`crossfit`) and weights ``w`` of any
 embedding space (`kernel_weights`, `classifier_weights`), tempered or clipped ones. Without weights it is the direct
 method.
 
+Features may miss a part of what decides the reward, and the policy may change just that part. The log's own weights of
+whole responses show it, even where they are far too uneven to be used: with ``c_i`` the log-ratio of policy and logging
+policy less ``log w_i``, the part that the features do not explain, a further term is::
+
+    sum_i l_i (c_i - mean c) (r_i - q(y_i))                      "unread"
+
+the first order of weighting the residuals by ``w_i exp(c_i)``. Its variance grows with that of ``c``, not with that of
+``exp(c)``; for long responses it is still too large to be added.
+
 The model's own uncertainty is part of the interval. Predictions of a ridge are linear in the ratings it was fitted on,
 so the coefficient ("share") of each rating in V is known exactly, and its influence is the share times (rating minus
 prediction). It is added to `Ratios` as a term of value 0, so that intervals, bootstraps and paired differences include
@@ -39,6 +48,8 @@ class ModelFirst:
         ratios: column: utility. Terms: the direct method, the correction (if weighted), the model's uncertainty.
         direct: the direct method alone.
         correction: what the residuals add; 0 without weights.
+        unread: what the log-ratio adds that the features do not explain; 0 without a log-ratio.
+        unread_error: its standard error.
         shares: ``[R]`` coefficient of each rating in the value: ``shares @ log.utility == value`` at the chosen
             penalties.
     """
@@ -46,23 +57,29 @@ class ModelFirst:
     ratios: Ratios
     direct: float
     correction: float
+    unread: float
+    unread_error: float
     shares: Floats
 
     @property
     def value(self) -> float:
-        return self.direct + self.correction
+        return self.direct + self.correction + self.unread
 
 
-def model_first(log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = None) -> ModelFirst:
+def model_first(
+    log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = None, log_ratio: Floats | None = None
+) -> ModelFirst:
     """The value of the policy whose fresh responses are in ``fit``.
 
     Args:
         fit: of `cross_fit` or `best_fit`.
         log_weights: ``[R]`` for the correction, up to a constant (it is self-normalised); -inf is a weight of 0. None:
             the direct method.
+        log_ratio: ``[R]`` log-probability of the policy minus that of the logging policy, finite: adds the term
+            ``unread``. Needs ``log_weights``.
 
     Raises:
-        ValueError: weights of another shape, or none above 0.
+        ValueError: weights of another shape, or none above 0; a log-ratio without weights.
 
     Source: docs/evaluation.md, "Estimators"; Dudik et al. (2011) for the doubly robust form.
     """
@@ -70,20 +87,31 @@ def model_first(log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = N
     direct = fresh_mean(log, fit.features.owner, fit.target)  # [S]
     terms = [(log.cluster_sums(direct), log.cluster_sums(ones))]
     shares = np.zeros(log.num_responses)
-    correction = 0.0
+    correction, unread, unread_error = 0.0, 0.0, 0.0
+    residual = log.utility - fit.logged
     if log_weights is not None:
         weights = per_slate_weights(log, log_weights)  # [R]
         shares = weights / weights.sum()
-        residual = log.utility - fit.logged
         correction = float(shares @ residual)
         terms.append((_by_cluster(log, weights * residual), _by_cluster(log, weights)))
+    if log_ratio is not None:
+        if log_weights is None:
+            raise ValueError("log_ratio: expected with log_weights, got it alone")
+        left = log_ratio - log_weights
+        left = left - shares @ left
+        parts = weights * left * (residual - correction)
+        term = _by_cluster(log, parts), _by_cluster(log, weights)
+        terms.append(term)
+        alone = Ratios(term[0][None, :, None], term[1][None])
+        unread, unread_error = float(alone.values()[0]), float(np.sqrt(alone.covariance()[0, 0]))
+        shares = shares + shares * left
     counts = np.bincount(fit.features.owner, minlength=log.num_slates)
     each = 1 / (log.num_slates * counts[fit.features.owner])  # [N]
     through_model = fit.shares(log, each, shares)
-    terms.append(_noise(_by_cluster(log, through_model * (log.utility - fit.logged))))
+    terms.append(_noise(_by_cluster(log, through_model * residual)))
     numerators, denominators = zip(*terms, strict=True)
     ratios = Ratios(np.stack(numerators)[:, :, None], np.stack(denominators))
-    return ModelFirst(ratios, float(direct.mean()), correction, shares + through_model)
+    return ModelFirst(ratios, float(direct.mean()), correction, unread, unread_error, shares + through_model)
 
 
 def weighted_mean(log: LoggedSlates, log_weights: Floats) -> Ratios:

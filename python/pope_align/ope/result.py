@@ -12,6 +12,7 @@ from .._arrays import Floats
 from .._json import jsonable
 from ..stats.intervals import Confidence, JointRegion, Quantity, quantities
 from ..stats.ratios import Ratios
+from .balance import balance_findings
 from .diagnostics import Diagnostics, cluster_ess
 from .log import LoggedSlates
 from .log_support import Support, support
@@ -96,6 +97,7 @@ def finish(
     chosen: Mapping[str, float] | None = None,
     unshrunk: Ratios | None = None,  # the parts without shrinkage, if there was any
     seen: Support | None = None,  # support under weights that are not of whole responses
+    reach: float | None = None,  # largest effect of a response outside the support, if not the range of the utilities
 ) -> Estimate:
     """Assemble value, parts, intervals and verdict; every estimator calls this last."""
     if row_ranges is not None:
@@ -107,6 +109,7 @@ def finish(
         joint = JointRegion.of(parts, confidence.level)
         moved = None if unshrunk is None else _shrinkage_bias(parts, unshrunk, diversity_weight)
     seen = seen or _support(log, policy)
+    seen = seen.reaching(reach) if seen is not None and reach is not None else seen
     every = [
         *log_findings(log, whole_slates=whole_slates),
         *_cluster_findings(log, diagnostics),
@@ -114,6 +117,7 @@ def finish(
         *([] if utility_range is None else range_findings(utility.low, utility.high, utility_range)),
         *([] if moved is None else shrinkage_findings(*moved, value.standard_error)),
         *support_findings(log, policy, seen),
+        *([] if diagnostics is None else balance_findings(log, policy, diagnostics.sequence_ess)),
         *findings,
     ]
     verdict, reasons = judge(every)

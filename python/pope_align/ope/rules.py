@@ -97,6 +97,12 @@ RULES: Mapping[str, Rule] = {
     "mean_weight": Rule(
         "distance of the mean weight from 1, in standard errors", 3, 5, note="true propensities of whole responses"
     ),
+    "balance": Rule(
+        "distance of weighted logged responses from the policy's fresh ones in mean rank, in standard errors",
+        3,
+        5,
+        note="if the effective sample size of whole sequences is 100 or more",
+    ),
     "target_coverage": Rule(
         "logged responses typical of the policy", 0.5, 0.1, below=True, percent=True, note="if support is unchecked"
     ),
@@ -121,11 +127,18 @@ RULES: Mapping[str, Rule] = {
         note="direct method and model first",
     ),
     "model_scale": Rule("distance of the slope of utility on prediction from 1, in standard errors", 3),
+    "model_unverified": Rule(
+        "standard error of what the features may miss, in standard errors of the estimate", 1.5, note="model first"
+    ),
     "diversity_from_log": Rule(
         "diversity -log p by self-normalised weights, without fresh responses of the policy", always="caution"
     ),
     "outside_range": Rule("interval of V_CU outside the utilities' range", always="refuse"),
     "not_finite": Rule("value or standard error not finite", always="refuse"),
+    # judges
+    "judge_transport": Rule("people's ratings of the policy's own responses off the calibrated judge, in errors", 2, 3),
+    "judge_unaudited": Rule("prompts with ratings of the policy's own responses", 50, None, below=True),
+    "judge_beyond": Rule("judge scores outside those that people rated", 0.05, 0.2, percent=True),
     # differences
     "placebo": Rule("p-value of a gain among utilities permuted within slates", None, 0.05),
 }
