@@ -161,10 +161,16 @@ model = lambda ids, attention_mask: SimpleNamespace(logits=head(embedding(ids)))
 logging_logprobs, utility = torch.full((10,), -30.0), torch.rand(10)
 """
 
+
+def nothing(folder: Path, fixture: Fixture) -> None:
+    """The page names no file."""
+
+
 PAGES = {
     "README.md": Page(readme, LOSS),
     "docs/data.md": Page(data),
     "docs/evaluation.md": Page(evaluation, ARRAYS),
+    "docs/judge.md": Page(nothing),
     "docs/metrics.md": Page(metrics),
     "docs/training.md": Page(training),
 }

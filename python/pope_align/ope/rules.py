@@ -111,7 +111,7 @@ RULES: Mapping[str, Rule] = {
     # support
     "support_unchecked": Rule("no fresh responses scored under the logging policy", always="caution"),
     "support": Rule("fresh responses that outweigh every logged one", 0.01, 0.1, percent=True),
-    "support_bias": Rule("possible effect of unsupported responses on a difference, in its standard errors", 1.5, 10),
+    "support_bias": Rule("possible effect of unsupported responses on a difference, in its standard errors", 2, 10),
     # estimators
     "shrinkage": Rule("bias of shrinking plus its error, in standard errors of the estimate", 0.5),
     "shrinkage_far": Rule("that bias minus twice its error, in standard errors of the estimate", None, 3),

@@ -38,8 +38,10 @@ def empirical_likelihood_interval(ratios: Ratios, level: float) -> tuple[Floats,
 
 
 def _end(numerators: Floats, denominators: Floats, limit: float, side: int) -> float:
-    """The greatest (``side`` 1) or least (-1) value: the value is linearised at the weights, which are then chosen again
-    (a ratio's weights need no step back), until it stays.
+    """The greatest (``side`` 1) or least (-1) value.
+
+    The value is linearised at the weights and the weights are chosen for that line, again and again until the value
+    stays.
     """
     weights = np.full(denominators.shape[1], 1 / denominators.shape[1])
     value = _value(numerators, denominators, weights)
