@@ -34,7 +34,7 @@ from pope_align.models.causal_lm import response_hidden_states
 from pope_align.training.baselines import dpo_rows, make_baseline
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import IndexedCollator, Item
-from pope_align.training.policy_loss import policy_loss
+from pope_align.training.policy_loss import policy_loss, pope_share
 from transformers import LlamaConfig, LlamaForCausalLM
 
 GPU = torch.cuda.is_available()
@@ -121,7 +121,8 @@ def make_step(name: str, model: torch.nn.Module, *, body_only: bool = False) -> 
     objective = {"normalization": "none", "diversity_form": "neg_log_prob", "diversity_weight": 0.1, "clip": 10.0}
     args = PopeConfig(folder, use_cpu=not GPU, report_to="none", **objective)
     accelerator = Accelerator(cpu=not GPU)
-    return lambda: policy_loss(model, batch, args, accelerator, SLATES).loss
+    share = functools.partial(pope_share, batch=batch, args=args, processes=1, slates_of_step=SLATES)
+    return lambda: policy_loss(model, batch, accelerator, share).loss
 
 
 def eager_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

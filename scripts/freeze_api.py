@@ -77,11 +77,13 @@ def signature(value: Any) -> str:
 
 
 def entry(value: Any) -> Any:
-    """A signature; for a class, also those of its public methods; for other values, their type."""
+    """A signature; for a class, also those of its public methods and of our bases; for other values, their type."""
     if not inspect.isclass(value):
         return signature(value) if inspect.isroutine(value) else type(value).__name__
     methods = {}
-    for name, member in sorted(vars(value).items()):
+    ours = [base for base in reversed(value.__mro__) if base is value or base.__module__.startswith("pope_")]
+    members = {name: member for base in ours for name, member in vars(base).items()}
+    for name, member in sorted(members.items()):
         if name.startswith("_"):
             continue
         getter = member.fget if isinstance(member, property) else getattr(member, "func", None)  # of a cached property

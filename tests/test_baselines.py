@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pope_align import cli
 from pope_align.cli.train import parse
-from pope_align.data import encode_slates
+from pope_align.data import encode_slates, write_slates
 from pope_align.training.baselines import dpo_rows, make_baseline, sft_rows
 from pope_align.training.config import PopeConfig
 from pope_align.training.run import run_baseline
@@ -158,5 +159,25 @@ def test_methods_share_the_defaults_of_training(tmp_path, caplog) -> None:
     assert not hasattr(args, "clip")
     assert "not for method sft, left out: clip, log_slates" in caplog.text
     path.write_text("model: m\ntrain_data: t\nmethod: ppo\n")
-    with pytest.raises(ValueError, match="method: expected one of pope, sft, dpo"):
+    with pytest.raises(ValueError, match="method: expected one of pope, sft, dpo, lipo"):
         parse(["--config", str(path)])
+
+
+def test_the_command_trains_dpo_on_all_pairs(make_tiny_model, tiny_tokenizer, log, tmp_path, monkeypatch) -> None:
+    """From the file to the model; the number of pairs per epoch shows that all were used."""
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    write_slates(log[0], tmp_path / "log.jsonl")
+    epochs = {}
+    for pairs in ("best-worst", "all"):
+        options = ["--max-length", "64", "--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1"]
+        command = ["train", tmp_path / "log.jsonl", "--model", tmp_path / "model", "-o", tmp_path / pairs]
+        command += ["--method", "dpo", "--pairs", pairs, "--num-train-epochs", "1", "--use-cpu", "--report-to", "none"]
+        monkeypatch.setattr("sys.argv", ["pope", *map(str, command), *options])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        history = json.loads((tmp_path / pairs / "metrics.json").read_text())["history"]
+        epochs[pairs] = max(entry["step"] for entry in history)
+        assert f"| pairs | {pairs} |" in (tmp_path / pairs / "README.md").read_text()
+    assert epochs == {"best-worst": 3, "all": 7}

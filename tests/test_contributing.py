@@ -20,6 +20,7 @@ LISTS = {
     "a backend": {"pope_core/backends.py", "pope_core/devices.py"},
     "an estimator": {"python/pope_align/ope/estimators.py", "docs/evaluation.md"},
     "a reader of logs": {"python/pope_align/data/formats/__init__.py", "docs/data.md"},
+    "a training method": {"python/pope_align/training/methods.py", "docs/training.md"},
     "a metric": {"python/pope_align/metrics/registry.py", "docs/metrics.md"},
 }
 

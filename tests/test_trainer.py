@@ -16,7 +16,8 @@ from pope_align.models.causal_lm import check_head, lm_head, response_hidden_sta
 from pope_align.models.loading import load_model, load_tokenizer
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import IndexedCollator, slate_dataset
-from pope_align.training.trainer import PopeTrainer, disable_dropout
+from pope_align.training.policy_trainer import disable_dropout
+from pope_align.training.trainer import PopeTrainer
 from torch.nn.functional import softplus
 from transformers import (
     CohereConfig,

@@ -10,9 +10,8 @@ from typing import Any, Literal, Optional, Union
 
 from .typed import Option, option_of
 
-#: The configuration class of each method, and its file.
+#: The configuration classes of TRL's methods, and their files; the others have that of transformers.
 _CLASSES = {
-    "pope": ("transformers", "training_args.py", "TrainingArguments"),
     "sft": ("trl", "trainer/sft_config.py", "SFTConfig"),
     "dpo": ("trl", "trainer/dpo_config.py", "DPOConfig"),
 }
@@ -46,7 +45,7 @@ def training_arguments(method: str) -> dict[str, Option]:
     Raises:
         ImportError: the library is not installed.
     """
-    library, path, name = _CLASSES[method]
+    library, path, name = _CLASSES.get(method, ("transformers", "training_args.py", "TrainingArguments"))
     return {option.name: option for option in _options(library, path, name)}
 
 

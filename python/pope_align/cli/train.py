@@ -48,10 +48,10 @@ def train(context: typer.Context) -> None:
         return
     lines: list[Any] = [ProgressLines(lambda line: err.print(line, markup=False))]
     data = (run.model, args, run.train_data, run.eval_data)
-    if run.method == "pope":
-        run_training(*data, peft_config=adapter, callbacks=lines)
-    else:
+    if run.method == "sft" or run.method == "dpo":
         run_baseline(run.method, *data, pairs=run.pairs, peft_config=adapter, callbacks=lines)
+    else:
+        run_training(*data, peft_config=adapter, callbacks=lines)
     if args.should_log:
         err.print(f"wrote the model, its card, metrics.json and training.png to {args.output_dir}", markup=False)
     PartialState().destroy_process_group()
@@ -79,18 +79,21 @@ def check_places(arguments: TrainArguments) -> None:
 
 
 def configured(arguments: TrainArguments) -> tuple[RunOptions, Any]:
-    """The options of the run, and the configuration of its method: ``PopeConfig``, or TRL's ``SFTConfig`` or
-    ``DPOConfig``.
+    """The options of the run, and the configuration of its method: ``PopeConfig``, ``ListwiseConfig``, or TRL's
+    ``SFTConfig`` or ``DPOConfig``.
     """
-    if arguments.run.method == "pope":
-        from ..training.config import PopeConfig
+    method = arguments.run.method
+    if method == "sft" or method == "dpo":
+        from .._extras import require
 
+        trl = require("trl", extra="baselines", purpose=f"for --method {method}")
+        classes = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig}
+        return arguments.run, classes[method](**arguments.training)
+    from ..training.config import ListwiseConfig, PopeConfig
+
+    if method == "pope":
         return arguments.run, PopeConfig(**arguments.training)
-    from .._extras import require
-
-    trl = require("trl", extra="baselines", purpose=f"for --method {arguments.run.method}")
-    classes = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig}
-    return arguments.run, classes[arguments.run.method](**arguments.training)
+    return arguments.run, ListwiseConfig(method=method, **arguments.training)
 
 
 def parse(flags: list[str]) -> tuple[RunOptions, Any]:

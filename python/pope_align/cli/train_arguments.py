@@ -7,14 +7,15 @@ import difflib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pope_core.objective import Objective
 
 from .._extras import require
-from ..training.options import PopeOptions, RunOptions, check_range
+from ..training.methods import LISTWISE, METHODS
+from ..training.options import LOSS_OPTIONS, OPTIONS, RunOptions, check_range
 from .hf_arguments import training_arguments
 from .typed import Option, options_of
 
@@ -60,7 +61,8 @@ class TrainArguments:
 
     Attributes:
         run: the model, the data and the method.
-        training: values for the method's configuration (`PopeConfig`, or TRL's ``SFTConfig`` or ``DPOConfig``).
+        training: values for the method's configuration (`PopeConfig`, `ListwiseConfig`, or TRL's ``SFTConfig`` or
+            ``DPOConfig``).
     """
 
     run: RunOptions
@@ -78,12 +80,12 @@ def read_arguments(flags: Sequence[str]) -> TrainArguments:
     config = _first(flags, "--config")
     in_file = {} if config is None else _yaml(Path(config))
     method = RunOptions.__dataclass_fields__["method"]
-    chosen = Option("method", "str", choices=("pope", "sft", "dpo")).read(
+    chosen = Option("method", "str", choices=METHODS).read(
         _first(flags, "--method") or in_file.get("method", method.default)
     )
-    run = {option.name: option for option in options_of(RunOptions)}
+    run = _run_options(chosen)
     training = _training_options(chosen)
-    given = _Parser(run, training).parse(flags)
+    given = _Parser(run, training, chosen).parse(flags)
     values = {**_values(config, in_file, {**run, **training}, chosen), **given}
     missing = [option for option in run.values() if option.required and option.name not in values]
     if missing:
@@ -94,25 +96,48 @@ def read_arguments(flags: Sequence[str]) -> TrainArguments:
     rest = {name: value for name, value in values.items() if name not in run}
     for name, value in rest.items():
         check_range(name, value, {"at_least": _AT_LEAST.get(name), "above": _ABOVE.get(name)})
-    if chosen == "pope":
-        ours = {each.name for each in fields(PopeOptions)}
-        PopeOptions(**{name: value for name, value in rest.items() if name in ours}).check()
-    else:
+    if chosen not in OPTIONS:
         pope = _training_options("pope")  # TRL has other defaults, e.g. bfloat16
         rest = {**{name: pope[name].default for name in SHARED}, **rest}
+    else:
+        ours = {each.name for each in fields(OPTIONS[chosen])}
+        named = {**rest, "method": chosen}
+        OPTIONS[chosen](**{name: value for name, value in named.items() if name in ours}).check()
     return TrainArguments(options, {"output_dir": "trainer_output", **rest})
 
 
 def _training_options(method: str) -> dict[str, Option]:
     """The options of the method's configuration; our own replace those of transformers."""
-    theirs = training_arguments(method)
-    if method != "pope":
-        return theirs
-    return {**theirs, **{option.name: option for option in options_of(PopeOptions)}}
+    return {**training_arguments(method), **_our_options(method)}
+
+
+def _run_options(method: Any) -> dict[str, Option]:
+    """The options of the run that the method uses."""
+    users = {each.name: each.metadata.get("methods", METHODS) for each in fields(RunOptions)}
+    return {option.name: option for option in options_of(RunOptions) if method in users[option.name]}
+
+
+def _our_options(method: Any) -> dict[str, Option]:
+    """The options of the method that are ours; none for those of TRL."""
+    if method not in OPTIONS:
+        return {}
+    ours = {option.name: option for option in options_of(OPTIONS[method])}
+    run = {each.name for each in fields(RunOptions)}
+    defaults = LISTWISE[method].options if method in LISTWISE else {}
+    return {
+        name: replace(option, default=defaults[name]) if name in defaults else option
+        for name, option in ours.items()
+        if name not in run and (name not in LOSS_OPTIONS or name in defaults)
+    }
+
+
+def _methods_with(name: str) -> list[str]:
+    """The methods that have an option of ours."""
+    return [method for method in METHODS if name in _our_options(method) or name in _run_options(method)]
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, run: Mapping[str, Option], training: Mapping[str, Option]) -> None:
+    def __init__(self, run: Mapping[str, Option], training: Mapping[str, Option], method: str) -> None:
         super().__init__(
             prog="pope train",
             usage="pope train [LOG] --model MODEL -o FOLDER [--config FILE] [options]",
@@ -123,6 +148,7 @@ class _Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.read = {**run, **training}
+        self.method = method
         self.add_argument(
             "train_data", metavar="LOG", nargs="?", default=argparse.SUPPRESS, help=run["train_data"].help
         )
@@ -136,7 +162,8 @@ class _Parser(argparse.ArgumentParser):
             help="Folder for the model, its card, metrics.json and training.png.",
         )
         objective = {each.name for each in fields(Objective)}
-        ours = {option.name for option in options_of(PopeOptions)}
+        objective |= set(LOSS_OPTIONS)
+        ours = {name for method in METHODS for name in _our_options(method)}
         self._add("model, data and method", [option for name, option in run.items() if name != "train_data"])
         self._add("objective", [option for name, option in training.items() if name in objective])
         self._add("training", [option for name, option in training.items() if name in ours - objective])
@@ -176,6 +203,9 @@ class _Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(list(flags))
         if unknown:
             name = unknown[0].partition("=")[0]
+            others = _methods_with(name.removeprefix("--").replace("-", "_"))
+            if others:
+                raise ValueError(f"{name}: not for method {self.method}; only for {', '.join(others)}")
             near = difflib.get_close_matches(name, list(self._option_string_actions), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{name}: expected an argument of pope train, got no such one{hint}")
@@ -198,13 +228,12 @@ _METAVARS = {"bool": "BOOL", "int": "INT", "float": "NUMBER", "str": "TEXT", "li
 
 
 def _values(path: str | None, in_file: Mapping[str, Any], options: Mapping[str, Option], method: str) -> dict[str, Any]:
-    """The file's values; if a baseline is trained from a POPE recipe, without the options that only POPE has."""
-    of_pope = {option.name for option in options_of(PopeOptions)}
+    """The file's values, without options of other methods, so that one recipe serves several."""
     read, left_out = {}, []
     for name, value in in_file.items():
         if name in options:
             read[name] = options[name].read(value, f"{path}: {name}")
-        elif name in of_pope:
+        elif _methods_with(str(name)):
             left_out.append(name)
         else:
             near = difflib.get_close_matches(str(name), list(options), n=1)

@@ -24,7 +24,7 @@ class SlateExample(ResponseExample):
     """One scored slate, ready to batch."""
 
     utility: list[float]  # [k] in [0, 1]
-    logging_logprobs: list[float]  # [k] TOTAL log-probability under the logging policy, nats
+    logging_logprobs: list[float]  # [k] TOTAL log-probability under the logging policy, nats; NaN: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Compares POPE with SFT and DPO: one log, one start, one budget, and the value of each on held-out slates.
+"""Compares POPE with the other training methods: one log, one start, one budget, and their values on held-out slates.
 
 ``python -m pope_align.experiments.methods LOG --model MODEL -o FOLDER`` clones a logging policy from the slates
 outside the log's test part, trains every method from it on the same slates, and estimates the gain of each on the test
@@ -12,7 +12,7 @@ import copy
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pope_core.objective import Objective
 
@@ -27,8 +27,9 @@ from ..propensity.behaviour_cloning import fit_behaviour_policy
 from ..propensity.fit_report import BehaviourConfig
 from ..propensity.logging_policy import score_slates
 from ..propensity.scores import score_model
-from ..training.config import PopeConfig
-from ..training.options import PopeOptions, TrainingMethod
+from ..training.config import ListwiseConfig, PopeConfig
+from ..training.methods import METHODS, TrainingMethod
+from ..training.options import PopeOptions
 from ..training.run import run_baseline, run_training
 from .parts import three_parts
 
@@ -45,7 +46,7 @@ class Study:
 
     Attributes:
         epochs, learning_rate, slates_per_step: of every method; the rate is the default of `PopeConfig`.
-        beta: of DPO, TRL's default.
+        beta: of DPO, TRL's default; list-wise methods have their own.
         max_length: maximum number of tokens of prompt and response, for all methods.
         bf16: train every method under bfloat16 autocast. The fit and all scoring stay in float32.
         seed: of the split and the orders; 1 is the demo's split.
@@ -62,7 +63,7 @@ class Study:
 
 def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     """Clone, train, evaluate; the trained models are saved in ``output``, one folder per method."""
-    arguments = {method: _arguments(method, output / method, study) for method in get_args(TrainingMethod)}
+    arguments = {method: _arguments(method, output / method, study) for method in METHODS}
     tokenizer = load_tokenizer(model)
     parts = three_parts(log, study.seed)
     train, held_out = parts.train + parts.validation, parts.test
@@ -77,7 +78,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
             score_slates(part, policy.model, tokenizer, progress=report, **options) for part in (train, held_out)
         )
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
-    for method in get_args(TrainingMethod):
+    for method in METHODS:
         _say(f"training {method} on {len(train)} slates")
         trained = _train(method, copy.deepcopy(policy.model), arguments[method], train, tokenizer)
         with progress(f"scoring with {method}", "tokens") as report:
@@ -127,6 +128,8 @@ def _arguments(method: TrainingMethod, folder: Path, study: Study) -> TrainingAr
     }
     if method == "pope":
         return PopeConfig(**shared)
+    if method != "sft" and method != "dpo":
+        return ListwiseConfig(method=method, **shared)
     trl = require("trl", extra="baselines", purpose=f"for method {method!r}")
     plain = {**shared, "gradient_checkpointing": False, "logging_steps": 1}
     return trl.SFTConfig(**plain) if method == "sft" else trl.DPOConfig(**plain, beta=study.beta)
@@ -135,10 +138,10 @@ def _arguments(method: TrainingMethod, folder: Path, study: Study) -> TrainingAr
 def _train(
     method: TrainingMethod, model: PreTrainedModel, args: TrainingArguments, train: list[Slate], tokenizer: Any
 ) -> PreTrainedModel:
-    if method == "pope":
-        assert isinstance(args, PopeConfig)
-        return run_training(model, args, train, processing_class=tokenizer).model
-    return run_baseline(method, model, args, train, processing_class=tokenizer).model
+    if method == "sft" or method == "dpo":
+        return run_baseline(method, model, args, train, processing_class=tokenizer).model
+    assert isinstance(args, (PopeConfig, ListwiseConfig))
+    return run_training(model, args, train, processing_class=tokenizer).model
 
 
 def _interval(quantity: Any, style: str) -> str:

@@ -54,15 +54,16 @@ class ProgressLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **rest: Any,
     ) -> None:
-        prefix = "eval_" if any(name.startswith("eval_pope/") for name in logs or {}) else ""
-        if not logs or f"{prefix}pope/value" not in logs or not state.is_world_process_zero:
+        prefix = "eval_" if "eval_loss" in (logs or {}) else ""
+        if not logs or f"{prefix}loss" not in logs or not state.is_world_process_zero:
             return
         now = time.monotonic()
         last = state.global_step == state.max_steps
         if not prefix and not last and now - self.shown < self.every_seconds:
             return
         self.shown = now
-        figures = [f"{label} {logs[prefix + name]:{form}}" for name, label, form in _SHOWN if f"{prefix}{name}" in logs]
+        shown = _SHOWN if f"{prefix}pope/value" in logs else [("loss", "loss", ".4f"), *_SHOWN]
+        figures = [f"{label} {logs[prefix + name]:{form}}" for name, label, form in shown if f"{prefix}{name}" in logs]
         where = "held out" if prefix else f"step {state.global_step} of {state.max_steps}"
         if not prefix and state.global_step:
             left = (now - self.started) / state.global_step * (state.max_steps - state.global_step)

@@ -20,11 +20,11 @@ from .._text import in_markdown, printable
 from ..data.schema import Slate
 from ..ope import Estimate, Scoring, evaluate_policies
 from ..stats.intervals import Quantity
+from .methods import ABOUT, TrainingMethod
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
-    from .options import TrainingMethod
 
 CARD_NAME = "README.md"
 
@@ -36,12 +36,6 @@ _HOW = {
     "behaviour_cloned": "those of a model fitted to the log",
     "proxy": "those of a model that did not write the responses",
     "unknown": "of unknown origin",
-}
-
-_METHOD = {
-    "pope": "[POPE](https://arxiv.org/abs/2509.19333)",
-    "sft": "supervised fine-tuning on the best response of every slate (SFT)",
-    "dpo": "direct preference optimisation on pairs of responses (DPO)",
 }
 
 
@@ -144,7 +138,7 @@ tags: [{facts.method}, off-policy, alignment]
 # {in_markdown(facts.folder.rstrip("/").rpartition("/")[2])}
 
 {in_markdown(facts.base) or "A causal language model"}, aligned with logged responses and people's feedback by
-{_METHOD[facts.method]} (pope-core {__version__}).
+{ABOUT[facts.method]} (pope-core {__version__}).
 
 ## Data
 

@@ -1,16 +1,39 @@
-"""The configuration of a training run: the arguments of transformers and those of POPE."""
+"""The configuration of a training run: the arguments of transformers and ours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
-from .options import PopeOptions
+from .options import ListwiseOptions, PopeOptions, SlateOptions
 
 
 @dataclass
-class PopeConfig(PopeOptions, TrainingArguments):
+class SlateConfig(SlateOptions, TrainingArguments):
+    """What `PopeConfig` and `ListwiseConfig` have in common."""
+
+    #: The metric that early stopping watches, and whether more of it is better.
+    watched: ClassVar[tuple[str, bool]]
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience is not None:
+            self.load_best_model_at_end = True
+            self.restore_callback_states_from_checkpoint = True  # the count of evaluations without a better value
+            if not self.metric_for_best_model:
+                self.metric_for_best_model, self.greater_is_better = self.watched
+        super().__post_init__()
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                "train_sampling_strategy: expected 'random' or 'sequential', whose order resumes exactly, got "
+                f"{self.train_sampling_strategy!r}"
+            )
+        self.check()
+
+
+@dataclass
+class PopeConfig(PopeOptions, SlateConfig):
     """Arguments of `PopeTrainer`: those of ``transformers.TrainingArguments`` and the ones below.
 
     ``per_device_train_batch_size`` counts slates. A step uses ``gradient_accumulation_steps`` times as many, and its
@@ -55,17 +78,19 @@ class PopeConfig(PopeOptions, TrainingArguments):
         ValueError: an invalid option, or a combination whose loss has no finite or no meaningful optimum.
     """
 
-    def __post_init__(self) -> None:
-        if self.early_stopping_patience is not None:
-            self.load_best_model_at_end = True
-            self.restore_callback_states_from_checkpoint = True  # the count of evaluations without a better value
-            if not self.metric_for_best_model:
-                self.metric_for_best_model = "eval_pope/value_self_normalized"
-                self.greater_is_better = True
-        super().__post_init__()
-        if self.train_sampling_strategy not in ("random", "sequential"):
-            raise ValueError(
-                "train_sampling_strategy: expected 'random' or 'sequential', whose order resumes exactly, got "
-                f"{self.train_sampling_strategy!r}"
-            )
-        self.check()
+    watched = ("eval_pope/value_self_normalized", True)
+
+
+@dataclass
+class ListwiseConfig(ListwiseOptions, SlateConfig):
+    """Arguments of `ListwiseTrainer`: those of ``transformers.TrainingArguments``, those that `PopeConfig` documents
+    under "Data", "Model" and "Speed", and these:
+
+    method: the loss, one of `methods.LISTWISE`.
+    beta: strength of the KL regularisation to the reference; None for the method's default.
+
+    Raises:
+        ValueError: an invalid option, or one that the method does not have.
+    """
+
+    watched = ("eval_loss", False)

@@ -11,6 +11,11 @@ from .._files import replacing
 
 _Panels = list[tuple[str, dict[str, str]]]
 
+_SETTINGS: _Panels = [
+    ("gradient norm", {"grad_norm": "before clipping"}),
+    ("learning rate", {"learning_rate": "learning rate"}),
+]
+
 #: The panels: title, and metrics with labels.
 _PANELS: _Panels = [
     ("value", {"pope/value": "V, as trained", "pope/value_self_normalized": "V, self-normalised"}),
@@ -24,20 +29,28 @@ _PANELS: _Panels = [
     ("share of weights", {"is/ess_fraction": "effective sample size", "is/clip_fraction": "clipped"}),
 ]
 
+#: The panels of list-wise methods.
+_LISTWISE_PANELS: _Panels = [
+    ("loss", {"loss": "loss"}),
+    ("log-probability per token (nats)", {"logps/policy": "policy"}),
+    ("responses per slate", {"slate/k_mean": "mean"}),
+    ("tokens per second", {"tokens_per_second": "positions computed"}),
+    *_SETTINGS,
+]
+
 #: The panels of SFT and DPO, by the names that TRL logs; a run has some of them.
 _BASELINE_PANELS: _Panels = [
     ("loss", {"loss": "training loss"}),
     ("rewards (DPO)", {"rewards/chosen": "of chosen", "rewards/rejected": "of rejected", "rewards/margins": "margin"}),
     ("accuracy", {"rewards/accuracies": "pairs in order", "mean_token_accuracy": "tokens"}),
     ("log-probability (nats)", {"logps/chosen": "chosen", "logps/rejected": "rejected"}),
-    ("gradient norm", {"grad_norm": "before clipping"}),
-    ("learning rate", {"learning_rate": "learning rate"}),
+    *_SETTINGS,
 ]
 
 
 def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draw the logged metrics of a run against its steps: training as lines, evaluation as dots. Runs of SFT and DPO
-    have panels of their own.
+    """Draw the logged metrics of a run against its steps: training as lines, evaluation as dots. Runs of other
+    methods than POPE have panels of their own.
 
     docs/training.md says how to read each panel.
 
@@ -49,7 +62,8 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = _PANELS if any("pope/value" in entry for entry in history) else _BASELINE_PANELS
+    logged = {name for entry in history for name in entry}
+    panels = _PANELS if "pope/value" in logged else _LISTWISE_PANELS if "slate/k_mean" in logged else _BASELINE_PANELS
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     for axes, (title, metrics) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         for index, (name, label) in enumerate(metrics.items()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..distributed import from_main_process
 from ..propensity.logging_policy import check_token_counts
 from ..propensity.scores import encode_log
 from .checkpoint import checkpoint_date
-from .config import PopeConfig
+from .config import SlateConfig
 
 logger = get_logger(__name__)  # of the main process alone
 
@@ -140,7 +141,7 @@ def num_slates(batch: Mapping[str, Any]) -> int:
     return int(batch["slate_index"].shape[0])
 
 
-def fix_template_date(args: PopeConfig, tokenizer: PreTrainedTokenizerBase, slates: Sequence[Slate]) -> None:
+def fix_template_date(args: SlateConfig, tokenizer: PreTrainedTokenizerBase, slates: Sequence[Slate]) -> None:
     """Set ``args.template_date`` if a chat template writes today's date and the slates have no date.
 
     It is the day on which the run in ``output_dir`` began, so that a run resumed after midnight has the same prompts.
@@ -153,16 +154,18 @@ def fix_template_date(args: PopeConfig, tokenizer: PreTrainedTokenizerBase, slat
 
 
 def slate_dataset(
-    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
+    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: SlateConfig
 ) -> SlateDataset:
-    """Scored slates as a data set; ``name`` is used in errors and reports."""
+    """Slates as a data set; ``name`` is used in errors and reports."""
     return SlateDataset(slate_examples(name, slates, tokenizer, args), slates, name)
 
 
 def slate_examples(
-    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: PopeConfig
+    name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: SlateConfig
 ) -> list[SlateExample]:
-    """Tokens, utilities and log-probabilities of scored slates, ready for `SlateCollator`.
+    """Tokens, utilities and log-probabilities of slates, ready for `SlateCollator`.
+
+    ``logging_logprobs`` are NaN where a slate has none.
 
     Args:
         name: of the slates, in errors and reports.
@@ -173,28 +176,28 @@ def slate_examples(
     encoded = encode_log(slates, tokenizer, max_length=args.max_length, template_date=args.template_date, name=name)
     examples = []
     for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):
-        check_token_counts(slate, ids, _place(name, number, slate))
-        assert slate.logging_logprobs is not None
+        if slate.logging_logprobs is not None:
+            check_token_counts(slate, ids, _place(name, number, slate))
         examples.append(
             SlateExample(
                 prompt_ids=ids.prompt_ids,
                 completion_ids=ids.completion_ids,
                 utility=to_utility(slate.scores, args.utility_transform).tolist(),
-                logging_logprobs=slate.logging_logprobs,
+                logging_logprobs=slate.logging_logprobs or [math.nan] * len(slate.scores),
             )
         )
     return examples
 
 
-def scored_slates(name: str, source: SlateSource) -> Sequence[Slate]:
-    """The slates of ``source``.
+def slates_for(args: SlateConfig, name: str, source: SlateSource) -> Sequence[Slate]:
+    """The slates of ``source``, checked for what the method needs.
 
     Raises:
-        ValueError: a slate without ``logging_logprobs``.
+        ValueError: a slate without ``logging_logprobs``, for a method that compares with the logging policy.
     """
     slates = as_slates(source)
     for number, slate in enumerate(slates, start=1):
-        if slate.logging_logprobs is None:
+        if args.needs_propensities and slate.logging_logprobs is None:
             raise ValueError(
                 f"{_place(name, number, slate)}: logging_logprobs: expected one per response, got none; obtain them "
                 "with `pope score LOG --model MODEL --how HOW -o SCORED` or pope_align.score_slates"

@@ -7,25 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pope_core.objective import Objective
-
 from .._files import write_json
+from .methods import TrainingMethod
 
 #: The file name in the model's folder.
 OBJECTIVE_NAME = "training_objective.json"
 
 
 def write_training_objective(
-    folder: str | os.PathLike[str], method: str, objective: Objective | None, **options: Any
+    folder: str | os.PathLike[str], method: TrainingMethod, objective: dict[str, Any] | None, **options: Any
 ) -> None:
     """Write the training objective to a model's folder.
 
     Args:
-        method: "pope", "sft" or "dpo".
-        objective: of "pope"; None for the others.
+        objective: of "pope", as `pope_core.Objective.to_dict` gives it; None for the others.
         options: other settings of the loss, by name.
     """
-    content = {"method": method, "objective": None if objective is None else objective.to_dict(), **options}
+    content = {"method": method, "objective": objective, **options}
     write_json(Path(folder, OBJECTIVE_NAME), content)
 
 

@@ -1,8 +1,9 @@
 """The options of a training run, without torch, so that `pope train` checks them before anything is loaded.
 
-`PopeOptions` are the fields that `PopeConfig` adds to ``transformers.TrainingArguments``; `RunOptions` are the model,
-data, method and adapter. Names, types, defaults and help are defined here only, those of the objective in
-`pope_core.Objective`.
+`PopeOptions` and `ListwiseOptions` are the fields that `PopeConfig` and `ListwiseConfig` add to
+``transformers.TrainingArguments``, with `SlateOptions` in common; `RunOptions` are the model, data, method and adapter.
+Names, types, defaults and help are defined here only, those of the objective in `pope_core.Objective` and of list-wise
+losses in `methods`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pope_core.objective import Objective
 
 from ..data.feedback import UtilityTransform as UtilityTransform
 from ..data.tokenize import check_day
+from .methods import LISTWISE, ListwiseName, TrainingMethod
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from pope_core.types import Backend as Backend
 
-TrainingMethod = Literal["pope", "sft", "dpo"]
 Pairs = Literal["best-worst", "all"]
 
 #: Whether a prompt is computed once for all its responses: "auto" if the model allows it.
@@ -29,7 +30,7 @@ PromptSharing = Literal["auto", "on", "off"]
 
 
 def _about(text: str, **rest: Any) -> dict[str, Any]:
-    """A field's metadata: its help, and its lower bound as ``above`` or ``at_least``."""
+    """A field's metadata: its help, its lower bound as ``above`` or ``at_least``, and the ``methods`` that use it."""
     return {"help": text, **rest}
 
 
@@ -43,12 +44,18 @@ _ObjectiveFields.__module__ = Objective.__module__  # the module in which its ty
 
 
 @dataclass
-class PopeOptions(_ObjectiveFields):
-    """The options of a POPE run in addition to those of transformers; `PopeConfig` documents them.
+class SlateOptions:
+    """The options of every method that trains on slates in our loop, in addition to those of transformers."""
 
-    Raises:
-        ValueError: by `check`.
-    """
+    @property
+    def needs_propensities(self) -> bool:
+        """Whether slates need ``logging_logprobs``."""
+        raise NotImplementedError
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether log-probabilities under the model before training are needed."""
+        raise NotImplementedError
 
     # transformers' arguments with other defaults
     learning_rate: float = field(default=3e-5, metadata=_about("Initial learning rate.", at_least=0))
@@ -71,22 +78,8 @@ class PopeOptions(_ObjectiveFields):
     remove_unused_columns: bool = field(default=False, metadata=_about("Must stay False: slates are not columns."))
 
     # safety
-    kl_weight: float = field(
-        default=0.0, metadata=_about("Weight of the KL penalty, which keeps the model close to its start.", at_least=0)
-    )
-    stop_if_ess_below: float | None = field(
-        default=None, metadata=_about("Stop when the effective sample size falls below this share of the responses.")
-    )
     early_stopping_patience: int | None = field(
         default=None, metadata=_about("Stop after this many evaluations without a better held-out value.", at_least=1)
-    )
-
-    # reports
-    log_slates: int = field(
-        default=0,
-        metadata=_about(
-            "Number of held-out slates to write to slates.md at each evaluation, with their weights.", at_least=0
-        ),
     )
 
     # data
@@ -122,28 +115,108 @@ class PopeOptions(_ObjectiveFields):
         default=None, metadata=_about("Backend of pope_core; none: the best one that runs here.")
     )
 
-    @property
-    def objective(self) -> Objective:
-        """The options of the objective as one value."""
-        return Objective(**{each.name: getattr(self, each.name) for each in fields(Objective)})
-
     def check(self) -> None:
-        """Refuse an invalid option, or a combination whose loss has no finite or no meaningful optimum.
+        """Refuse an invalid option.
 
         Raises:
             ValueError: by name, with what was expected.
         """
         for name in ("remove_unused_columns", "logging_nan_inf_filter"):
             if getattr(self, name):
-                why = next(each.metadata["help"] for each in fields(PopeOptions) if each.name == name)
+                why = next(each.metadata["help"] for each in fields(SlateOptions) if each.name == name)
                 raise ValueError(f"{name}: expected False, got True. {why}")
-        for each in fields(PopeOptions):
+        for each in fields(self):
             check_range(each.name, getattr(self, each.name), each.metadata)
         if self.template_date is not None:
             check_day(self.template_date)
+
+
+@dataclass
+class PopeOptions(SlateOptions, _ObjectiveFields):
+    """The options of a POPE run in addition to those of transformers; `PopeConfig` documents them.
+
+    Raises:
+        ValueError: by `check`.
+    """
+
+    # safety
+    kl_weight: float = field(
+        default=0.0, metadata=_about("Weight of the KL penalty, which keeps the model close to its start.", at_least=0)
+    )
+    stop_if_ess_below: float | None = field(
+        default=None, metadata=_about("Stop when the effective sample size falls below this share of the responses.")
+    )
+
+    # reports
+    log_slates: int = field(
+        default=0,
+        metadata=_about(
+            "Number of held-out slates to write to slates.md at each evaluation, with their weights.", at_least=0
+        ),
+    )
+
+    @property
+    def needs_propensities(self) -> bool:
+        return True
+
+    @property
+    def needs_start(self) -> bool:
+        return self.kl_weight > 0
+
+    @property
+    def objective(self) -> Objective:
+        """The options of the objective as one value."""
+        return Objective(**{each.name: getattr(self, each.name) for each in fields(Objective)})
+
+    def check(self) -> None:
+        """As `SlateOptions.check`; also refuse a combination whose loss has no finite or no meaningful optimum."""
+        super().check()
         if self.stop_if_ess_below is not None and not 0 < self.stop_if_ess_below < 1:
             raise ValueError(f"stop_if_ess_below: expected None or a share in (0, 1), got {self.stop_if_ess_below!r}")
         refuse_degenerate(self.objective, anchored=self.kl_weight > 0)
+
+
+@dataclass
+class ListwiseOptions(SlateOptions):
+    """The options of a run with a list-wise loss in addition to those of transformers; `ListwiseConfig` documents them.
+
+    Options of a loss are None by default, which stands for the method's default in `methods.LISTWISE`.
+    """
+
+    method: ListwiseName = field(default="lipo", metadata=_about("The list-wise loss."))
+    beta: float | None = field(
+        default=None, metadata=_about("Strength of the KL regularisation to the reference.", above=0)
+    )
+
+    @property
+    def needs_propensities(self) -> bool:
+        return LISTWISE[self.method].reference == "logging"
+
+    @property
+    def needs_start(self) -> bool:
+        return LISTWISE[self.method].reference == "start"
+
+    @property
+    def loss_options(self) -> dict[str, float]:
+        """The keyword arguments of the loss."""
+        given = {name: getattr(self, name) for name in LISTWISE[self.method].options}
+        return {name: LISTWISE[self.method].options[name] if value is None else value for name, value in given.items()}
+
+    def check(self) -> None:
+        """As `SlateOptions.check`; also refuse an option that the method does not have."""
+        super().check()
+        if self.method not in LISTWISE:
+            raise ValueError(f"method: expected one of {', '.join(LISTWISE)}, got {self.method!r}")
+        for name in LOSS_OPTIONS:
+            value = getattr(self, name)
+            if value is not None and name not in LISTWISE[self.method].options:
+                raise ValueError(f"{name}: expected None for method {self.method!r}, which has none, got {value!r}")
+
+
+#: The options of list-wise losses; each method has some of them.
+LOSS_OPTIONS = tuple(dict.fromkeys(name for method in LISTWISE.values() for name in method.options))
+#: The options of each method; SFT and DPO have TRL's.
+OPTIONS: dict[TrainingMethod, type[SlateOptions]] = {"pope": PopeOptions, **dict.fromkeys(LISTWISE, ListwiseOptions)}
 
 
 @dataclass
@@ -154,7 +227,8 @@ class RunOptions:
         train_data: scored slates (`pope score`), .jsonl or .parquet.
         model: hub name, folder or GGUF file.
         eval_data: scored slates of other prompts, for evaluation.
-        method: "pope", or one of `baselines` on the same slates: "sft" on the best-scored response, "dpo" on pairs.
+        method: "pope", or a method to compare with on the same slates: "sft" on the best-scored response, "dpo" on
+            pairs (both by TRL), or one of `methods.LISTWISE`.
         pairs: of "dpo": "best-worst" of every slate, or "all" pairs of different scores.
         lora_rank: train an adapter of this rank and freeze the model; None trains all weights.
         lora_alpha: scale of the adapter; None for twice the rank.
@@ -167,9 +241,11 @@ class RunOptions:
     model: str = field(metadata=_about("Hub name, folder or GGUF file."))
     eval_data: str | None = field(default=None, metadata=_about("Scored slates of other prompts, for evaluation."))
     method: TrainingMethod = field(
-        default="pope", metadata=_about("pope, or a baseline on the same slates: sft on the best response, dpo.")
+        default="pope", metadata=_about("pope, or a method to compare with on the same slates.")
     )
-    pairs: Pairs = field(default="best-worst", metadata=_about("Pairs of dpo: best-worst of each slate, or all."))
+    pairs: Pairs = field(
+        default="best-worst", metadata=_about("Pairs of dpo: best-worst of each slate, or all.", methods=("dpo",))
+    )
     lora_rank: int | None = field(
         default=None, metadata=_about("Train an adapter of this rank; none trains all weights.", at_least=1)
     )
@@ -190,8 +266,10 @@ class RunOptions:
         """
         for each in fields(self):
             check_range(each.name, getattr(self, each.name), each.metadata)
-        if self.dry_run and self.method != "pope":
-            raise ValueError(f"dry_run: expected method 'pope', got {self.method!r}")
+        if self.dry_run and self.method in ("sft", "dpo"):
+            raise ValueError(f"dry_run: expected a method that is not trained by TRL, got {self.method!r}")
+        if self.pairs != "best-worst" and self.method != "dpo":
+            raise ValueError(f"pairs: not for method {self.method!r}; only for 'dpo'")
 
     def peft_config(self) -> PeftConfig | None:
         """The adapter of ``lora_rank``; None without one."""

@@ -15,8 +15,8 @@ from ..data.rows import Tree
 from ..models.attention import why_not
 from ..models.causal_lm import lm_head
 from ..models.loading import load_config, load_tokenizer
-from .config import PopeConfig
-from .examples import SlateSource, scored_slates, slate_examples
+from .config import SlateConfig
+from .examples import SlateSource, slate_examples, slates_for
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -78,7 +78,7 @@ class TrainingPlan:
 
 def plan_training(
     model: str,
-    args: PopeConfig,
+    args: SlateConfig,
     train_data: SlateSource,
     eval_data: SlateSource | None = None,
     *,
@@ -92,8 +92,8 @@ def plan_training(
     Raises:
         ValueError: slates that training would refuse.
     """
-    slates = scored_slates("train_data", train_data)
-    held_out = [] if eval_data is None else scored_slates("eval_data", eval_data)
+    slates = slates_for(args, "train_data", train_data)
+    held_out = [] if eval_data is None else slates_for(args, "eval_data", eval_data)
     examples = slate_examples("train_data", slates, processing_class or load_tokenizer(model), args)
     empty = empty_model(model, args)
     config = empty.config
@@ -140,14 +140,14 @@ def plan_training(
     )
 
 
-def _logits_bytes(args: PopeConfig, head: torch.Tensor) -> int:
+def _logits_bytes(args: SlateConfig, head: torch.Tensor) -> int:
     summed = 4 * head.numel() if head.requires_grad and head.dtype == torch.bfloat16 else 0
     if args.chunk_bytes is not None:
         return args.chunk_bytes + summed
     return device_type(args.device).chunk_bytes + summed
 
 
-def empty_model(model: str, args: PopeConfig) -> PreTrainedModel:
+def empty_model(model: str, args: SlateConfig) -> PreTrainedModel:
     """The model without its weights (on the meta device)."""
     config = load_config(model)
     dtype = config.dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
@@ -171,7 +171,7 @@ def activation_bytes(config: Any, positions: int, itemsize: int, *, checkpointed
     return positions * itemsize * (layers * hidden + layer if checkpointed else layers * layer)
 
 
-def _checkpointed(args: PopeConfig) -> bool:
+def _checkpointed(args: SlateConfig) -> bool:
     return bool(args.gradient_checkpointing or args.activation_checkpointing)
 
 

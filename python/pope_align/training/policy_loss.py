@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +15,7 @@ from pope_core.slates import LogData
 from ..data.rows import TokenRows
 from ..distributed import call_as_forward, gather_ragged
 from ..models.causal_lm import LmHead, lm_head, output_layer, response_hidden_states
-from .config import PopeConfig
+from .config import PopeConfig, SlateConfig
 from .examples import num_slates
 from .log_data import gathered, log_of, measured
 
@@ -31,9 +31,11 @@ class ShareOfStep(NamedTuple):
     response_logprobs: torch.Tensor  # [R] nats, totals, detached
 
 
-def policy_loss(
-    model: torch.nn.Module, batch: SlateBatch, args: PopeConfig, accelerator: Accelerator, slates_of_step: int | None
-) -> ShareOfStep:
+#: From hidden states and head to the contribution of a micro-batch, to differentiate, and its ``[R]`` totals in nats.
+ShareOf = Callable[[torch.Tensor, LmHead], tuple[torch.Tensor, torch.Tensor]]
+
+
+def policy_loss(model: torch.nn.Module, batch: SlateBatch, accelerator: Accelerator, share_of: ShareOf) -> ShareOfStep:
     """The contribution of one micro-batch to the loss of its step.
 
     The contributions of all micro-batches of all processes add up to the loss of the step, and so do their gradients.
@@ -42,16 +44,13 @@ def policy_loss(
     Args:
         model: as the trainer wrapped it.
         batch: of `IndexedCollator`, on the model's device.
-        slates_of_step: number of slates in all micro-batches of all processes; None outside training, for the slates of
-            the batch.
+        share_of: computes the contribution of the batch.
     """
     policy = cast(PreTrainedModel, accelerator.unwrap_model(model))
     seen: list[torch.Tensor] = []  # not an argument, because hooks may cast arguments
 
     def head_loss(hidden: torch.Tensor) -> torch.Tensor:
-        across = args.objective.couples_slates and slates_of_step is not None and accelerator.num_processes > 1
-        share_of = _coupled_share if across or args.kl_weight > 0 else _fused_share
-        share, logprobs = share_of(hidden, lm_head(policy), batch, args, slates_of_step)
+        share, logprobs = share_of(hidden, lm_head(policy))
         if num_slates(batch) == 0:  # a stand-in
             share = 0.0 * share
         seen.extend((share.detach(), logprobs.detach()))
@@ -65,6 +64,31 @@ def policy_loss(
             return cast(torch.Tensor, call_as_forward(head, head, head_loss, hidden))
 
     return ShareOfStep(cast(torch.Tensor, call_as_forward(model, policy, forward)), *seen)
+
+
+def response_totals(hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: SlateConfig) -> torch.Tensor:
+    """``[R]`` total log-probabilities of the responses, differentiable; no logits are kept."""
+    return pope_core.linear_response_logprobs(hidden, head.weight, batch["labels"], **_head_options(head, batch, args))
+
+
+def pope_share(
+    hidden: torch.Tensor,
+    head: LmHead,
+    batch: SlateBatch,
+    args: PopeConfig,
+    processes: int,
+    slates_of_step: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The POPE loss of one micro-batch as a contribution to that of its step.
+
+    Args:
+        processes: their number.
+        slates_of_step: number of slates in all micro-batches of all processes; None outside training, for the slates of
+            the batch.
+    """
+    across = args.objective.couples_slates and slates_of_step is not None and processes > 1
+    share_of = _coupled_share if across or args.kl_weight > 0 else _fused_share
+    return share_of(hidden, head, batch, args, slates_of_step)
 
 
 def penalty_to_start(log_ratio: torch.Tensor) -> torch.Tensor:
@@ -106,9 +130,7 @@ def _coupled_share(
     hidden: torch.Tensor, head: LmHead, batch: SlateBatch, args: PopeConfig, slates_of_step: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """From log-probabilities, for a loss that needs those of other processes or has a KL penalty."""
-    totals = pope_core.linear_response_logprobs(
-        hidden, head.weight, batch["labels"], **_head_options(head, batch, args)
-    )
+    totals = response_totals(hidden, head, batch, args)
     log: LogData = batch["log"]
     of_step = slates_of_step or max(num_slates(batch), 1)
     if args.objective.couples_slates:
@@ -122,7 +144,7 @@ def _coupled_share(
     return share, totals
 
 
-def _head_options(head: LmHead, batch: SlateBatch, args: PopeConfig) -> dict[str, Any]:
+def _head_options(head: LmHead, batch: SlateBatch, args: SlateConfig) -> dict[str, Any]:
     """The common arguments of `pope_core`'s ``linear_*`` functions."""
     return {
         "lm_head_bias": head.bias,

@@ -16,11 +16,13 @@ from ..models.loading import load_tokenizer
 from .baselines import make_baseline
 from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
 from .checkpoint import last_checkpoint
-from .config import PopeConfig
+from .config import ListwiseConfig, PopeConfig
 from .curves import plot_training
 from .examples import SlateSource, as_slates
+from .listwise_trainer import ListwiseTrainer
 from .objective_file import write_training_objective
 from .options import Pairs
+from .policy_trainer import PolicyTrainer
 from .trainer import PopeTrainer
 
 if TYPE_CHECKING:
@@ -34,32 +36,34 @@ CURVES_NAME = "training.png"
 
 def run_training(
     model: str | PreTrainedModel,
-    args: PopeConfig,
+    args: PopeConfig | ListwiseConfig,
     train_data: SlateSource,
     eval_data: SlateSource | None = None,
     *,
     processing_class: PreTrainedTokenizerBase | None = None,
     peft_config: PeftConfig | None = None,
     callbacks: list[TrainerCallback] | None = None,
-) -> PopeTrainer:
+) -> PopeTrainer | ListwiseTrainer:
     """Train, and write model, tokenizer, model card, ``metrics.json`` and ``training.png`` to ``args.output_dir``.
 
-    ``metrics.json`` has the objective and everything that was logged, step by step. With ``eval_data``, the model is
-    evaluated at the end, and the card has the estimate with its verdict.
+    ``metrics.json`` has the method, the objective and everything that was logged, step by step. With ``eval_data``, the
+    model is evaluated at the end, and the card has the estimate with its verdict.
+
+    Args:
+        args: the run, and by its type the trainer.
 
     Raises:
         ValueError: errors of `PopeTrainer`.
     """
-    trainer = PopeTrainer(
-        model, args, train_data, eval_data, processing_class, peft_config=peft_config, callbacks=callbacks
-    )
+    data = (train_data, eval_data, processing_class, peft_config, callbacks)
+    trainer = PopeTrainer(model, args, *data) if isinstance(args, PopeConfig) else ListwiseTrainer(model, args, *data)
     _quiet(trainer, callbacks)
     _train_and_save(trainer)
     if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
     trainer.create_model_card()
     if trainer.is_world_process_zero():
-        _write_metrics(trainer, {"objective": args.objective.to_dict()})
+        _write_metrics(trainer, {"method": trainer.method, **trainer.about()})
     trainer.accelerator.wait_for_everyone()  # everything is written before any process continues
     return trainer
 
@@ -136,7 +140,7 @@ def _train_and_save(trainer: Trainer) -> None:
     trainer.save_model()
 
 
-def _evaluated_as_it_is(trainer: PopeTrainer) -> bool:
+def _evaluated_as_it_is(trainer: PolicyTrainer) -> bool:
     """Whether the last evaluation used the final weights (the best weights of an earlier step are loaded after it)."""
     window = trainer.eval_window
     at_the_end = bool(window.policy) and window.first_step == trainer.state.global_step

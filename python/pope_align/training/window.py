@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -27,14 +27,13 @@ _VECTORS = ("policy", "index", "at_start")
 
 
 @dataclass
-class SlateWindow:
+class ResponseWindow:
     """Log-probabilities of micro-batches, kept as vectors so that metrics are computed on the pooled responses.
 
     Means of per-batch ratios (effective sample size, quantiles, self-normalised values) would depend on how the slates
     were split into batches and over processes; these do not.
     """
 
-    objective: Objective
     first_step: int = 0  # optimizer steps before the window
     policy: list[torch.Tensor] = field(default_factory=list)  # each [R] nats, totals under the policy
     logs: list[LogData] = field(default_factory=list)
@@ -82,7 +81,7 @@ class SlateWindow:
             setattr(self, name, value)
         self.logs = [LogData(*log) for log in state["logs"]]
 
-    def gathered(self) -> SlateWindow:
+    def gathered(self) -> Self:
         """The window of all processes together; to be called on all of them."""
         everything = replace(self, logs=[gathered(self.log)])
         for name in _VECTORS:
@@ -95,6 +94,22 @@ class SlateWindow:
     def mean_loss(self, step: int) -> float:
         """The mean loss of the steps after `first_step` up to ``step``."""
         return float(torch.stack(self.shares).sum()) / (step - self.first_step)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of every method that docs/training.md explains, by name."""
+        log, policy = self.log, torch.cat(self.policy)
+        metrics = {"slate/k_mean": log.utility.shape[0] / (log.slate_offsets.shape[0] - 1)}
+        metrics["logps/policy"] = float((policy / log.tokens).mean())
+        if self.started is not None:
+            metrics["tokens_per_second"] = self.tokens / (time.perf_counter() - self.started)
+        return metrics
+
+
+@dataclass
+class SlateWindow(ResponseWindow):
+    """A window with the metrics of a POPE objective."""
+
+    objective: Objective = field(kw_only=True)
 
     def value(self, objective: Objective) -> PopeLossOutput:
         """The objective on all responses of the window."""
@@ -129,7 +144,6 @@ class SlateWindow:
             **{f"is/log_weight_{name}": value for name, value in zip(_QUANTILES, quantiles, strict=True)},
             "logps/policy": measured(policy, log, self.objective).mean(),
             "logps/logging": measured(log.logging_logprobs, log, self.objective).mean(),
-            "slate/k_mean": responses / slates,
         }
         if self.at_start:
             log_ratio = measured(policy - torch.cat(self.at_start), log, self.objective)
@@ -139,6 +153,4 @@ class SlateWindow:
             metrics["pope/value_self_normalized"] = batch.value
             metrics["pope/utility_self_normalized"] = batch.utility_value
             metrics["pope/diversity_self_normalized"] = batch.diversity_value
-        if self.started is not None:
-            metrics["tokens_per_second"] = self.tokens / (time.perf_counter() - self.started)
-        return {name: float(value) for name, value in metrics.items()}
+        return {**super().metrics(), **{name: float(value) for name, value in metrics.items()}}

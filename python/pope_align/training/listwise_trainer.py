@@ -1,0 +1,83 @@
+"""`ListwiseTrainer`: the list-wise losses that POPE is compared with, in its training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from pope_core.slates import LogData
+
+from ..models.causal_lm import LmHead
+from . import listwise
+from .config import ListwiseConfig
+from .examples import SlateSource
+from .methods import LISTWISE
+from .policy_loss import response_totals
+from .policy_trainer import PolicyTrainer
+from .window import ResponseWindow
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+class ListwiseTrainer(PolicyTrainer):
+    """Train on logged slates with a list-wise loss (`methods.LISTWISE`), on the same tokens as `PopeTrainer`.
+
+    Slates, shared prompts, accumulation, resuming and reports are those of `PopeTrainer`. The log-probabilities come
+    from `pope_core.linear_response_logprobs`, so no logits are kept. Slates need ``logging_logprobs`` only if the
+    method compares with the logging policy.
+
+    Args:
+        model, train_dataset, eval_dataset, processing_class, peft_config, callbacks: as in `PopeTrainer`.
+        args: the run and its method; see `ListwiseConfig`.
+
+    Raises:
+        ValueError: as in `PopeTrainer`.
+    """
+
+    args: ListwiseConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: ListwiseConfig,
+        train_dataset: SlateSource,
+        eval_dataset: SlateSource | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.method = args.method
+        self.reference = LISTWISE[args.method].reference
+        self.losses = getattr(listwise, LISTWISE[args.method].loss)
+        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks)
+
+    def _new_window(self, first_step: int = 0) -> ResponseWindow:
+        return ResponseWindow(first_step)
+
+    def _share(
+        self, hidden: torch.Tensor, head: LmHead, batch: Mapping[str, Any], slates_of_step: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        totals = response_totals(hidden, head, batch, self.args)
+        losses = self.slate_losses(totals, batch["log"], batch.get("start_logprobs"))
+        return (losses.sum() / (slates_of_step or losses.shape[0])).to(totals.dtype), totals
+
+    def slate_losses(self, totals: torch.Tensor, log: LogData, at_start: torch.Tensor | None) -> torch.Tensor:
+        """``[S]`` losses of the slates."""
+        reference = {"start": at_start, "logging": log.logging_logprobs, "none": None}[self.reference]
+        scored = listwise.ScoredSlates(totals, reference, log.utility, log.slate_offsets, log.tokens)
+        losses: torch.Tensor = self.losses(scored, **self.args.loss_options)
+        return losses
+
+    def _held_out_metrics(self) -> dict[str, float]:
+        window = self.eval_window
+        at_start = torch.cat(window.at_start) if window.at_start else None
+        losses = self.slate_losses(torch.cat(window.policy), window.log, at_start)
+        return {"loss": float(losses.mean()), **window.metrics()}
+
+    def about(self) -> dict[str, Any]:
+        options = {"reference": self.reference, **self.args.loss_options}
+        return {"objective": None, **options, "utility_transform": self.args.utility_transform}
