@@ -1,24 +1,30 @@
 """Checks the promises of verdicts: estimates and differences on worlds with known truth, by kind and estimator.
 
     python -m pope_align.experiments.ope_calibration held-out --worlds 40 --out calibration.json
+    python -m pope_align.experiments.ope_calibration long-held-out --worlds 40 --out long.json
 
-Every world of a kind is drawn separately and gives one log. docs/ope_study.md discusses the results.
+Every world of a kind is drawn separately and gives one log. A stopped run continues with the same command.
+docs/ope_study.md discusses the results.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .._files import check_output, write_json
+from .._journal import Journal
 from .._json import jsonable
 from ..ope import Comparison, Estimate, LoggedSlates, Predictions, compare, effective_sample_size, estimate
+from ..ope.long_responses import NAME as MODEL_FIRST
+from ..ope.long_responses import model_first_estimate
 from ..ope.rules import FEW_CLUSTERS, VERDICTS
+from .ope_long_worlds import LONG_DEVELOPMENT, LONG_HEALTHY, LONG_HELD_OUT, LongWorld
 from .ope_worlds import DEVELOPMENT, HELD_OUT, POLICIES, TableWorld
 
 #: The estimators, rows of `METHODS`.
@@ -64,6 +70,18 @@ def judge_world(kind: str, world: TableWorld, random: np.random.Generator) -> It
             yield _judged(kind, name, values[policy], truth[policy], healthy[policy])
             difference = compare(values[policy], values[POLICIES[0]])
             yield _judged(kind, name, difference, truth[policy] - truth[POLICIES[0]], healthy[policy])
+
+
+def judge_long_world(kind: str, world: LongWorld, random: np.random.Generator) -> Iterator[Judged]:
+    """Model first on one log of long responses; healthy where weights of whole responses would do as well."""
+    log, features = world.sample(random)
+    value, base = world.truth(random)
+    ess = effective_sample_size(np.subtract(*log.logprobs("target", length_normalize=False)))
+    healthy = kind in LONG_HEALTHY and ess >= HEALTHY_ESS
+    mine = model_first_estimate(log, "target", [features]).estimate
+    difference = compare(mine, model_first_estimate(log, "base", []).estimate)
+    yield _judged(kind, MODEL_FIRST, mine, value, healthy)
+    yield _judged(kind, MODEL_FIRST, difference, value - base, healthy)
 
 
 def _healthy(kind: str, world: TableWorld, log: LoggedSlates, policy: str) -> bool:
@@ -171,24 +189,51 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+#: The kinds of worlds of each study, and what is judged on one of them.
+STUDIES: Mapping[str, tuple[Mapping[str, Any], Callable[..., Iterator[Judged]]]] = {
+    "development": (DEVELOPMENT, judge_world),
+    "held-out": (HELD_OUT, judge_world),
+    "long-development": (LONG_DEVELOPMENT, judge_long_world),
+    "long-held-out": (LONG_HELD_OUT, judge_long_world),
+}
+
+
+def run(study: str, worlds: int, seed: int, journal: Journal) -> list[Judged]:
+    """All rows of a study, in the order of the worlds; those in the journal are not computed again."""
+    kinds, judge = STUDIES[study]
+    rows: list[Judged] = []
+    for number in range(worlds):
+        for at, (name, kind) in enumerate(kinds.items()):
+            key = f"{name}, {number}"
+            if key not in journal:
+                random = np.random.default_rng([seed, at, number])
+                journal.add(key, [jsonable(asdict(row)) for row in judge(name, kind(random), random)])
+            rows += [_row(each) for each in journal[key]]
+        if (number + 1) % 10 == 0 or number + 1 == worlds:
+            print(f"{number + 1} of {worlds} worlds of every kind", flush=True)
+    return rows
+
+
+def _row(written: dict[str, Any]) -> Judged:
+    """A row as it was; numbers that JSON cannot hold are NaN."""
+    numbers = {name: float("nan") if written[name] is None else written[name] for name in ("error", "standard_error")}
+    return Judged(**{**written, **numbers, "rules": tuple(written["rules"])})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("worlds_of", choices=["development", "held-out"])
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--worlds", type=int, default=40, help="of every kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON of the summary")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="JSON of the summary; its rows lie beside it")
     arguments = parser.parse_args()
     check_output(arguments.out, overwrite=True)
-    kinds = dict(DEVELOPMENT if arguments.worlds_of == "development" else HELD_OUT)
-    rows: list[Judged] = []
-    for number in range(arguments.worlds):
-        for at, (name, kind) in enumerate(kinds.items()):
-            random = np.random.default_rng([arguments.seed, at, number])
-            rows += judge_world(name, kind(random), random)
-        if (number + 1) % 10 == 0 or number + 1 == arguments.worlds:
-            write_json(arguments.out, {"worlds": number + 1, **summarise(rows)})
-            print(f"{number + 1} of {arguments.worlds} worlds of every kind", flush=True)
-    print(table(summarise(rows)["promises"]))
+    journal = Journal(
+        arguments.out.with_suffix(".rows.jsonl"), {"study": arguments.study, "seed": arguments.seed, "rows": 1}
+    )
+    summary = summarise(run(arguments.study, arguments.worlds, arguments.seed, journal))
+    write_json(arguments.out, {"study": arguments.study, "worlds": arguments.worlds, **summary})
+    print(table(summary["promises"]))
 
 
 if __name__ == "__main__":
