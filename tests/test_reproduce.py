@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -34,6 +36,7 @@ from pope_align.generation.generations import Generation, GenerationSet, read_ge
 from pope_align.metrics import embeddings
 from pope_align.metrics import figures as metrics_figures
 from pope_align.metrics import page as metrics_page
+from pope_align.metrics.faithfulness import load_entailment
 from pope_align.metrics.pareto import distance_to_front, dominated_volume, hypervolume
 from pope_align.propensity.scores import score_model
 from pope_align.training import run as training_run
@@ -565,3 +568,28 @@ def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path) ->
     (work / "mine" / "candidates" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that no reproduction made"):
         pope(work, "table1", "mine")
+
+
+def test_an_entailment_model_is_named_by_its_labels(tmp_path: Path, tiny_tokenizer) -> None:
+    config = transformers.BertConfig(
+        vocab_size=257, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64, id2label={0: "CONTRADICTION", 1: "ENTAILMENT", 2: "NEUTRAL"},
+        label2id={"CONTRADICTION": 0, "ENTAILMENT": 1, "NEUTRAL": 2},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 64
+    tokenizer.save_pretrained(tmp_path)
+    pairs = [("the sky is blue", "it is blue"), ("a", "b c d")]
+    found = load_entailment(tmp_path, batch_size=1)(pairs)
+    for (context, claim), probability in zip(pairs, found, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(context, claim, return_tensors="pt")).logits[0]
+        assert probability == pytest.approx(float(logits.softmax(-1)[1]), rel=1e-5)
+    config.id2label = {0: "yes", 1: "no", 2: "perhaps"}
+    model.config = config
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="one label that begins with 'entail', got the labels yes, no, perhaps"):
+        load_entailment(tmp_path)

@@ -74,7 +74,11 @@ def compare(
     if logging_policy is not None:
         check_model(logging_policy, "--logging-policy")
 
-    check_utilities_and_embeddings(utility_transform)
+    from ..ope.utility import TRANSFORMS
+
+    if utility_transform not in TRANSFORMS:
+        raise ValueError(f"utility_transform: expected one of {', '.join(TRANSFORMS)}, got {utility_transform!r}")
+    check_embeddings()
     from .._files import claim_folder
     from ..compare.plan import Options
     from ..compare.run import prepare
@@ -94,20 +98,17 @@ def compare(
             _finish(plan, page, json, overwrite=overwrite)
 
 
-def check_utilities_and_embeddings(utility_transform: str) -> None:
-    """Refuse what the last stages would refuse: an unknown transform, no library or model for embeddings.
+def check_embeddings() -> None:
+    """Refuse a run without library or model for embeddings, which only a late stage would notice.
 
     Raises:
-        ValueError: an unknown transform; an embedding model that is nowhere.
+        ValueError: an embedding model that is nowhere.
         ImportError: sentence-transformers is not installed.
     """
     from .._extras import check_installed
     from ..metrics.embeddings import default_model
     from ..models.places import look_up
-    from ..ope.utility import TRANSFORMS
 
-    if utility_transform not in TRANSFORMS:
-        raise ValueError(f"utility_transform: expected one of {', '.join(TRANSFORMS)}, got {utility_transform!r}")
     check_installed("sentence_transformers", extra="eval", purpose="to embed texts")
     model = default_model()
     if not Path(model).is_dir():

@@ -10,9 +10,13 @@ import typer
 
 from ._stages import run_pope, run_stages, show_commands, show_plan
 from .checks import check_file, check_key, check_log, check_model, pairs
+from .compare import check_embeddings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..experiments.reproduce.plan import Plan, Request
+    from ..experiments.reproduce.protocol import Protocol
 
 _SIZE, _MODELS, _JUDGE = "Sizes", "Other models", "The judge (figure4)"
 
@@ -95,58 +99,31 @@ def reproduce(
 
         pope reproduce table3 --model M --data reddit.jsonl --test music=music.jsonl -o tables
     """
-    from ..experiments.reproduce.protocol import read_protocol
+    from dataclasses import replace
+
+    from .._files import claim_folder
+    from ..experiments.reproduce.methods import chosen
+    from ..experiments.reproduce.plan import Request
+    from ..experiments.reproduce.protocol import read_protocol, read_sizes
 
     protocol = read_protocol(experiment)
+    tests = pairs("--test", test or [], "FILE")
     given = {"faithfulness": alignscore or entailment, "third_model": third_model, "judge": judge}
-    for need in protocol.needs:
-        if not given[need]:
-            raise ValueError(f"{experiment}: expected {_NEEDS[need]}, got none")
+    _check_needs(protocol, given, tests)
     if alignscore is not None and entailment is not None:
         raise ValueError("--entailment: expected it or --alignscore, got both")
-    tests = pairs("--test", test or [], "FILE")
-    if protocol.own and tests:
-        raise ValueError(
-            f"--test: expected none for {experiment}, which has prompts of its own, got {', '.join(tests)}"
-        )
-    if protocol.tests and not tests:
-        raise ValueError(f"--test: expected NAME=FILE of at least one other domain for {experiment}, got none")
-    for name in tests:
-        if not re.fullmatch(r"[\w][\w.-]*", name) or name == "source":
-            raise ValueError(f"--test: expected names of letters, digits, '_', '-' and '.', not 'source', got {name!r}")
     check_log(data, "--data")
     for name, file in tests.items():
         check_log(file, f"--test {name}")
     for path, option in ((alignscore, "--alignscore"), (text, "--text")):
         if path is not None:
             check_file(path, option)
-    if judge is not None and protocol.shows == "judge" and not dry_run:
-        check_key("OPENAI_API_KEY", judge_url)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {str(out)!r}")
-    logging = logging_model or (model if quick else "openai-community/gpt2-medium")
-    named = {"--model": model, "--third-model": third_model, "--entailment": entailment}
-    if not protocol.own:
-        named["--logging-model"] = logging
-    for option, each in named.items():
-        if each is not None:
-            check_model(each, option)
-
-    from dataclasses import replace
-
-    from .._files import claim_folder
-    from ..experiments.reproduce.methods import chosen
-    from ..experiments.reproduce.plan import Request
-    from ..experiments.reproduce.protocol import read_sizes
-    from ..experiments.reproduce.run import prepare, write
-    from .compare import check_utilities_and_embeddings
-    from .console import err
-
-    check_utilities_and_embeddings("calibrated")
-    if matching is not None:
-        protocol = replace(protocol, matching=matching)
+    if judge is not None and protocol.shows == "judge" and not dry_run:
+        check_key("OPENAI_API_KEY", judge_url)
     request = Request(
-        protocol=protocol,
+        protocol=protocol if matching is None else replace(protocol, matching=matching),
         sizes=read_sizes(protocol, quick=quick, changes=set_ or ()),
         methods=tuple(chosen(method, own=protocol.own, quick=quick, curve=protocol.curve)),
         seeds=seeds or (1 if quick else 3),
@@ -154,20 +131,52 @@ def reproduce(
         data=str(data),
         tests=tests,
         folder=out / protocol.log,
-        logging_model=logging,
+        logging_model=logging_model or (model if quick else "openai-community/gpt2-medium"),
         third_model=third_model,
         aligner=_aligner(alignscore, entailment) if "align_score" in protocol.metrics else (),
         judge=_judge(judge, judge_url) if protocol.shows == "judge" else (),
         abilities=() if text is None else ("--text", str(text)),
     )
+    named = {"--model": model, "--third-model": third_model, "--entailment": entailment}
+    if not protocol.own:
+        named["--logging-model"] = request.logging_model
+    for option, each in named.items():
+        if each is not None:
+            check_model(each, option)
+
+    check_embeddings()
     with claim_folder(out):
-        plan = prepare(request, run_pope)
-        _show(plan, request)
-        if dry_run:
-            return
-        run_stages(plan.stages, request.folder)
-        written = write(plan, out)
-        _finish(written[0])
+        _run(request, out, dry_run=dry_run)
+
+
+def _check_needs(protocol: Protocol, given: Mapping[str, object], tests: Mapping[str, str]) -> None:
+    """Refuse an experiment without what it needs, or with data sets that it has no place for."""
+    for need in protocol.needs:
+        if not given[need]:
+            raise ValueError(f"{protocol.name}: expected {_NEEDS[need]}, got none")
+    if protocol.own and tests:
+        raise ValueError(
+            f"--test: expected none for {protocol.name}, which has prompts of its own, got {', '.join(tests)}"
+        )
+    if protocol.tests and not tests:
+        raise ValueError(f"--test: expected NAME=FILE of at least one other domain for {protocol.name}, got none")
+    for name in tests:
+        if not re.fullmatch(r"[\w][\w.-]*", name) or name == "source":
+            raise ValueError(f"--test: expected names of letters, digits, '_', '-' and '.', not 'source', got {name!r}")
+
+
+def _run(request: Request, out: Path, *, dry_run: bool) -> None:
+    from ..experiments.reproduce.run import prepare, write
+    from .console import err
+    from .console import out as out_
+
+    plan = prepare(request, run_pope)
+    _show(plan, request)
+    if dry_run:
+        return
+    run_stages(plan.stages, request.folder)
+    written = write(plan, out)
+    out_.print(written[0].read_text(encoding="utf-8"))
     err.print(f"wrote {', '.join(map(str, written))}")
 
 
@@ -189,9 +198,3 @@ def _show(plan: Plan, request: Request) -> None:
     show_plan(plan.stages, request.folder, width)
     show_commands(plan.stages, width)
     out.print(f"In all, what was done before included: {plan.cost}")
-
-
-def _finish(page: Path) -> None:
-    from .console import out
-
-    out.print(page.read_text(encoding="utf-8"))

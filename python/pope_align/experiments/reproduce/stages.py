@@ -16,6 +16,9 @@ from .protocol import BASE_TEMPERATURES
 #: same random numbers: a method that is the base gains over the front what the base sampled again does, not less.
 _OTHER_SEED = 1000
 
+#: About how many tokens our questions and our unrelated text have.
+_ABILITY_TOKENS = 4_000
+
 
 def preparation(request: Request) -> dict[str, Stage]:
     """The stages that need no model, by data set: its parts."""
@@ -77,16 +80,16 @@ class _Builder:
     def _train(self, method: Method, seed: int) -> Path:
         log, out = self._log(method.feedback, seed), self.folder / "models" / f"{method.name}-{seed}"
         sizes, slates = self.sizes, self.counts[SOURCE].train
+        steps = -(-slates // sizes.batch) * sizes.epochs
         options = {
             "learning-rate": sizes.learning_rate,
-            "num-train-epochs": sizes.epochs,
+            "max-steps": steps,  # the same for every method: an epoch of DPO on all pairs is several of the others
             "gradient-accumulation-steps": sizes.batch,
             "max-length": sizes.max_length,
             "seed": seed,
             "save-strategy": "no",
             "report-to": "none",
         }
-        steps = -(-slates // sizes.batch) * sizes.epochs
         argv: Arguments = ["train", log, "--model", self.request.model, *method.train, *_flags(options), "-o", out]
         return self.plan.add(
             f"train-{method.name}-{seed}",
@@ -300,7 +303,7 @@ class _Builder:
             self.plan.abilities[method, seed] = self.plan.add(
                 f"abilities-{method}-{seed}",
                 f"general abilities of {method}, seed {seed}",
-                Cost(),
+                Cost(read=_ABILITY_TOKENS),
                 ["step", "abilities", model, *self.request.abilities, "-o", out],
                 reads=[model],
                 writes=out,
