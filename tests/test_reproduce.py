@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from pope_align.cli import _stages as cli_stages
 from pope_align.cli import app
+from pope_align.cli.train_arguments import read_arguments
 from pope_align.compare.stages import STAMPS
 from pope_align.data import Slate, read_slates, slate_group, write_slates
 from pope_align.experiments.reproduce import parts
 from pope_align.experiments.reproduce.abilities import QUESTIONS, TEXT, choices, text_nats
 from pope_align.experiments.reproduce.fluency import fluency
-from pope_align.experiments.reproduce.methods import AGAIN, BASE, METHODS, PEOPLE, chosen, label
+from pope_align.experiments.reproduce.methods import AGAIN, BASE, METHODS, PEOPLE, Method, chosen, label
 from pope_align.experiments.reproduce.page import cell
 from pope_align.experiments.reproduce.parts import PartCounts, make_parts, subset
 from pope_align.experiments.reproduce.plan import SOURCE, Request
@@ -207,11 +208,19 @@ def test_the_bases_best_temperature_is_the_lowest_energy_and_one_prompt_has_no_i
 # --- methods, protocols, plans --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_methods_arguments_are_those_of_pope_train(method: Method) -> None:
+    given = read_arguments(["log.jsonl", "--model", "M", *method.train, "-o", "out"])
+    assert given.run.train_data == "log.jsonl"
+    assert (given.run.method == "pope") == method.name.startswith("pope")
+
+
 def test_methods_have_distinct_names_and_quick_has_the_papers_four() -> None:
     assert len({each.name for each in METHODS}) == len(METHODS)
     quick = [each.name for each in chosen(None, own=True, quick=True, curve=False)]
     assert quick == ["sft", "dpo", "pope-paper", "pope-shuffled"]
     assert {each.feedback for each in chosen(None, own=False, quick=False, curve=False)} == {"votes", "shuffled"}
+    assert "oapl" not in {each.name for each in chosen(None, own=False, quick=False, curve=False)}
     assert any(each.curve for each in chosen(None, own=True, quick=True, curve=True))
     with pytest.raises(ValueError, match=r"--method: expected some of sft, .* got 'pope-energy'"):
         chosen(["pope-energy"], own=False, quick=False, curve=False)

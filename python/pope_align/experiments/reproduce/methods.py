@@ -28,6 +28,7 @@ class Method:
         train: arguments of ``pope train`` that make it.
         feedback: what it is trained on.
         quick: whether ``--quick`` runs it.
+        own: only for responses that the model drew itself.
         curve: part of the curve over ``diversity_weight``, which only Figure 1 has.
     """
 
@@ -36,6 +37,7 @@ class Method:
     train: tuple[str, ...]
     feedback: Feedback = "votes"
     quick: bool = False
+    own: bool = False
     curve: bool = False
 
 
@@ -49,6 +51,9 @@ METHODS = (
     Method("sft-people", "SFT on reference answers", ("--method", "sft"), "people"),
     Method("dpo", "DPO", ("--method", "dpo"), quick=True),
     Method("dpo-all", "DPO on all pairs", ("--method", "dpo", "--pairs", "all")),
+    Method("lipo", "LiPO", ("--method", "lipo")),
+    Method("oapl", "OAPL", ("--method", "oapl"), own=True),
+    Method("weighted-sft", "SFT weighted by utility", ("--method", "weighted-sft")),
     Method("pope-paper", "POPE", _PAPER, quick=True),
     Method("pope", "POPE, our defaults", ()),
     Method("pope-energy", "POPE, energy distance as feedback", _FEEDBACK_ALONE, "energy"),
@@ -87,7 +92,9 @@ def chosen(names: Sequence[str] | None, *, own: bool, quick: bool, curve: bool) 
     Raises:
         ValueError: a name that is unknown, or does not fit the log.
     """
-    fitting = [each for each in METHODS if (own or each.feedback in OF_PEOPLE) and (curve or not each.curve)]
+    fitting = [
+        each for each in METHODS if (own or (each.feedback in OF_PEOPLE and not each.own)) and (curve or not each.curve)
+    ]
     if names is None:
         return [each for each in fitting if each.quick or not quick]
     by_name = {each.name: each for each in fitting}
