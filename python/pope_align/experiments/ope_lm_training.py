@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 
 import pope_core
 
-from .ope_lm_policies import LENGTH, LOGGING, Prompt, chat_ids
-from .ope_lm_samples import PolicyModel, write_portion
+from .ope_lm_policies import BLOCK, LENGTH, LOGGING, Prompt, chat_ids
+from .ope_lm_samples import ROUND, PolicyModel, write_portion
 
 #: Prompts of a step, responses of a slate, and the step size; the method's strength is its number of steps.
 SLATES, SIZE, LEARNING_RATE = 4, 4, 2e-4
@@ -37,12 +38,10 @@ class OwnSlate:
 
 def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Rates) -> list[OwnSlate]:
     """The logging policy's own responses to the training prompts, kept in the cache, with their utilities."""
+    _draw_missing(models, prompts)
     slates = []
     for index, prompt in enumerate(prompts):
-        path = models.cache / "training" / f"{index:03d}.npz"
-        if not path.exists():
-            write_portion(path, models.draw(LOGGING, (prompt,), seed=index))
-        drawn = np.load(path)
+        drawn = np.load(_path(models, index))
         rows = [row[row >= 0].tolist() for row in drawn["tokens"][:SIZE]]
         texts = [models.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         worth = np.asarray(utility(prompt, texts), dtype=np.float64)
@@ -58,6 +57,25 @@ def training_slates(models: PolicyModel, prompts: Sequence[Prompt], utility: Rat
             )
         )
     return slates
+
+
+def _path(models: PolicyModel, index: int) -> Path:
+    return models.cache / "training" / f"{index:03d}.npz"
+
+
+def _draw_missing(models: PolicyModel, prompts: Sequence[Prompt]) -> None:
+    """Draw the responses that are not in the cache, prompts of equal length together, which need no padding."""
+    lengths = [len(chat_ids(models.tokenizer, prompt.text, None)) for prompt in prompts]
+    missing = [index for index in range(len(prompts)) if not _path(models, index).exists()]
+    for _, group in groupby(sorted(missing, key=lengths.__getitem__), key=lengths.__getitem__):
+        together = list(group)
+        for start in range(0, len(together), BLOCK):
+            indices = together[start : start + BLOCK]
+            drawn = models.draw(LOGGING, tuple(prompts[index] for index in indices), seed=indices[0])
+            for at, index in enumerate(indices):
+                write_portion(
+                    _path(models, index), {name: of[at * ROUND : (at + 1) * ROUND] for name, of in drawn.items()}
+                )
 
 
 def train(models: PolicyModel, slates: Sequence[OwnSlate], method: str, steps: int, folder: Path) -> None:
