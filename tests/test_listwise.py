@@ -288,6 +288,17 @@ def test_a_list_wise_run_resumes_to_the_same_bits(make_tiny_model, tiny_tokenize
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, whole, strict=True))
 
 
+def test_early_stopping_needs_no_propensities(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    """The held-out gain is relative to the start, whatever the method."""
+    slates = make_slates(4, sizes=(3,), scored=False)
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    args = config(tmp_path, "weighted-sft", early_stopping_patience=1, learning_rate=1e-2, **steps)
+    trainer = run_training(make_tiny_model(), args, slates, slates, processing_class=tiny_tokenizer)
+    gains = [entry["eval_index/gain"] for entry in trainer.state.log_history if "eval_index/gain" in entry]
+    assert trainer.state.best_metric == max(gains)
+    assert "held_out_gain_at_best_step" in (tmp_path / "README.md").read_text()
+
+
 def test_the_command_trains_with_every_list_wise_method(
     make_tiny_model, tiny_tokenizer, make_slates, tmp_path, monkeypatch
 ) -> None:

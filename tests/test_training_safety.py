@@ -15,11 +15,13 @@ from pope_align.models.causal_lm import response_logprobs
 from pope_align.training.callbacks import OverlapWatch
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import PADDING, IndexedCollator, SlateDataset
+from pope_align.training.held_out_index import held_out_gain
 from pope_align.training.policy_loss import penalty_to_start
 from pope_align.training.trainer import PopeTrainer
 from transformers import TrainerControl, TrainerState
 
 import pope_core
+from pope_core.slates import LogData, offsets_from_lengths
 
 
 def config(path: Path, **options) -> PopeConfig:
@@ -164,33 +166,87 @@ def test_padding_is_no_slate(make_slates, tiny_tokenizer, tmp_path) -> None:
 # --- the best model -------------------------------------------------------------------------------------------------
 
 
-def test_early_stopping_keeps_the_model_of_the_best_held_out_value(
-    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+STOPPING = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "max_steps": 30,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 2,
+    "early_stopping_patience": 3,
+}
+
+
+def opposite(slates):
+    """The same responses with opposite scores: training makes them worse from the first step."""
+    return [replace(slate, scores=[-score for score in slate.scores]) for slate in slates]
+
+
+def test_early_stopping_keeps_the_model_of_the_best_held_out_gain(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path, caplog
 ) -> None:
-    """Held out: the same responses with opposite scores, so that training makes it worse from the start."""
     train = make_slates(4, sizes=(3,))
-    held_out = [replace(slate, scores=[-score for score in slate.scores]) for slate in train]
-    args = config(
-        tmp_path,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        diversity_weight=0.0,
-        max_steps=30,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        save_total_limit=2,
-        early_stopping_patience=3,
-    )
-    trainer = PopeTrainer(make_tiny_model(), args, train, held_out, tiny_tokenizer)
+    args = config(tmp_path, diversity_weight=0.0, **STOPPING)
+    trainer = PopeTrainer(make_tiny_model(), args, train, opposite(train), tiny_tokenizer)
     trainer.train()
-    values = [entry["eval_pope/value_self_normalized"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    best = max(range(len(values)), key=values.__getitem__)
-    assert len(values) == best + 4 < 30
-    assert trainer.evaluate()["eval_pope/value_self_normalized"] == pytest.approx(values[best], rel=1e-6)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    gains = [entry["eval_index/gain"] for entry in evaluations]
+    best = max(range(len(gains)), key=gains.__getitem__)
+    assert len(gains) == best + 4 < 30
+    assert gains[-1] < 0
+    again = trainer.evaluate()
+    assert again["eval_index/gain"] == pytest.approx(gains[best], rel=1e-5)
     state = json.loads((Path(trainer.state.best_model_checkpoint) / "trainer_state.json").read_text())
-    assert state["best_metric"] == values[best]
+    assert state["best_metric"] == gains[best]
+    p_value = evaluations[best]["eval_index/p_value"]
+    assert p_value > 0.5  # a loss: most permuted utilities do better
+    (line,) = [record.getMessage() for record in caplog.records if "is the best" in record.getMessage()]
+    assert f"step {best + 1} is the best, but its held-out gain {gains[best]:+.4f} is no larger than" in line
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert f"| best_step | {best + 1} |" in card
+    assert f"| placebo_p_value | {p_value:.2g} |" in card
+
+
+def test_another_metric_may_be_watched(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
+    train = make_slates(4, sizes=(3,))
+    watched = "eval_pope/value_self_normalized"
+    args = config(tmp_path, diversity_weight=0.0, metric_for_best_model=watched, greater_is_better=True, **STOPPING)
+    trainer = PopeTrainer(make_tiny_model(), args, train, opposite(train), tiny_tokenizer)
+    trainer.train()
+    values = [entry[watched] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == max(values)
+    assert len(values) == values.index(max(values)) + 4
+
+
+def test_the_held_out_gain_is_its_formula_and_has_a_placebo() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [3, 1, 4] * 20
+    count = sum(sizes)
+    start = -20 * torch.rand(count, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(1, 6, (count,), generator=generator)
+    utility = torch.rand(count, generator=generator, dtype=torch.float64)
+    log = LogData(torch.full_like(start, math.nan), utility, offsets_from_lengths(sizes), tokens)
+    noise = torch.randn(count, generator=generator, dtype=torch.float64)
+    policy = start + tokens * noise
+    expected, at = 0.0, 0
+    for size in sizes:
+        part = slice(at, at + size)
+        weights = noise[part].softmax(0)
+        expected += float(weights @ utility[part] - utility[part].mean()) / len(sizes)
+        at += size
+    unrelated = held_out_gain(policy, start, log)
+    assert unrelated.gain == pytest.approx(expected, rel=1e-12)
+    assert unrelated.p_value > 0.05
+    learned = held_out_gain(start + tokens * utility, start, log)
+    assert learned.gain > 0.02
+    assert learned.p_value == 1 / 1001
+    likelier = held_out_gain(start + tokens * (utility + 3.0), start, log)  # all of them alike
+    assert likelier.gain == pytest.approx(learned.gain)
+    ones = LogData(start[:2], utility[:2], offsets_from_lengths([1, 1]), tokens[:2])
+    assert held_out_gain(policy[:2], start[:2], ones) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arrays import Floats
+from .._arrays import Floats, Integers
 from ..stats.intervals import Confidence, Quantity, quantities
 from ..stats.ratios import Ratios
 from .log import LoggedSlates
@@ -58,26 +58,39 @@ def placebo(log: LoggedSlates, shares: Floats, *, draws: int = DRAWS, seed: int 
 
     Source: docs/evaluation.md, "Estimators".
     """
-    if shares.shape != (log.num_responses,):
-        raise ValueError(f"shares: expected [{log.num_responses}], got {list(shares.shape)}")
+    return permutation_test(log.utility, log.slate_offsets, shares, draws=draws, seed=seed)
+
+
+def permutation_test(
+    utility: Floats, slate_offsets: Integers, shares: Floats, *, draws: int = DRAWS, seed: int = 0
+) -> Placebo:
+    """`placebo` on arrays.
+
+    Args:
+        utility, shares: ``[R]``.
+        slate_offsets: ``[S + 1]``.
+    """
+    if shares.shape != utility.shape:
+        raise ValueError(f"shares: expected [{utility.size}], got {list(shares.shape)}")
     if draws < 1:
         raise ValueError(f"draws: expected an integer >= 1, got {draws}")
-    if log.sizes.max() == 1:
+    sizes = np.diff(slate_offsets)
+    if sizes.max() == 1:
         raise ValueError(
             "log: expected slates of at least two responses, got one response per slate: nothing to permute"
         )
-    gain = float(shares @ log.utility)
+    gain = float(shares @ utility)
     random, gains = np.random.default_rng(seed), np.zeros(draws)
-    for size in np.unique(log.sizes):
-        rows = log.slate_offsets[:-1][log.sizes == size][:, None] + np.arange(size)  # [G, k]
-        utility, share = log.utility[rows], shares[rows]
+    for size in np.unique(sizes):
+        rows = slate_offsets[:-1][sizes == size][:, None] + np.arange(size)  # [G, k]
+        utilities, share = utility[rows], shares[rows]
         step = max(1, _BLOCK // rows.size)
         for start in range(0, draws, step):
             count = min(step, draws - start)
             order = random.random((count, *rows.shape)).argsort(-1)
-            permuted = np.take_along_axis(np.broadcast_to(utility, order.shape), order, axis=-1)
+            permuted = np.take_along_axis(np.broadcast_to(utilities, order.shape), order, axis=-1)
             gains[start : start + count] += np.einsum("bgk,gk->b", permuted, share)
-    slack = 1e-12 * float(np.abs(shares) @ np.abs(log.utility))  # rounding of equal sums in another order
+    slack = 1e-12 * float(np.abs(shares) @ np.abs(utility))  # rounding of equal sums in another order
     p_value = (1 + int((gains >= gain - slack).sum())) / (draws + 1)
     low, high = np.quantile(gains, [0.025, 0.975])
     return Placebo(gain, float(gains.mean()), float(low), float(high), p_value, draws)

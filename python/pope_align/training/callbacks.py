@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate.logging import get_logger
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..ope.rules import RULES
 
 logger = get_logger(__name__)  # of the main process alone
 
@@ -20,6 +22,8 @@ _SHOWN = [
     ("pope/utility", "V_CU", ".3f"),
     ("pope/diversity", "V_Div", ".3f"),
     ("pope/utility_self_normalized", "V_CU (self-norm.)", ".3f"),
+    ("index/gain", "gain", "+.4f"),
+    ("index/p_value", "p", ".2g"),
     ("is/ess_fraction", "ESS", ".0%"),
     ("is/clip_fraction", "clipped", ".0%"),
     ("logps/policy", "log p", ".2f"),
@@ -120,3 +124,31 @@ class OverlapWatch(TrainerCallback):
         if kind not in self.warned:
             self.warned.add(kind)
             logger.warning(message)
+
+
+class StopWithPlacebo(EarlyStoppingCallback):
+    """Stops when the held-out metric no longer improves, and warns if the best gain is no larger than its placebo."""
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        best = best_evaluation(state)
+        p_value = best.get("eval_index/p_value")
+        if p_value is None:
+            return
+        step, gain = best["step"], best["eval_index/gain"]
+        if RULES["placebo"].grade(p_value):
+            logger.warning(
+                "step %d is the best, but its held-out gain %+.4f is no larger than its placebo (utilities permuted "
+                "within slates reach it with p = %.2g): nothing learned shows on these slates. Train longer, or hold "
+                "out more slates",
+                step,
+                gain,
+                p_value,
+            )
+        else:
+            logger.info("step %d is the best: held-out gain %+.4f, placebo p = %.2g", step, gain, p_value)
+
+
+def best_evaluation(state: TrainerState) -> dict[str, Any]:
+    """What was logged at the evaluation of the best model; empty if there is none."""
+    evaluations = [entry for entry in state.log_history if entry["step"] == state.best_global_step]
+    return next((entry for entry in reversed(evaluations) if "eval_loss" in entry), {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -14,15 +13,12 @@ from .options import ListwiseOptions, PopeOptions, SlateOptions
 class SlateConfig(SlateOptions, TrainingArguments):
     """What `PopeConfig` and `ListwiseConfig` have in common."""
 
-    #: The metric that early stopping watches, and whether more of it is better.
-    watched: ClassVar[tuple[str, bool]]
-
     def __post_init__(self) -> None:
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
             self.restore_callback_states_from_checkpoint = True  # the count of evaluations without a better value
             if not self.metric_for_best_model:
-                self.metric_for_best_model, self.greater_is_better = self.watched
+                self.metric_for_best_model, self.greater_is_better = "eval_index/gain", True
         super().__post_init__()
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(
@@ -48,8 +44,9 @@ class PopeConfig(PopeOptions, SlateConfig):
             Log-probabilities under the start are computed before training.
         stop_if_ess_below: stop when the effective sample size, as a share of the responses since the last log, falls
             below this; None only warns.
-        early_stopping_patience: stop after this many evaluations without a better held-out value (self-normalised,
-            unless ``metric_for_best_model`` is set) and keep the best model. None never stops.
+        early_stopping_patience: stop after this many evaluations without a larger `held_out_index.held_out_gain` (or
+            a better ``metric_for_best_model``) and keep the best model; its placebo is logged beside it. None never
+            stops.
 
     Reports:
         log_slates: write this many held-out slates to ``slates.md`` at each evaluation, with their log-weights at the
@@ -78,8 +75,6 @@ class PopeConfig(PopeOptions, SlateConfig):
         ValueError: an invalid option, or a combination whose loss has no finite or no meaningful optimum.
     """
 
-    watched = ("eval_pope/value_self_normalized", True)
-
 
 @dataclass
 class ListwiseConfig(ListwiseOptions, SlateConfig):
@@ -92,5 +87,3 @@ class ListwiseConfig(ListwiseOptions, SlateConfig):
     Raises:
         ValueError: an invalid option, or one that the method does not have.
     """
-
-    watched = ("eval_loss", False)

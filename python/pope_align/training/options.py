@@ -70,7 +70,8 @@ class SlateOptions:
     )
     logging_steps: float = field(default=1, metadata=_about("Log every this many optimizer steps.", above=0))
     metric_for_best_model: str | None = field(
-        default=None, metadata=_about("Held-out metric that tells the best model; with early stopping, the value.")
+        default=None,
+        metadata=_about("Held-out metric of the best model; with early stopping, eval_index/gain."),
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata=_about("Must stay False: a loss that is not finite stops the run with an explanation.")
@@ -79,7 +80,7 @@ class SlateOptions:
 
     # safety
     early_stopping_patience: int | None = field(
-        default=None, metadata=_about("Stop after this many evaluations without a better held-out value.", at_least=1)
+        default=None, metadata=_about("Stop after this many evaluations without a larger held-out gain.", at_least=1)
     )
 
     # data

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .._extras import require
@@ -19,6 +20,7 @@ from ..distributed import from_main_process, whole_while_called
 from ..models.causal_lm import LmHead
 from ..models.loading import load_model, load_tokenizer
 from ..propensity.scoring import score_responses
+from .callbacks import StopWithPlacebo, best_evaluation
 from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
 from .config import SlateConfig
 from .examples import SlateDataset, SlateSource, fix_template_date, num_slates, slate_dataset, slates_for
@@ -85,13 +87,13 @@ class PolicyTrainer(SlateTrainer):
         )
         self.base_name = name
         if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.add_callback(StopWithPlacebo(args.early_stopping_patience))
         self.train_window = self._new_window()
         self.eval_window = self._new_window()
-        if args.needs_start:
-            with whole_while_called(model):
-                for data in filter(None, (train_data, eval_data)):
-                    data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
+        needed = [train_data, eval_data] if args.needs_start else [eval_data] if args.early_stopping_patience else []
+        with whole_while_called(model):
+            for data in filter(None, needed):
+                data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
 
     def _check_slates(self, slates: Sequence[Slate], args: SlateConfig) -> None:
         """Refuse training slates from which the loss learns nothing."""
@@ -158,9 +160,8 @@ class PolicyTrainer(SlateTrainer):
         self.eval_window = self._new_window(self.state.global_step)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         self.eval_window = self.eval_window.gathered()
-        output.metrics.update(
-            {f"{metric_key_prefix}_{name}": value for name, value in self._held_out_metrics().items()}
-        )
+        metrics = {**self._held_out_metrics(), **self.eval_window.held_out_index()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -187,7 +188,7 @@ class PolicyTrainer(SlateTrainer):
         objective = {**(about.pop("objective") or {}), **about}
         slates, args = self.train_dataset.slates, self.args
         facts = RunFacts.of(self.method, self, self.base_name, slates, objective, args.max_length)
-        write_card(facts, self.held_out_estimate())
+        write_card(replace(facts, training={**facts.training, **self._best()}), self.held_out_estimate())
 
     def held_out_estimate(self) -> Estimate | str:
         """The estimate of `pope evaluate` for the model on ``eval_dataset``, or the reason why there is none."""
@@ -197,6 +198,17 @@ class PolicyTrainer(SlateTrainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         policy = self._totals_of_last_evaluation() if sharded else (self.unwrapped(), self.processing_class)
         return held_out_estimate(data.slates, policy, max_length=args.max_length)
+
+    def _best(self) -> dict[str, Any]:
+        """For the card: the evaluation of the best model, if it was chosen by its held-out gain."""
+        best = best_evaluation(self.state) if self.args.early_stopping_patience is not None else {}
+        if "eval_index/gain" not in best:
+            return {}
+        return {
+            "best_step": best["step"],
+            "held_out_gain_at_best_step": f"{best['eval_index/gain']:+.4f}",
+            "placebo_p_value": f"{best['eval_index/p_value']:.2g}",
+        }
 
     def own_state(self) -> dict[str, Any]:
         return {"window": self.train_window.state_dict(), "template_date": self.args.template_date}

@@ -16,6 +16,7 @@ from pope_core.types import PopeLossOutput
 
 from ..distributed import gather_ragged
 from .examples import num_slates
+from .held_out_index import held_out_gain
 from .log_data import gathered, joined, log_of, measured
 from .policy_loss import ShareOfStep, penalty_to_start
 
@@ -38,9 +39,7 @@ class ResponseWindow:
     policy: list[torch.Tensor] = field(default_factory=list)  # each [R] nats, totals under the policy
     logs: list[LogData] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)  # each [S] position of the slate in its data set
-    at_start: list[torch.Tensor] = field(
-        default_factory=list
-    )  # each [R] totals under the start, if there is a KL penalty
+    at_start: list[torch.Tensor] = field(default_factory=list)  # each [R] totals under the start, where computed
     shares: list[torch.Tensor] = field(
         default_factory=list
     )  # each [] contribution of a micro-batch to the loss of its step
@@ -94,6 +93,11 @@ class ResponseWindow:
     def mean_loss(self, step: int) -> float:
         """The mean loss of the steps after `first_step` up to ``step``."""
         return float(torch.stack(self.shares).sum()) / (step - self.first_step)
+
+    def held_out_index(self) -> dict[str, float]:
+        """`held_out_gain` and its p-value, where the log-probabilities under the start are known."""
+        gain = held_out_gain(torch.cat(self.policy), torch.cat(self.at_start), self.log) if self.at_start else None
+        return {} if gain is None else {"index/gain": gain.gain, "index/p_value": gain.p_value}
 
     def metrics(self) -> dict[str, float]:
         """The metrics of every method that docs/training.md explains, by name."""
