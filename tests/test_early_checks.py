@@ -141,6 +141,26 @@ MISTAKES = {
         ["label", "log.jsonl", "--with", "energy", "--refs", "log.jsonl", "-o", "there.jsonl"],
         "there.jsonl: exists already; pass --overwrite",
     ),
+    "reproduce without a judge": (
+        ["reproduce", "figure4", "--model", "model", "--data", "log.jsonl", "-o", "new"],
+        "figure4: expected --judge NAME",
+    ),
+    "reproduce with an unknown method": (
+        ["reproduce", "table1", "--model", "model", "--data", "log.jsonl", "-o", "new", "--method", "best"],
+        "--method: expected some of sft, ",
+    ),
+    "reproduce with an unknown size": (
+        ["reproduce", "table1", "--model", "model", "--data", "log.jsonl", "-o", "new", "--set", "answer=2"],
+        "--set: expected NAME=VALUE with a name among train, ",
+    ),
+    "reproduce nothing": (
+        ["reproduce", "table1", "--model", "./none", "--data", "log.jsonl", "-o", "new"],
+        "--model: expected a model",
+    ),
+    "parts over a folder": (
+        ["step", "parts", "log.jsonl", "--train", "1", "--test", "2", "-o", "full"],
+        "full: holds files already",
+    ),
     "inspect to text": (["inspect", "log.jsonl", "-o", "y.txt"], "expected a file ending in .png, .pdf or .svg"),
     "a rate": ([*FIT, "--learning-rate", "nan"], "learning_rate: expected a number > 0, got nan"),
 }

@@ -107,6 +107,7 @@ def test_every_metric_has_the_value_of_its_formula_on_one_prompt() -> None:
         "energy": 2 * np.mean(far @ votes) - np.linalg.norm(apple - fig) - among / (1 - votes @ votes),
         "pl_score": votes @ [1, near, 1],
         "coverage": 2 / 3,
+        "opinion_coverage": 2 / 3,  # no two references are alike
         "alignment": evenness(totals),
         "alignment_similarity": evenness(np.array([1, near, 1])),
         "plackett_luce": likely,

@@ -21,6 +21,7 @@ from pope_align.metrics.diversity import diversity, vendi_score
 from pope_align.metrics.faithfulness import align_scores, context_chunks, load_alignscore, sentences
 from pope_align.metrics.groups import group_coverage, group_weights, worst_group
 from pope_align.metrics.lexical import distinct_n, expectation_adjusted_distinct, self_bleu, self_bleu_per_text, words
+from pope_align.metrics.opinions import opinion_coverage, opinions
 from pope_align.metrics.pareto import hypervolume, pareto_front
 from pope_align.metrics.similarity import covered, helpfulness, pl_score, pluralistic_coverage, relevance, vote_weights
 
@@ -283,6 +284,19 @@ def test_plackett_luce_with_nothing_to_choose_and_at_extremes() -> None:
 
 
 # --- groups, envelope -----------------------------------------------------------------------------------------------
+
+
+def test_references_in_a_chain_are_one_opinion_and_count_once() -> None:
+    angles = np.deg2rad([0, 90, 30, 60, 200, 210])  # cos 30 = .87, cos 60 = .5
+    references = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    of = opinions(references)
+    assert of.tolist() == [0, 0, 0, 0, 1, 1]
+    assert opinions(references, 0.9).tolist() == [0, 1, 2, 3, 4, 4]
+    answer = references[[1]]
+    assert pluralistic_coverage(answer @ references.T) == pytest.approx(2 / 6)
+    assert opinion_coverage(answer @ references.T, of) == 0.5
+    assert opinion_coverage(np.zeros((0, 6)), of) == 0
+    assert math.isnan(opinion_coverage(np.zeros((2, 0)), opinions(np.zeros((0, 3)))))
 
 
 def test_group_coverage_names_the_group_served_worst() -> None:

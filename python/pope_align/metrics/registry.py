@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from . import distribution, groups, lexical, similarity
+from . import distribution, groups, lexical, opinions, similarity
 from . import diversity as spread
 from .energy import energy_distance
 from .prompt import AnsweredPrompt
@@ -108,6 +108,13 @@ def pl_score(of: AnsweredPrompt) -> float:
 def coverage(of: AnsweredPrompt) -> float:
     """share of references that an answer matches"""
     return similarity.pluralistic_coverage(of.similarity, of.options.threshold, of.options.coverage_k)
+
+
+@metric("Coverage of opinions", low=0, high=1)
+def opinion_coverage(of: AnsweredPrompt) -> float:
+    """share of opinions (references alike count as one) that an answer matches"""
+    threshold = of.options.threshold
+    return opinions.opinion_coverage(of.similarity, opinions.opinions(of.references, threshold), threshold)
 
 
 @metric("Distr. alignment", low=0, high=1, needs="policy")
