@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from pope_align.cli import _stages as cli_stages
@@ -135,6 +135,7 @@ def by_inclusion(points: np.ndarray) -> float:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_the_dominated_volume_is_that_of_the_union_of_boxes(count: int, goals: int, seed: int) -> None:
     points = np.random.default_rng(seed).integers(-2, 5, (3, count, goals)).astype(float)
