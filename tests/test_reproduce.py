@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from pope_align.cli import _stages as cli_stages
-from pope_align.cli import app
+from pope_align.cli import app, hf_arguments
 from pope_align.cli.train_arguments import read_arguments
 from pope_align.compare.stages import STAMPS
 from pope_align.data import Slate, read_slates, slate_group, write_slates
@@ -559,7 +559,7 @@ def agree(pairs: Sequence[tuple[str, str]]) -> list[float]:
     return [0.25] * len(pairs)
 
 
-def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path) -> None:
+def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, options, message in [
         ("figure3", [], r"figure3: expected --alignscore FILE .* or --entailment MODEL .*, got none"),
         ("figure3", ["--entailment", str(work / "third")], "figure3: expected --third-model MODEL"),
@@ -572,6 +572,16 @@ def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path) ->
     ]:
         with pytest.raises(ValueError, match=message):
             pope(work, name, "nothing", *options)
+    source = hf_arguments._source
+
+    def without_trl(library: str, path: str) -> object:
+        if library == "trl":
+            raise ImportError("trl is needed")
+        return source(library, path)
+
+    with monkeypatch.context() as patch, pytest.raises(ImportError, match="trl is needed"):
+        patch.setattr(hf_arguments, "_source", without_trl)
+        pope(work, "table1", "nothing", "--method", "pope", "--method", "sft")
     assert not (work / "nothing").exists()
     (work / "mine").mkdir()
     (work / "mine" / "candidates").mkdir()

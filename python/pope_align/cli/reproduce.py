@@ -105,6 +105,7 @@ def reproduce(
     from ..experiments.reproduce.methods import chosen
     from ..experiments.reproduce.plan import Request
     from ..experiments.reproduce.protocol import read_protocol, read_sizes
+    from .train_arguments import read_arguments
 
     protocol = read_protocol(experiment)
     tests = pairs("--test", test or [], "FILE")
@@ -144,6 +145,8 @@ def reproduce(
         if each is not None:
             check_model(each, option)
 
+    for each_method in request.methods:  # its library may be missing
+        read_arguments(["log.jsonl", "--model", model, *each_method.train, "-o", str(out)])
     check_embeddings()
     with claim_folder(out):
         _run(request, out, dry_run=dry_run)
