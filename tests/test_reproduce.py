@@ -579,9 +579,10 @@ def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path, mo
             raise ImportError("trl is needed")
         return source(library, path)
 
-    with monkeypatch.context() as patch, pytest.raises(ImportError, match="trl is needed"):
+    with monkeypatch.context() as patch:
         patch.setattr(hf_arguments, "_source", without_trl)
-        pope(work, "table1", "nothing", "--method", "pope", "--method", "sft")
+        with pytest.raises(ImportError, match="trl is needed"):
+            pope(work, "table1", "nothing", "--method", "pope", "--method", "sft")
     assert not (work / "nothing").exists()
     (work / "mine").mkdir()
     (work / "mine" / "candidates").mkdir()
