@@ -208,6 +208,28 @@ def test_a_prompt_is_computed_once_for_its_responses(
     np.testing.assert_allclose(totals_of(shared), totals_of(apart), rtol=1e-5)
 
 
+def test_batches_hold_little_padding_once_they_are_large() -> None:
+    """A log with one long prompt group and many short ones: 2 rows of 1,000 tokens padded a row of 50 to 1,000."""
+    rng = np.random.default_rng(0)
+    requests = [
+        scoring._Request.of([prompt] * int(length), [1] * int(rng.integers(1, 40)), f"{number}")
+        for prompt, length in enumerate(rng.choice([5, 40, 300, 900], 80))
+        for number in range(3)
+    ]
+    batches = list(scoring._plan(requests, 8192))
+    assert sorted(request.key for batch in batches for row in batch for request in row) == sorted(
+        request.key for request in requests
+    )
+    sizes = [[scoring._length(row) for row in batch] for batch in batches]
+    together = [length for lengths in sizes for length in lengths]
+    assert together == sorted(together, reverse=True)
+    for lengths in sizes:
+        assert len(lengths) * lengths[0] <= 8192
+        filled = sum(lengths)
+        assert filled >= 0.9 * len(lengths) * lengths[0] or filled - lengths[-1] < 512
+    assert len(batches) < 20
+
+
 def test_a_model_that_cannot_share_a_prompt_is_scored_all_the_same(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:

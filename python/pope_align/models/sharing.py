@@ -74,11 +74,7 @@ def _difference(
 ) -> str | None:
     """How log-probabilities of ``trees`` with shared prompts differ; None if they are equal."""
     with evaluation_mode(model), torch.no_grad():
-        alone = [
-            _token_logprobs(model, lay_out([Tree(tree.prompt_ids, [ids])], share_prompt=False))
-            for tree in trees
-            for ids in tree.response_ids
-        ]
+        alone = [logprobs for tree in trees for logprobs in _alone(model, tree)]
         packed = None if max_tokens_per_row is None else sum(map(len, trees))
         try:
             together = _token_logprobs(model, lay_out(trees, share_prompt=True, max_tokens_per_row=packed))
@@ -96,6 +92,17 @@ def _difference(
         f"its log-probabilities with a shared prompt are others, {off:.3g} nats per token apart "
         f"(allowed: {tolerance:.3g})"
     )
+
+
+def _alone(model: PreTrainedModel | PeftModel, tree: Tree) -> list[torch.Tensor]:
+    """The token log-probabilities of every response with a copy of the prompt; equally long ones in one batch."""
+    found: dict[int, torch.Tensor] = {}
+    at = range(len(tree.response_ids))
+    for length in {len(ids) for ids in tree.response_ids}:
+        same = [index for index in at if len(tree.response_ids[index]) == length]
+        rows = lay_out([Tree(tree.prompt_ids, [tree.response_ids[index] for index in same])], share_prompt=False)
+        found |= zip(same, _token_logprobs(model, rows).split(length), strict=True)
+    return [found[index] for index in at]
 
 
 def _token_logprobs(model: PreTrainedModel | PeftModel, rows: TokenRows) -> torch.Tensor:

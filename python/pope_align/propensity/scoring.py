@@ -32,7 +32,11 @@ _CACHE_VERSION = "4"
 
 #: A prompt is computed once for responses of up to this many tokens in total; if attention does not skip masked blocks,
 #: longer rows would cost more than computing the prompt again.
-_TREE_TOKENS = 1024
+_TREE_TOKENS = 512
+
+#: Share of padding in a batch above which shorter rows begin a new one, if the batch has `_FULL` tokens: enough for
+#: efficient matrix products.
+_PADDING, _FULL = 0.1, 512
 
 logger = logging.getLogger(__name__)
 
@@ -127,12 +131,19 @@ def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row
     rows = [row for responses in by_prompt.values() for row in _rows(list(responses.values()))]
     batch: list[_Row] = []
     for row in sorted(rows, key=_length, reverse=True):
-        if batch and _length(batch[0]) * (len(batch) + 1) > batch_tokens:
+        if batch and not _fits(batch, row, batch_tokens):
             yield batch
             batch = []
         batch.append(row)
     if batch:
         yield batch
+
+
+def _fits(batch: list[_Row], row: _Row, batch_tokens: int) -> bool:
+    """Whether the row, which is not longer than the batch's first, leaves the batch small and with little padding."""
+    filled = sum(map(_length, batch))
+    size = _length(batch[0]) * (len(batch) + 1)
+    return size <= batch_tokens and (filled < _FULL or filled + _length(row) >= (1 - _PADDING) * size)
 
 
 def _rows(responses: list[_Request]) -> Iterator[_Row]:
