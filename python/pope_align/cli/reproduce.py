@@ -200,4 +200,4 @@ def _show(plan: Plan, request: Request) -> None:
     out.print(f"{request.protocol.title}: {', '.join(each.name for each in request.methods)}")
     show_plan(plan.stages, request.folder, width)
     show_commands(plan.stages, width)
-    out.print(f"In all, what was done before included: {plan.cost}")
+    out.print(f"In all, with what is there already: {plan.cost}")

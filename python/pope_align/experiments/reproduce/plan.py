@@ -80,13 +80,13 @@ class Cost:
 
     def __str__(self) -> str:
         parts = [
-            (self.steps, "optimizer steps"),
-            (self.written, "tokens written, at most"),
-            (self.read, "tokens read, about"),
-            (self.embedded, "texts embedded, at most"),
-            (self.requests, "requests to a judge, retries aside"),
+            (self.steps, f"{self.steps:,} optimizer steps"),
+            (self.written, f"up to {self.written:,} tokens written"),
+            (self.read, f"about {self.read:,} tokens read"),
+            (self.embedded, f"up to {self.embedded:,} texts embedded"),
+            (self.requests, f"{self.requests:,} requests to a judge"),
         ]
-        return ", ".join(f"{count:,} {what}" for count, what in parts if count) or "no model"
+        return ", ".join(what for count, what in parts if count) or "no model"
 
 
 #: Arguments of a command, before they become text.
