@@ -115,7 +115,7 @@ print(pope_core.__file__, pope_kernels.native.isa())
     assert done.stdout.startswith(str(built.installed))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_build_does_not_depend_on_the_builds_before_it(tmp_path: Path) -> None:
     """pip builds in the checkout, each time with tools from a new environment; what was left there does no harm.
 
