@@ -36,9 +36,9 @@ def truth(shift: float) -> float:
 
 
 def test_95_percent_intervals_cover_values_and_differences() -> None:
-    """Of 400 pilots; without the uncertainty of the calibration far fewer would."""
+    """Of 250 pilots; without the uncertainty of the calibration far fewer would."""
     value, difference, too_short = [], [], []
-    for seed in range(400):
+    for seed in range(250):
         base, new = world(seed)
         calibration = JudgeCalibration.fit(base)
         found = calibration.value(new)

@@ -38,9 +38,9 @@ def judged(seed: int, *, seen: bool) -> tuple[Undecided, ...]:
 
 
 def test_where_nothing_orders_the_policies_the_evaluation_says_so_and_what_helps() -> None:
-    found = [judged(seed, seen=False) for seed in range(20)]
+    found = [judged(seed, seen=False) for seed in range(12)]
     refused = [each for each in found if each]
-    assert len(refused) >= 17  # the placebo of the index passes once in 20 logs
+    assert len(refused) >= 10  # the placebo of the index passes once in 20 logs
     text = str(refused[0][0])
     assert text.startswith("target: refused. On this log no estimator orders it against base better than chance")
     assert "effective sample size" in text
@@ -50,7 +50,7 @@ def test_where_nothing_orders_the_policies_the_evaluation_says_so_and_what_helps
 
 
 def test_where_one_estimator_does_it_does_not_refuse() -> None:
-    assert not any(judged(seed, seen=True) for seed in range(5))
+    assert not any(judged(seed, seen=True) for seed in range(3))
 
 
 def test_the_command_and_the_json_show_it() -> None:
