@@ -1,6 +1,7 @@
 """The accuracy of each estimator: errors, coverage and verdicts on logs of a world with known truth.
 
     python -m pope_align.experiments.ope_study -o study.json --figure study.png
+    python -m pope_align.experiments.ope_study --slates 1000 -o study.json
 
 Every cell is a target, a slate size and a log size; every replicate a fresh log. docs/ope_study.md discusses the
 results.
@@ -219,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("-o", "--out", "--output", dest="output", type=Path, required=True, help="JSON of the summary")
     parser.add_argument("--figure", type=Path, help="PNG, SVG or PDF")
+    parser.add_argument("--slates", type=int, nargs="+", choices=list(LOGS), default=list(LOGS), help="of the logs")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     check_output(arguments.output, overwrite=True)
@@ -226,7 +228,7 @@ def main() -> None:
         check_output(arguments.figure, overwrite=True, endings=(".png", ".svg", ".pdf"), argument="figure")
     world = make_world()
     rows: list[Row] = []
-    for row in simulate(world, seed=arguments.seed):
+    for row in simulate(world, {slates: LOGS[slates] for slates in arguments.slates}, seed=arguments.seed):
         if not rows or (row.target, row.size, row.slates) != (rows[-1].target, rows[-1].size, rows[-1].slates):
             print(f"{row.target}: {row.slates} slates of {row.size}", flush=True)
         rows.append(row)
