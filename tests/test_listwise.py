@@ -318,3 +318,26 @@ def test_the_command_trains_with_every_list_wise_method(
             cli.main()
         assert not stop.value.code
         assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "equal", "expected"),
+    [
+        ("lipo", (2,), True, "a slate with responses of different scores"),
+        ("lipo", (1,), False, "a slate with responses of different scores"),
+        ("oapl", (1,), False, "a slate of two or more responses"),
+    ],
+)
+def test_a_log_that_teaches_a_method_nothing_is_refused(
+    method: str,
+    sizes: tuple[int, ...],
+    equal: bool,
+    expected: str,
+    make_tiny_model,
+    tiny_tokenizer,
+    make_slates,
+    tmp_path,
+) -> None:
+    slates = [replace(each, scores=[1.0] * len(each.scores)) if equal else each for each in make_slates(3, sizes=sizes)]
+    with pytest.raises(ValueError, match=f"train_dataset: expected {expected}.* for method '{method}'"):
+        ListwiseTrainer(make_tiny_model(), config(tmp_path, method), slates, None, tiny_tokenizer)

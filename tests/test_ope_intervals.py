@@ -23,6 +23,7 @@ from pope_align.ope import (
     slate_lower_bounds,
 )
 from pope_align.ope.log import FreshScores
+from pope_align.stats.empirical_likelihood import empirical_likelihood_interval
 from pope_align.stats.intervals import anytime_interval, quantities
 from pope_align.stats.ratios import Ratios
 from scipy.optimize import brentq
@@ -347,3 +348,11 @@ def test_a_value_that_is_not_a_number_has_no_such_interval() -> None:
         (found,) = quantities(Ratios(np.ones((1, 3, 1)), np.zeros((1, 3))), Confidence("empirical_likelihood"))
     assert np.isnan(found.low)
     assert np.isnan(found.high)
+
+
+def test_one_cluster_shows_no_spread_and_two_allow_all_weight_on_one() -> None:
+    one = Ratios(np.array([[[0.2]]]), np.ones((1, 1)))
+    assert np.isnan(empirical_likelihood_interval(one, 0.95)).all()
+    two = Ratios(np.array([[[0.2], [0.8]]]), np.ones((1, 2)))
+    (wide,) = quantities(two, Confidence("empirical_likelihood", level=0.99))
+    assert (wide.low, wide.high) == pytest.approx((0.2, 0.8))

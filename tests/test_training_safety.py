@@ -12,7 +12,7 @@ import pytest
 import torch
 from pope_align.data import SlateCollator
 from pope_align.models.causal_lm import response_logprobs
-from pope_align.training.callbacks import OverlapWatch
+from pope_align.training.callbacks import OverlapWatch, best_evaluation
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import PADDING, IndexedCollator, SlateDataset
 from pope_align.training.held_out_index import held_out_gain
@@ -208,6 +208,27 @@ def test_early_stopping_keeps_the_model_of_the_best_held_out_gain(
     card = (tmp_path / "README.md").read_text()
     assert f"| best_step | {best + 1} |" in card
     assert f"| placebo_p_value | {p_value:.2g} |" in card
+    assert f"| placebo_p_value_of_the_best | 1 (times {len(gains)} evaluations) |" in card
+
+
+def test_the_placebo_of_the_best_of_several_evaluations_counts_them() -> None:
+    state = TrainerState(best_global_step=2)
+    state.log_history = [
+        {"step": step, "eval_loss": 0.0, "eval_index/gain": gain, "eval_index/p_value": p_value}
+        for step, gain, p_value in ((1, 0.1, 0.2), (2, 0.3, 0.01), (3, 0.2, 0.03))
+    ]
+    best = best_evaluation(state)
+    assert (best["eval_index/gain"], best["evaluations"]) == (0.3, 3)
+    assert best["p_of_best"] == pytest.approx(0.03)
+
+
+def test_early_stopping_needs_held_out_slates_that_can_show_a_gain(
+    make_tiny_model, tiny_tokenizer, make_slates, tmp_path
+) -> None:
+    train, alone = make_slates(4, sizes=(3,)), make_slates(4, sizes=(1,))
+    args = config(tmp_path, diversity_weight=0.0, **STOPPING)
+    with pytest.raises(ValueError, match=r"eval_dataset: expected a slate of two or more responses with early_stop"):
+        PopeTrainer(make_tiny_model(), args, train, alone, tiny_tokenizer)
 
 
 def test_another_metric_may_be_watched(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:

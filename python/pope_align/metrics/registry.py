@@ -113,8 +113,8 @@ def coverage(of: AnsweredPrompt) -> float:
 @metric("Coverage of opinions", low=0, high=1)
 def opinion_coverage(of: AnsweredPrompt) -> float:
     """share of opinions (references alike count as one) that an answer matches"""
-    threshold = of.options.threshold
-    return opinions.opinion_coverage(of.similarity, opinions.opinions(of.references, threshold), threshold)
+    threshold, answers = of.options.threshold, of.similarity[: of.options.coverage_k]
+    return opinions.opinion_coverage(answers, opinions.opinions(of.references, threshold), threshold)
 
 
 @metric("Distr. alignment", low=0, high=1, needs="policy")

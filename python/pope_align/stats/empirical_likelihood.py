@@ -25,11 +25,14 @@ def empirical_likelihood_interval(ratios: Ratios, level: float) -> tuple[Floats,
     the side of the longer tail; that of a self-normalised estimate never leaves the range of the utilities.
 
     Returns:
-        ``[P]`` lower and upper ends; NaN where the value is.
+        ``[P]`` lower and upper ends; NaN where the value is, and for a single cluster, which shows no spread.
 
     Source: Owen, "Empirical Likelihood" (2001); Karampatziakis, Langford and Mineiro, "Empirical likelihood for
     contextual bandits" (2020).
     """
+    if ratios.num_clusters < 2:
+        nothing = np.full(ratios.numerators.shape[2], math.nan)
+        return nothing, nothing
     special = require("scipy.special", extra="train", purpose="for empirical-likelihood intervals")
     limit = float(special.stdtrit(ratios.num_clusters - 1, (1 + level) / 2)) ** 2
     columns = [(ratios.numerators[:, :, at], ratios.denominators) for at in range(ratios.numerators.shape[2])]
@@ -82,6 +85,8 @@ def _heaviest(values: Floats, limit: float) -> Floats:
         shifted = below + math.exp(logarithm)
         return 2 * float(np.log((1 / shifted).mean() * shifted).sum()) - limit
 
+    if excess(_ALL_ON_ONE) < 0:  # so few clusters that even all weight on one is allowed
+        return np.asarray((below == 0) / (below == 0).sum())
     end = math.log(count) + 10  # there the weights are equal up to 1e-4 / C
     inverse = 1 / (below + math.exp(optimize.brentq(excess, _ALL_ON_ONE, end, xtol=1e-12)))
     return np.asarray(inverse / inverse.sum())

@@ -126,29 +126,40 @@ class OverlapWatch(TrainerCallback):
             logger.warning(message)
 
 
+#: The held-out gain in logs (`held_out_index.held_out_gain`), and what `best_evaluation` adds to the best one.
+GAIN, EVALUATIONS, P_OF_BEST = "eval_index/gain", "evaluations", "p_of_best"
+
+
 class StopWithPlacebo(EarlyStoppingCallback):
     """Stops when the held-out metric no longer improves, and warns if the best gain is no larger than its placebo."""
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         best = best_evaluation(state)
-        p_value = best.get("eval_index/p_value")
-        if p_value is None:
+        if GAIN not in best:
             return
-        step, gain = best["step"], best["eval_index/gain"]
-        if RULES["placebo"].grade(p_value):
+        found = best["step"], best[GAIN], best[P_OF_BEST], best[EVALUATIONS]
+        if RULES["placebo"].grade(best[P_OF_BEST]):
             logger.warning(
                 "step %d is the best, but its held-out gain %+.4f is no larger than its placebo (utilities permuted "
-                "within slates reach it with p = %.2g): nothing learned shows on these slates. Train longer, or hold "
-                "out more slates",
-                step,
-                gain,
-                p_value,
+                "within slates reach it with p = %.2g, as the best of %d evaluations): nothing learned shows on these "
+                "slates. Train longer, evaluate less often, or hold out more slates",
+                *found,
             )
         else:
-            logger.info("step %d is the best: held-out gain %+.4f, placebo p = %.2g", step, gain, p_value)
+            logger.info(
+                "step %d is the best: held-out gain %+.4f, placebo p = %.2g, as the best of %d evaluations", *found
+            )
 
 
 def best_evaluation(state: TrainerState) -> dict[str, Any]:
-    """What was logged at the evaluation of the best model; empty if there is none."""
-    evaluations = [entry for entry in state.log_history if entry["step"] == state.best_global_step]
-    return next((entry for entry in reversed(evaluations) if "eval_loss" in entry), {})
+    """What was logged at the evaluation of the best model; empty if there is none.
+
+    With `GAIN` also `EVALUATIONS`, how many there were, and `P_OF_BEST`: the p-value times that number (Bonferroni),
+    because the best of several evaluations was chosen on the same slates.
+    """
+    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+    best = next((entry for entry in reversed(evaluations) if entry["step"] == state.best_global_step), None)
+    if best is None or GAIN not in best:
+        return best or {}
+    count = len({entry["step"] for entry in evaluations})
+    return {**best, EVALUATIONS: count, P_OF_BEST: min(1.0, count * best["eval_index/p_value"])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from pope_core.slates import LogData
 
+from ..data.schema import Slate
 from ..models.causal_lm import LmHead
 from . import listwise
-from .config import ListwiseConfig
+from .config import ListwiseConfig, SlateConfig
 from .examples import SlateSource
 from .methods import LISTWISE
 from .policy_loss import response_totals
@@ -54,6 +55,19 @@ class ListwiseTrainer(PolicyTrainer):
         self.reference = LISTWISE[args.method].reference
         self.losses = getattr(listwise, LISTWISE[args.method].loss)
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks)
+
+    def _check_slates(self, slates: Sequence[Slate], args: SlateConfig) -> None:
+        """Refuse a log from which nothing can be learnt."""
+        compares = LISTWISE[self.method].compares
+        if compares == "utilities" and not any(len(set(slate.scores)) > 1 for slate in slates):
+            raise ValueError(
+                f"train_dataset: expected a slate with responses of different scores for method {self.method!r}, which "
+                "compares them, got none"
+            )
+        if compares == "responses" and all(len(slate.scores) == 1 for slate in slates):
+            raise ValueError(
+                f"train_dataset: expected a slate of two or more responses for method {self.method!r}, got one each"
+            )
 
     def _new_window(self, first_step: int = 0) -> ResponseWindow:
         return ResponseWindow(first_step)

@@ -13,6 +13,10 @@ TrainingMethod = Literal["pope", "sft", "dpo", ListwiseName]
 #: The policy whose log-probabilities a loss compares with: the model before training, the logging policy, or none.
 Reference = Literal["start", "logging", "none"]
 
+#: What a loss compares within a slate, without which it teaches nothing: different utilities, several responses, or
+#: nothing.
+Compares = Literal["utilities", "responses", "nothing"]
+
 
 @dataclass(frozen=True)
 class ListwiseMethod:
@@ -22,20 +26,25 @@ class ListwiseMethod:
         about: its name and source, for model cards.
         loss: name of the function in `listwise`.
         reference: the policy that its log-ratios are to.
+        compares: what a slate must have for the loss to teach anything.
         options: keyword arguments of the loss, with their defaults.
     """
 
     about: str
     loss: str
     reference: Reference
+    compares: Compares
     options: Mapping[str, float] = field(default_factory=dict)
 
 
 LISTWISE: dict[ListwiseName, ListwiseMethod] = {
-    "lipo": ListwiseMethod("LiPO-λ (arXiv 2402.01878)", "lipo_lambda", "start", {"beta": 0.1}),
-    "oapl": ListwiseMethod("OAPL (arXiv 2602.19362)", "optimal_advantage", "logging", {"beta": 0.1}),
+    "lipo": ListwiseMethod("LiPO-λ (arXiv 2402.01878)", "lipo_lambda", "start", "utilities", {"beta": 0.1}),
+    "oapl": ListwiseMethod("OAPL (arXiv 2602.19362)", "optimal_advantage", "logging", "responses", {"beta": 0.1}),
     "weighted-sft": ListwiseMethod(
-        "likelihood weighted by utility (reward-weighted regression, Peters and Schaal 2007)", "weighted_sft", "none"
+        "likelihood weighted by utility (reward-weighted regression, Peters and Schaal 2007)",
+        "weighted_sft",
+        "none",
+        "nothing",
     ),
 }
 

@@ -20,7 +20,7 @@ from ..distributed import from_main_process, whole_while_called
 from ..models.causal_lm import LmHead
 from ..models.loading import load_model, load_tokenizer
 from ..propensity.scoring import score_responses
-from .callbacks import StopWithPlacebo, best_evaluation
+from .callbacks import EVALUATIONS, GAIN, P_OF_BEST, StopWithPlacebo, best_evaluation
 from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
 from .config import SlateConfig
 from .examples import SlateDataset, SlateSource, fix_template_date, num_slates, slate_dataset, slates_for
@@ -63,6 +63,7 @@ class PolicyTrainer(SlateTrainer):
         train_slates = slates_for(args, "train_dataset", train_dataset)
         eval_slates = None if eval_dataset is None else slates_for(args, "eval_dataset", eval_dataset)
         self._check_slates(train_slates, args)
+        _check_watched(args, eval_slates)
         name = model if isinstance(model, str) else model.config.name_or_path
         tokenizer = processing_class or load_tokenizer(name)
         fix_template_date(args, tokenizer, [*train_slates, *(eval_slates or [])])
@@ -202,12 +203,13 @@ class PolicyTrainer(SlateTrainer):
     def _best(self) -> dict[str, Any]:
         """For the card: the evaluation of the best model, if it was chosen by its held-out gain."""
         best = best_evaluation(self.state) if self.args.early_stopping_patience is not None else {}
-        if "eval_index/gain" not in best:
+        if GAIN not in best:
             return {}
         return {
             "best_step": best["step"],
-            "held_out_gain_at_best_step": f"{best['eval_index/gain']:+.4f}",
+            "held_out_gain_at_best_step": f"{best[GAIN]:+.4f}",
             "placebo_p_value": f"{best['eval_index/p_value']:.2g}",
+            "placebo_p_value_of_the_best": f"{best[P_OF_BEST]:.2g} (times {best[EVALUATIONS]} evaluations)",
         }
 
     def own_state(self) -> dict[str, Any]:
@@ -228,6 +230,16 @@ class PolicyTrainer(SlateTrainer):
         logger.info("computing the log-probabilities of %d slates under the model before training", len(data))
         slates = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in data.examples]
         return score_responses(slates, self.model)
+
+
+def _check_watched(args: SlateConfig, eval_slates: Sequence[Slate] | None) -> None:
+    """Early stopping needs the held-out gain, which compares the responses of a slate."""
+    watched = args.early_stopping_patience is not None and args.metric_for_best_model == GAIN
+    if watched and eval_slates is not None and all(len(slate.completions) == 1 for slate in eval_slates):
+        raise ValueError(
+            "eval_dataset: expected a slate of two or more responses with early_stopping_patience, whose gain is "
+            "within slates, got one each; or name another metric_for_best_model"
+        )
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
