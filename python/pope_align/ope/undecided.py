@@ -22,6 +22,8 @@ _HELP = {
     "model_blind": "collect more ratings, or ones that depend more on what a response says",
     "model_contradicted": "collect ratings of responses like the policy's",
     "support": "collect ratings of responses like the policy's",
+    "mean_weight": "score the log with the temperature, template and length limit that it was sampled with",
+    "balance": "score the log with the temperature, template and length limit that it was sampled with",
     "placebo": "log more prompts: differences this small are also found among shuffled ratings",
 }
 

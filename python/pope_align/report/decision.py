@@ -45,6 +45,7 @@ MISSING: Mapping[str, str] = {
     "provenance": _PROPENSITIES,
     "rescored": _PROPENSITIES,
     "mean_weight": _PROPENSITIES,
+    "balance": _PROPENSITIES,
     "people": _RATINGS,
     "length_normalized": _RATINGS,
     "tempered": _RATINGS,
@@ -67,6 +68,10 @@ MISSING: Mapping[str, str] = {
     "model_leaks": _RATINGS,
     "model_blind": _RATINGS,
     "model_scale": _RATINGS,
+    "model_unverified": _RATINGS,
+    "judge_transport": _RATINGS,
+    "judge_unaudited": _RATINGS,
+    "judge_beyond": _RATINGS,
     "diversity_from_log": _RATINGS,
     "not_finite": _RATINGS,
 }
