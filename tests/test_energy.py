@@ -15,6 +15,9 @@ from pope_align.metrics.energy import distances, energy_distance, energy_reward
 from pope_align.metrics.set_utility import marginal_contributions, set_utility
 from pope_align.metrics.similarity import vote_weights
 
+import pope_core
+from pope_core import Objective
+
 quick = settings(max_examples=60, deadline=None)
 
 
@@ -161,3 +164,42 @@ def test_it_leads_the_table_of_metrics() -> None:
         expected = energy_distance(embed(texts), embed(references), np.array(p))
         assert next(iter(table.values)) == "energy"
         assert table.values["energy"].tolist() == [pytest.approx(expected, abs=1e-12)]
+
+
+def gradients(weighting: str, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of a policy over four texts, by enumeration of all slates of ``k``: those of the expected POPE loss with energy
+    rewards, of the energy distance, and of the expected mean reward.
+    """
+    generator = np.random.default_rng(5)
+    texts, y, p = unit(generator.normal(size=(4, 3))), people(generator, 5)[:, :3], vote_weights([3.0, 1, 0, 8, 2])
+    y = unit(y)
+    theta = torch.randn(4, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
+    own, theirs = torch.from_numpy(distances(texts, texts)), torch.from_numpy(distances(texts, y) @ p)
+    probabilities = theta.softmax(0)
+    distance = 2 * probabilities @ theirs - probabilities @ own @ probabilities
+    (of_distance,) = torch.autograd.grad(distance, theta, retain_graph=True)
+    (of_mean,) = torch.autograd.grad(probabilities @ own @ probabilities - probabilities @ theirs, theta)
+    objective = Objective(
+        normalization="none", weighting=weighting, diversity_weight=0.0, clip=None, length_normalize=False
+    )
+    of_loss = torch.zeros(4, dtype=torch.float64)
+    for slate in itertools.product(range(4), repeat=k):
+        drawn = theta.log_softmax(0)[list(slate)]
+        rewards = torch.from_numpy(energy_reward(texts[list(slate)], y, p))
+        loss = pope_core.slate_objective(drawn, drawn.detach(), rewards, torch.tensor([0, k]), objective=objective).loss
+        of_loss += drawn.detach().sum().exp() * torch.autograd.grad(loss, theta)[0]
+    return of_loss, of_distance, of_mean
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_on_its_own_answers_pope_with_energy_rewards_follows_the_energy_distance(k: int) -> None:
+    of_loss, of_distance, _ = gradients("response", k)
+    assert of_distance.abs().max() > 0.05
+    torch.testing.assert_close(of_loss, of_distance / 2)
+
+
+def test_weights_of_slates_follow_the_mean_reward_instead() -> None:
+    """Which counts the distances between own answers twice: it is larger for answers that are only far apart."""
+    of_loss, of_distance, of_mean = gradients("slate", 3)
+    torch.testing.assert_close(of_loss, -of_mean)
+    assert not torch.allclose(of_loss, of_distance / 2, atol=1e-3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,18 @@ import pytest
 import torch
 import transformers
 from pope_align import cli
-from pope_align.data import EncodedSlate, Slate, encode_slates, read_slates, write_slates
+from pope_align.data import EncodedSlate, Slate, SlateCollator, encode_slates, read_slates, write_slates
 from pope_align.generation.decoding import decode_batch, propensities
 from pope_align.generation.generate import TransformersEngine, generate_for_slates
-from pope_align.generation.generations import Generation, GenerationSet, read_generations, write_generations
-from pope_align.generation.labelled import labelled_slates, rescaled
-from pope_align.generation.labels import ByCommand, ByFunction, ByReferences
+from pope_align.generation.generations import (
+    Generation,
+    GenerationSet,
+    of_slates,
+    read_generations,
+    write_generations,
+)
+from pope_align.generation.labelled import labelled_slates, relabelled, rescaled
+from pope_align.generation.labels import ByAggregation, ByCommand, ByFunction, ByReferences
 from pope_align.generation.sampling import Sampling
 from pope_align.judging.asking import open_calls
 from pope_align.judging.rating import ByJudge
@@ -27,6 +35,10 @@ from pope_align.metrics.energy import energy_reward
 from pope_align.metrics.set_utility import marginal_contributions
 from pope_align.propensity.scores import score_model
 from pope_align.propensity.scoring import score_responses
+from pope_align.training.config import PopeConfig
+from pope_align.training.methods import LISTWISE
+from pope_align.training.run import run_training
+from pope_align.training.utilities import log_transform, utilities_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import FaultyServer, running
@@ -375,7 +387,6 @@ def test_from_prompts_to_a_log_to_training(
     writer, tiny_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """generate --logprobs, then label, as a user runs them; what comes out is a log that training reads."""
-    from pope_align.training.config import PopeConfig
     from pope_align.training.examples import slate_examples
 
     monkeypatch.chdir(tmp_path)
@@ -403,6 +414,110 @@ def test_from_prompts_to_a_log_to_training(
     for slate, example in zip(slates, examples):
         totals = score_responses([EncodedSlate(example["prompt_ids"], example["completion_ids"])], writer)[0]
         assert slate.logging_logprobs == pytest.approx(totals, abs=2e-4)  # on its own answers a policy has weight 1
+
+
+@pytest.mark.parametrize("how", ["energy", "set-utility"])
+def test_scores_of_own_answers_are_the_utilities_of_every_method(
+    how: str, writer, tiny_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """generate, label, train: rewards on one scale are not stretched within slates unless that is asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pope_align.metrics.embeddings.Embedder", lambda *_, **__: Letters())
+    for module in ("models.loading", "training.policy_trainer"):
+        monkeypatch.setattr(f"pope_align.{module}.load_model", lambda *_, **__: copy.deepcopy(writer))
+        monkeypatch.setattr(f"pope_align.{module}.load_tokenizer", lambda *_: tiny_tokenizer)
+    writer.config.save_pretrained("model")
+    write_slates(prompts(), "log.jsonl")
+    sample = ["generate", "log.jsonl", "--model", "model", "-n", 4, "--max-new-tokens", 5, "--logprobs"]
+    assert pope(monkeypatch, *sample, "-o", "gens.jsonl") == 0
+    assert pope(monkeypatch, "label", "gens.jsonl", "--with", how, "--refs", "log.jsonl", "-o", "own.jsonl") == 0
+    scores = [score for slate in read_slates("own.jsonl") for score in slate.scores]
+    assert (min(scores) < 0) == (how == "energy")
+    seen = []
+    collate = SlateCollator.__call__
+
+    def noted(self: SlateCollator, examples: list[dict]) -> dict:
+        seen.extend(utility for example in examples for utility in example["utility"])
+        return collate(self, examples)
+
+    monkeypatch.setattr(SlateCollator, "__call__", noted)
+    for method in ("pope", *LISTWISE):
+        options = ["--method", method, "--max-steps", 1, "--use-cpu", "--report-to", "none", "-o", method]
+        train = ["train", "own.jsonl", "--model", "model", *options]
+        seen.clear()
+        if method == "weighted-sft" and how == "energy":
+            assert pope(monkeypatch, *train) == 2
+            assert "scores: expected utilities >= 0" in capsys.readouterr().err
+            assert pope(monkeypatch, *train, "--overwrite", "--utility-transform", "minmax") == 0
+            assert {0.0, 1.0} <= set(seen)
+            continue
+        assert pope(monkeypatch, *train) == 0
+        assert set(seen) == set(scores)
+        written = json.loads((tmp_path / method / "training_objective.json").read_text())
+        assert written["utility_transform"] == {"energy": "reward", "set-utility": "none"}[how]
+
+
+def test_what_a_log_says_about_its_scale_decides_the_transform() -> None:
+    slate = Slate("Why?", ["x", "y"], [-1.0, 3.0], logging_logprobs=[-1.0, -1.0])
+    reward = replace(slate, origin={"utility_transform": "reward"})
+    assert log_transform("log", [slate], "auto") == "minmax"
+    assert log_transform("log", [reward], "auto") == "reward"
+    assert log_transform("log", [reward, slate], "rank") == "rank"
+    assert utilities_of(reward, "reward") == [-1.0, 3.0]
+    assert utilities_of(reward, "minmax") == [0.0, 1.0]
+    with pytest.raises(ValueError, match="expected one for all of log, whose slates' origins name minmax, reward"):
+        log_transform("log", [reward, slate], "auto")
+    (again,) = relabelled([reward], [[1.0, 2.0]], {"labeller": "python"})
+    assert "utility_transform" not in again.origin  # it was that of the old scores
+
+
+# --- opinion groups -------------------------------------------------------------------------------------------------
+
+#: For each response the agreement of two groups: one favourite, and one that both can accept.
+AGREEMENT = [{"a": 0.95, "b": 0.2}, {"a": 0.5, "b": 0.5}, {"a": 0.1, "b": 0.3}]
+
+
+def test_group_scores_are_aggregated_in_the_ways_of_the_convert_command(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_slates([Slate("Why?", ["x", "y", "z"], [0.0, 1.0, 2.0], group_scores=AGREEMENT)], "log.jsonl")
+    for how, expected in (
+        ("utilitarian", [0.575, 0.5, 0.2]),
+        ("maximin", [0.2, 0.5, 0.1]),
+        ("nash", [math.sqrt(0.19), 0.5, math.sqrt(0.03)]),
+    ):
+        assert pope(monkeypatch, "label", "log.jsonl", "--with", how, "-o", f"{how}.jsonl") == 0
+        (slate,) = read_slates(f"{how}.jsonl")
+        assert slate.scores == pytest.approx(expected)
+        assert slate.group_scores == AGREEMENT
+        assert slate.origin["feedback"] == how
+    write_slates([Slate("Why?", ["x"], [0.0], group_scores=[{}])], "none.jsonl")
+    assert pope(monkeypatch, "label", "none.jsonl", "--with", "maximin", "-o", "no.jsonl") == 2
+    assert "slate 1: group_scores[0]: expected feedback of at least one group, got none" in capsys.readouterr().err
+    write_slates([Slate("Why?", ["x"], [0.0], group_scores=[{"a": 5.0}])], "stars.jsonl")
+    assert pope(monkeypatch, "label", "stars.jsonl", "--with", "nash", "-o", "no.jsonl") == 2
+    assert "slate 1: group_scores[0]: group_scores: expected numbers in [0, 1]" in capsys.readouterr().err
+
+
+def test_training_on_maximin_serves_the_group_that_the_mean_forgets(
+    make_tiny_model, tiny_tokenizer, tmp_path: Path
+) -> None:
+    """By mean agreement the favourite of one group is best, by maximin the response that both can accept."""
+    log = [
+        Slate(f"Q{n}?", ["x", "y", "z"], [0.0] * 3, group_scores=AGREEMENT, logging_logprobs=[-9.0] * 3)
+        for n in range(4)
+    ]
+    preferred = {}
+    for how in ("utilitarian", "maximin"):
+        labeller = ByAggregation(log, how)
+        slates = relabelled(log, labeller(of_slates(log, "log"), silent), labeller.about)
+        args = PopeConfig(
+            str(tmp_path / how), max_steps=12, learning_rate=3e-3, use_cpu=True, report_to="none", save_strategy="no"
+        )
+        trainer = run_training(make_tiny_model(), args, slates, processing_class=tiny_tokenizer)
+        totals = np.array(score_model(slates, trainer.model, tiny_tokenizer, max_length=99).totals)
+        start = np.array(score_model(slates, make_tiny_model(), tiny_tokenizer, max_length=99).totals)
+        preferred[how] = (totals - start).mean(0).argmax()
+    assert preferred == {"utilitarian": 0, "maximin": 1}
 
 
 @pytest.mark.parametrize(

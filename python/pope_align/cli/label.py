@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
+
+from ..data.feedback import Aggregation
 
 if TYPE_CHECKING:
     from ..generation.labels import Labeller
 
 _REFS, _JUDGE = "By embeddings (similarity, energy, set-utility)", "By a judge"
 _BY_REFERENCES = ("similarity", "energy", "set-utility")
+_BY_GROUPS = get_args(Aggregation)
+#: The `utility_transform` with which training takes scores that are on one scale for the whole log.
+_TRANSFORMS = {"energy": "reward", "set-utility": "none"}
 #: The option that each kind of feedback requires, and that no other kind accepts.
 _NEEDS = {**dict.fromkeys(_BY_REFERENCES, "refs"), "command": "command", "python": "function", "judge": "model"}
 
@@ -19,10 +24,8 @@ _NEEDS = {**dict.fromkeys(_BY_REFERENCES, "refs"), "command": "command", "python
 def label(
     gens: Annotated[Path, typer.Argument(help="Generations, as pope generate writes them; or slates, for new scores.")],
     by: Annotated[
-        Literal["similarity", "energy", "set-utility", "command", "python", "judge"],
-        typer.Option(
-            "--with", metavar="HOW", help="similarity, energy, set-utility, command, python or judge: see below."
-        ),
+        Literal["similarity", "energy", "set-utility", "utilitarian", "maximin", "nash", "command", "python", "judge"],
+        typer.Option("--with", metavar="HOW", help="similarity, energy, set-utility, maximin, judge ...: see below."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Slates: .jsonl or .parquet.")],
     refs: Annotated[
@@ -75,7 +78,9 @@ def label(
     Generations made with --logprobs give slates with recorded propensities: logging_logprobs under the sampling
     distribution. Feedback by embeddings: similarity (nearness to what people wrote), energy (far from the other
     answers, near to people: the reward whose gradient lowers the energy distance) and set-utility (how much each answer
-    adds for people who each take the nearest one); the last two are rescaled to [0, 1] over the log. Example:
+    adds for people who each take the nearest one, rescaled to [0, 1] over the log). Feedback by opinion groups, for
+    slates with group_scores: set-utility without --refs, utilitarian (the groups' mean), maximin (the group served
+    worst) and nash (their geometric mean). Others: command, python, judge. Example:
 
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
@@ -85,10 +90,10 @@ def label(
     check_file(gens, "gens")
     given = {"refs": refs, "command": command, "function": function, "model": model}
     for name, value in given.items():
-        if name != _NEEDS[by] and value is not None:
+        if name != _NEEDS.get(by) and value is not None:
             wanted = ", ".join(how for how, need in _NEEDS.items() if need == name)
             raise ValueError(f"--{name}: expected with --with {wanted} only, got --with {by}")
-        if name == _NEEDS[by] and by != "set-utility":  # slates with group_scores need no references
+        if name == _NEEDS.get(by) and by != "set-utility":  # slates with group_scores need no references
             required(value, f"--{name} (for --with {by})")
     if refs is not None:
         check_file(refs, "--refs")
@@ -105,7 +110,13 @@ def label(
         generations = read_generations(gens) if log is None else of_slates(log, gens.stem)
         err.print(str(generations if log is None else log))
         labeller: Labeller
-        if by == "set-utility" and refs is None and log is not None:
+        if by in _BY_GROUPS:
+            from ..generation.labels import ByAggregation
+
+            if log is None:
+                raise ValueError(f"gens: expected slates with group_scores for --with {by}, got generations")
+            labeller = ByAggregation(log, by)  # type: ignore[arg-type]  # one of _BY_GROUPS
+        elif by == "set-utility" and refs is None and log is not None:
             from ..generation.labels import ByGroups
 
             labeller = ByGroups(log)
@@ -132,8 +143,10 @@ def label(
         with progress("labelling", "texts") as report:
             scores = labeller(generations, report)
         about: dict[str, Any] = dict(labeller.about)
-        if by in ("energy", "set-utility"):
+        if by == "set-utility":
             scores, about["rescaled"] = rescaled(scores)
+        if by in _TRANSFORMS:
+            about["utility_transform"] = _TRANSFORMS[by]
         if log is not None:
             slates, counts = relabelled(log, scores, about), {"slates": len(log)}
             remark = f"{len(log)} slates with new scores"

@@ -14,6 +14,10 @@ from .sampling import sampled_with
 _PROVENANCE = ("model", "adapter", "model_fingerprint", "tokenizer_fingerprint", "dtype", "template_date", "engine")
 
 
+#: What an origin says about the scale of scores.
+_SCALE = ("rescaled", "utility_transform")
+
+
 @dataclass(slots=True)
 class LabelReport:
     """Counts of the answers of a set of generations."""
@@ -72,16 +76,15 @@ def labelled_slates(
 
 
 def relabelled(slates: Sequence[Slate], scores: Sequence[Sequence[float]], about: dict[str, Any]) -> list[Slate]:
-    """Logged slates with new scores; ``ranks``, which may contradict them, are removed, and all else is kept."""
-    return [
-        replace(
-            slate,
-            scores=list(map(float, of_slate)),
-            ranks=None,
-            origin={**(slate.origin or {}), "feedback": about.get("labeller", "none"), **about},
-        )
-        for slate, of_slate in zip(slates, scores, strict=True)
-    ]
+    """Logged slates with new scores; what describes the old ones is removed (``ranks``, and their scale in ``origin``),
+    and all else is kept.
+    """
+    relabelled = []
+    for slate, of_slate in zip(slates, scores, strict=True):
+        origin = {name: value for name, value in (slate.origin or {}).items() if name not in _SCALE}
+        origin |= {"feedback": about.get("labeller", "none"), **about}
+        relabelled.append(replace(slate, scores=list(map(float, of_slate)), ranks=None, origin=origin))
+    return relabelled
 
 
 def rescaled(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], dict[str, float]]:

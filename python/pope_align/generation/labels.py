@@ -12,7 +12,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from .._arrays import Floats
 from ..data import Slate
+from ..data.feedback import Aggregation, group_utility
 from ..metrics.energy import energy_reward
 from ..metrics.groups import group_weights
 from ..metrics.set_utility import marginal_contributions
@@ -131,6 +132,42 @@ class ByGroups:
             labelled.append(marginal_contributions(group_weights(slate.group_scores)[1].T).tolist())
             progress(number, len(self.slates))
         return labelled
+
+
+@dataclass(frozen=True)
+class ByAggregation:
+    """One score per logged response from those of opinion groups, by `pope_align.data.feedback.group_utility`.
+
+    Groups count equally; a group that did not rate a response is left out for it.
+
+    Attributes:
+        slates: with ``group_scores`` in [0, 1], one for each row of the generations.
+    """
+
+    slates: Sequence[Slate]
+    aggregation: Aggregation
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"labeller": self.aggregation, "of": "group_scores"}
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """Raises ValueError for a response without ``group_scores``, or with one outside [0, 1]."""
+        labelled: list[list[float]] = []
+        for number, slate in enumerate(self.slates, start=1):
+            scores = slate.group_scores or [{} for _ in slate.completions]
+            labelled.append([self._score(number, index, of_response) for index, of_response in enumerate(scores)])
+            progress(number, len(self.slates))
+        return labelled
+
+    def _score(self, number: int, index: int, of_response: Mapping[str, float]) -> float:
+        where = f"slate {number}: group_scores[{index}]"
+        if not of_response:
+            raise ValueError(f"{where}: expected feedback of at least one group, got none")
+        try:
+            return float(group_utility([[score] for score in of_response.values()], self.aggregation)[0])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class PopeConfig(PopeOptions, SlateConfig):
             first evaluation and now.
 
     Data:
-        utility_transform: how the scores of a slate become utilities in [0, 1]; see `pope_align.data.to_utility`.
+        utility_transform: how the scores of a slate become utilities; see `utilities.utilities_of`.
         max_length: maximum number of tokens of prompt and response.
         template_date: the date (2026-11-28) for chat templates that write today's date; None for the date with which
             each slate was scored or, if the log has none, the day on which the run began.

@@ -15,7 +15,6 @@ from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collate import ResponseExample, RowCollator, SlateExample
-from ..data.feedback import to_utility
 from ..data.schema import Slate, SlateLog, read_slates
 from ..data.tokenize import reads_clock, today
 from ..distributed import from_main_process
@@ -23,6 +22,8 @@ from ..propensity.logging_policy import check_token_counts
 from ..propensity.scores import encode_log
 from .checkpoint import checkpoint_date
 from .config import SlateConfig
+from .options import TrainingTransform
+from .utilities import log_transform, utilities_of
 
 logger = get_logger(__name__)  # of the main process alone
 
@@ -171,22 +172,34 @@ def slate_examples(
         name: of the slates, in errors and reports.
 
     Raises:
-        ValueError: log-probabilities of other tokens than these.
+        ValueError: log-probabilities of other tokens than these; a negative utility, where the loss allows none.
     """
+    transform = log_transform(name, slates, args.utility_transform)
     encoded = encode_log(slates, tokenizer, max_length=args.max_length, template_date=args.template_date, name=name)
     examples = []
     for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):
+        place = _place(name, number, slate)
         if slate.logging_logprobs is not None:
-            check_token_counts(slate, ids, _place(name, number, slate))
+            check_token_counts(slate, ids, place)
         examples.append(
             SlateExample(
                 prompt_ids=ids.prompt_ids,
                 completion_ids=ids.completion_ids,
-                utility=to_utility(slate.scores, args.utility_transform).tolist(),
+                utility=_utility(place, slate, transform, args),
                 logging_logprobs=slate.logging_logprobs or [math.nan] * len(slate.scores),
             )
         )
     return examples
+
+
+def _utility(place: str, slate: Slate, transform: TrainingTransform, args: SlateConfig) -> list[float]:
+    utility = utilities_of(slate, transform)
+    if args.needs_utility_from_zero and min(utility) < 0:
+        raise ValueError(
+            f"{place}: scores: expected utilities >= 0, because this loss has no minimum otherwise, got "
+            f"{min(utility):g} with utility_transform={transform!r}; use 'minmax', or another method"
+        )
+    return utility
 
 
 def slates_for(args: SlateConfig, name: str, source: SlateSource) -> Sequence[Slate]:

@@ -28,6 +28,7 @@ class ListwiseMethod:
         reference: the policy that its log-ratios are to.
         compares: what a slate must have for the loss to teach anything.
         options: keyword arguments of the loss, with their defaults.
+        utility_from_zero: whether the loss has no minimum if a utility is negative.
     """
 
     about: str
@@ -35,6 +36,7 @@ class ListwiseMethod:
     reference: Reference
     compares: Compares
     options: Mapping[str, float] = field(default_factory=dict)
+    utility_from_zero: bool = False
 
 
 LISTWISE: dict[ListwiseName, ListwiseMethod] = {
@@ -45,6 +47,7 @@ LISTWISE: dict[ListwiseName, ListwiseMethod] = {
         "weighted_sft",
         "none",
         "nothing",
+        utility_from_zero=True,
     ),
 }
 

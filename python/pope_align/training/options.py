@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Pairs = Literal["best-worst", "all"]
 
+#: "auto" is what `pope label` wrote into the log, or else "minmax"; "reward" are the scores as they are: any numbers.
+TrainingTransform = Literal["auto", "reward", UtilityTransform]
+
 #: Whether a prompt is computed once for all its responses: "auto" if the model allows it.
 PromptSharing = Literal["auto", "on", "off"]
 
@@ -50,6 +53,11 @@ class SlateOptions:
     @property
     def needs_propensities(self) -> bool:
         """Whether slates need ``logging_logprobs``."""
+        raise NotImplementedError
+
+    @property
+    def needs_utility_from_zero(self) -> bool:
+        """Whether the loss has no meaningful optimum if a utility is negative."""
         raise NotImplementedError
 
     @property
@@ -84,8 +92,9 @@ class SlateOptions:
     )
 
     # data
-    utility_transform: UtilityTransform = field(
-        default="minmax", metadata=_about("Transform of the scores of a slate to utilities in [0, 1].")
+    utility_transform: TrainingTransform = field(
+        default="auto",
+        metadata=_about("Transform of a slate's scores to utilities; auto: the log's, else minmax."),
     )
     max_length: int = field(
         default=1024, metadata=_about("Maximum number of tokens of prompt and response.", at_least=2)
@@ -161,6 +170,10 @@ class PopeOptions(SlateOptions, _ObjectiveFields):
         return True
 
     @property
+    def needs_utility_from_zero(self) -> bool:
+        return self.objective.rewards_likelihood
+
+    @property
     def needs_start(self) -> bool:
         return self.kl_weight > 0
 
@@ -192,6 +205,10 @@ class ListwiseOptions(SlateOptions):
     @property
     def needs_propensities(self) -> bool:
         return LISTWISE[self.method].reference == "logging"
+
+    @property
+    def needs_utility_from_zero(self) -> bool:
+        return LISTWISE[self.method].utility_from_zero
 
     @property
     def needs_start(self) -> bool:

@@ -28,6 +28,7 @@ from .methods import TrainingMethod
 from .objective_file import write_training_objective
 from .policy_loss import ShareOfStep, policy_loss
 from .slate_trainer import SlateTrainer, pad_token_id, refuse_several_gpus
+from .utilities import log_transform
 from .window import ResponseWindow
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class PolicyTrainer(SlateTrainer):
         _check_watched(args, eval_slates)
         name = model if isinstance(model, str) else model.config.name_or_path
         tokenizer = processing_class or load_tokenizer(name)
+        args.utility_transform = log_transform("train_dataset", train_slates, args.utility_transform)
         fix_template_date(args, tokenizer, [*train_slates, *(eval_slates or [])])
         train_data = slate_dataset("train_dataset", train_slates, tokenizer, args)
         eval_data = None if eval_slates is None else slate_dataset("eval_dataset", eval_slates, tokenizer, args)
