@@ -133,6 +133,16 @@ def metrics(where: Path, fixture: Fixture) -> None:
     )
     adapted.save_pretrained(where / "trained")
     write_log(where / "slates.jsonl", fixture, scored=False, count=4)
+    rng = random.Random(0)
+    ratings = [
+        f"Question {question}?,{model} says {question},{rng.randint(1, 5)},{model},{group},{person}"
+        for question in range(6)
+        for model in ("m1", "m2")
+        for group in range(3)
+        for person in range(4)
+    ]
+    header = "question,response,rating,model,group,participant"
+    (where / "ratings.csv").write_text("\n".join([header, *ratings, ""]), encoding="utf-8")
 
 
 ARRAYS = """

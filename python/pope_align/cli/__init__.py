@@ -29,6 +29,7 @@ from .inspect import inspect
 from .judge import judge
 from .label import label
 from .metrics import metrics
+from .overton import overton
 from .report import report
 from .reproduce import reproduce
 from .score import score
@@ -60,6 +61,7 @@ app.command(cls=command({"--data": ""}))(generate)
 app.command(cls=Command)(label)
 app.command(cls=command({"--gens": ""}))(metrics)
 app.command(cls=command({"--gens": ""}))(judge)
+app.command(cls=Command)(overton)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(report)
 app.command(cls=Command)(reproduce)
