@@ -43,8 +43,8 @@ class Method:
 
 #: The paper's reading of its own objective: importance weights without normalisation, and -log p as diversity.
 _PAPER = ("--normalization", "none", "--diversity-form", "neg_log_prob")
-#: Feedback that contains diversity already, on one scale for the whole log.
-_FEEDBACK_ALONE = ("--utility-transform", "none", "--diversity-weight", "0")
+#: Feedback that contains diversity already; training keeps its scale, which the log names.
+_FEEDBACK_ALONE = ("--diversity-weight", "0")
 
 METHODS = (
     Method("sft", "SFT", ("--method", "sft"), quick=True),
