@@ -109,8 +109,11 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="at least 20 independent prompts, got 0"):
         JudgeCalibration.fit(new)
     calibration = JudgeCalibration.fit(base)
-    with pytest.raises(ValueError, match="expected responses to the same prompts"):
-        calibration.difference(Judged.of(new.scores[:10]), base)
+    with pytest.raises(ValueError, match="judged: expected clusters, the ids of its prompts"):
+        calibration.difference(Judged.of(new.scores), base)
+    others = Judged.of(new.scores, None, new.clusters + 1)  # as many prompts, paired with others before
+    with pytest.raises(ValueError, match=r"baseline: expected the prompts of the policy, and (0|300) is of one of the"):
+        calibration.difference(others, base)
     with pytest.raises(ValueError, match=r"half_width: expected a number above 0, got 0"):
         calibration.plan(new, 0)
     with pytest.raises(ValueError, match="at least two prompts, got 0"):

@@ -566,6 +566,10 @@ def test_what_an_experiment_needs_is_told_before_anything_is_made(work: Path, mo
         ("figure4", [], "figure4: expected --judge NAME, and --judge-url URL unless it is OpenAI's, got none"),
         ("table3", [], "--test: expected NAME=FILE of at least one other domain for table3, got none"),
         ("table1", ["--test", "a=b"], "--test: expected none for table1, .* got a"),
+        ("table1", ["--judge", "J"], "--judge: expected none for table1, which does not use it"),
+        ("table1", ["--logging-model", "gpt2"], "--logging-model: expected none for table1, which does not use it"),
+        ("table2", ["--entailment", "M"], "--entailment: expected none for table2, which does not use it"),
+        ("figure2", ["--text", "T"], "--text: expected none for figure2, which does not use it"),
         ("table1", ["--method", "best"], "--method: expected some of sft, .* got 'best'"),
         ("table2", ["--logging-model", "./none"], "--logging-model: expected a model"),
         ("table2", ["--test", "source=b"], "--test: expected names of .* not 'source', got 'source'"),
@@ -601,7 +605,7 @@ def test_an_entailment_model_is_named_by_its_labels(tmp_path: Path, tiny_tokeniz
     model = transformers.BertForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path)
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 64
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, int(1e30)  # it does not know the model's
     tokenizer.save_pretrained(tmp_path)
     pairs = [("the sky is blue", "it is blue"), ("a", "b c d")]
     found = load_entailment(tmp_path, batch_size=1)(pairs)
@@ -609,8 +613,10 @@ def test_an_entailment_model_is_named_by_its_labels(tmp_path: Path, tiny_tokeniz
         with torch.no_grad():
             logits = model(**tokenizer(context, claim, return_tensors="pt")).logits[0]
         assert probability == pytest.approx(float(logits.softmax(-1)[1]), rel=1e-5)
+    (long,) = load_entailment(tmp_path)([("sky " * 40, "blue " * 40)])
+    assert 0 < long < 1
     config.id2label = {0: "yes", 1: "no", 2: "perhaps"}
     model.config = config
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="one label that begins with 'entail', got the labels yes, no, perhaps"):
+    with pytest.raises(ValueError, match="one label that begins with 'entail', and others, got the labels yes, no, pe"):
         load_entailment(tmp_path)

@@ -111,6 +111,15 @@ def reproduce(
     tests = pairs("--test", test or [], "FILE")
     given = {"faithfulness": alignscore or entailment, "third_model": third_model, "judge": judge}
     _check_needs(protocol, given, tests)
+    _check_used(
+        protocol,
+        judge=judge,
+        judge_url=judge_url,
+        alignscore=alignscore,
+        entailment=entailment,
+        text=text,
+        logging_model=logging_model,
+    )
     if alignscore is not None and entailment is not None:
         raise ValueError("--entailment: expected it or --alignscore, got both")
     check_log(data, "--data")
@@ -166,6 +175,22 @@ def _check_needs(protocol: Protocol, given: Mapping[str, object], tests: Mapping
     for name in tests:
         if not re.fullmatch(r"[\w][\w.-]*", name) or name == "source":
             raise ValueError(f"--test: expected names of letters, digits, '_', '-' and '.', not 'source', got {name!r}")
+
+
+def _check_used(protocol: Protocol, **given: object) -> None:
+    """Refuse options that the experiment has no use for."""
+    judged, faithful = protocol.shows == "judge", "align_score" in protocol.metrics
+    used = {
+        "judge": judged,
+        "judge_url": judged,
+        "alignscore": faithful,
+        "entailment": faithful,
+        "text": protocol.shows == "table",
+        "logging_model": not protocol.own,
+    }
+    for name, value in given.items():
+        if value is not None and not used[name]:
+            raise ValueError(f"--{name.replace('_', '-')}: expected none for {protocol.name}, which does not use it")
 
 
 def _run(request: Request, out: Path, *, dry_run: bool) -> None:

@@ -144,7 +144,7 @@ def load_entailment(name: str | os.PathLike[str], *, batch_size: int = 32, devic
         name: hub name or folder of a sequence classifier with one label whose name begins with "entail".
 
     Raises:
-        ValueError: a classifier without such a label, or with several.
+        ValueError: a classifier without such a label, with several, or with no other label.
     """
     import torch
 
@@ -153,19 +153,26 @@ def load_entailment(name: str | os.PathLike[str], *, batch_size: int = 32, devic
     tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(name), trust_remote_code=False)
     labels = {int(index): str(label) for index, label in model.config.id2label.items()}
     found = [index for index, label in labels.items() if label.lower().startswith("entail")]
-    if len(found) != 1:
+    if len(found) != 1 or len(labels) < 2:
         raise ValueError(
-            f"entailment: expected a model with one label that begins with 'entail', got the labels "
+            f"entailment: expected a model with one label that begins with 'entail', and others, got the labels "
             f"{', '.join(labels.values())} in {os.fspath(name)!r}"
         )
     model.to(device).eval()
+    # Not every tokenizer knows the model's limit, and positions may begin behind the padding's.
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 514) - 2)
 
     def align(pairs: Sequence[tuple[str, str]]) -> list[float]:
         scores = []
         for start in range(0, len(pairs), batch_size):
             contexts, claims = zip(*pairs[start : start + batch_size])
             inputs = tokenizer(
-                list(contexts), list(claims), truncation="only_first", padding=True, return_tensors="pt"
+                list(contexts),
+                list(claims),
+                truncation="longest_first",
+                max_length=longest,
+                padding=True,
+                return_tensors="pt",
             ).to(device)
             with torch.inference_mode():
                 scores += model(**inputs).logits.float().softmax(-1)[:, found[0]].tolist()

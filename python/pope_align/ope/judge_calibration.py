@@ -43,11 +43,13 @@ class Judged:
         scores: ``[N]``.
         ratings: ``[N]`` of people; NaN where nobody rated.
         clusters: ``[N]`` numbers from 0: responses of one prompt (or conversation) are not independent.
+        ids: of the clusters, in the order of their numbers; None: every response is its own.
     """
 
     scores: Floats
     ratings: Floats
     clusters: Integers
+    ids: tuple[Any, ...] | None
 
     @classmethod
     def of(
@@ -78,8 +80,10 @@ class Judged:
                 raise ValueError(f"{name}[{at}]: expected a finite number, got {(given, rated)[name == 'ratings'][at]}")
         if clusters is not None and len(clusters) != given.size:  # type: ignore[arg-type]  # any sized ids
             raise ValueError(f"clusters: expected [{given.size}], got [{len(clusters)}]")  # type: ignore[arg-type]
-        codes = np.arange(given.size) if clusters is None else codes_of(clusters)[1]
-        return cls(given, rated, codes)
+        if clusters is None:
+            return cls(given, rated, np.arange(given.size), None)
+        ids, codes = codes_of(clusters)
+        return cls(given, rated, codes, tuple(ids))
 
     @property
     def prompts(self) -> int:
@@ -90,8 +94,9 @@ class Judged:
     def rated(self) -> Judged:
         """The responses that people rated."""
         keep = ~np.isnan(self.ratings)
-        codes = np.unique(self.clusters[keep], return_inverse=True)[1]
-        return Judged(self.scores[keep], self.ratings[keep], codes)
+        there, codes = np.unique(self.clusters[keep], return_inverse=True)
+        ids = None if self.ids is None else tuple(self.ids[code] for code in there)
+        return Judged(self.scores[keep], self.ratings[keep], codes, ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +169,9 @@ class JudgeCalibration:
         """Calibrate on the rated responses of one or more policies.
 
         Args:
-            judged: its unrated responses are not used. Which were rated must not depend on how good they are.
+            judged: its unrated responses are not used. Which were rated must not depend on how good they are. Ratings
+                of a policy that will be audited do not belong here: the calibration is right for them on average
+                whatever the policy, so an audit with them passes.
             seed: of the groups.
 
         Raises:
@@ -192,10 +199,14 @@ class JudgeCalibration:
         """The mean rating of a policy minus that of another on the same prompts, paired by prompt.
 
         Raises:
-            ValueError: other prompts.
+            ValueError: responses without ids of their prompts; other prompts.
         """
-        if not np.array_equal(np.unique(judged.clusters), np.unique(baseline.clusters)):
-            raise ValueError("baseline: expected responses to the same prompts as the policy's, got others")
+        if judged.ids is None or baseline.ids is None:
+            which = "judged" if judged.ids is None else "baseline"
+            raise ValueError(f"{which}: expected clusters, the ids of its prompts, to pair the policies by, got none")
+        if judged.ids != baseline.ids:
+            other = next(iter(set(judged.ids) ^ set(baseline.ids)))
+            raise ValueError(f"baseline: expected the prompts of the policy, and {other!r} is of one of the two only")
 
         def rows(f: Isotonic) -> Floats:
             return _means(f(judged.scores), judged.clusters) - _means(f(baseline.scores), baseline.clusters)
