@@ -88,6 +88,45 @@ def test_what_the_features_miss_is_added_or_said() -> None:
     assert all(hidden(seed, WORLD)[0].estimate.verdict != "reliable" for seed in range(10))
 
 
+def binary_world(seed: int, *, slates: int = 4000, liked: float = 0.9) -> tuple[LoggedSlates, Features]:
+    """One response a prompt. Trait A is seen and trait B is not; the policy prefers both, and a thumb follows from
+    both.
+    """
+    random = np.random.default_rng(seed)
+    a, b = random.random((2, slates)) < 0.5
+    utility = (random.random(slates) < 0.05 + 0.6 * a + 0.3 * b).astype(np.float64)
+    change = np.where(a, np.log(0.6 / 0.5), np.log(0.4 / 0.5)) + np.where(
+        b, np.log(liked / 0.5), np.log((1 - liked) / 0.5)
+    )
+    logging = np.full(slates, -20.0)
+    log = LoggedSlates.from_arrays(
+        utility,
+        logging,
+        {"target": logging + change},
+        np.arange(slates + 1),
+        tokens=np.full(slates, 10),
+        how="recorded",
+    )
+    fresh = (random.random((slates, 4)) < 0.6).astype(np.float64).reshape(-1, 1)
+    return log, Features("a", a[:, None].astype(np.float64), fresh, np.repeat(np.arange(slates), 4))
+
+
+def test_a_term_of_first_order_is_not_trusted_where_it_is_not_enough() -> None:
+    """More data made a wrong value more certain: what is missed was 0.045 too large at any number of slates."""
+    log, features = binary_world(0)
+    found = model_first_estimate(log, "target", [features], objective=CU_ONLY).estimate
+    assert found.verdict != "reliable"
+    assert any("first order" in reason for reason in found.reasons)
+    assert found.chosen["unread"] == 0
+
+
+def test_without_recorded_propensities_nothing_vouches_for_the_features() -> None:
+    log, features, _ = SHORTER.draw(1, slates=200)
+    found = model_first_estimate(replace(log, how="behaviour_cloned"), "target", [features], objective=CU_ONLY).estimate
+    assert found.chosen["unread"] == 0
+    assert any("without recorded propensities" in reason for reason in found.reasons)
+
+
 def test_a_model_that_does_not_see_the_reward_is_refused() -> None:
     log, features, _ = WORLD.draw(1, slates=200)
     random = np.random.default_rng(0)

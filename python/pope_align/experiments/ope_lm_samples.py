@@ -150,7 +150,8 @@ def _draw(logits: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
     Sums are in float64, so entries of small probability are drawn as often as they should be.
     """
     weights = (logits - logits.amax(1, keepdim=True)).exp_()
-    spans = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SPAN)).unflatten(1, (-1, _SPAN))
+    padded = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _SPAN))
+    spans = padded.reshape(len(padded), -1, _SPAN)
     below = spans.sum(2, dtype=torch.float64).cumsum(1)
     uniform = torch.rand(len(logits), 1, generator=stream, dtype=torch.float64) * below[:, -1:]
     span = torch.searchsorted(below, uniform, right=True).clamp(max=below.shape[1] - 1)  # [B, 1]

@@ -101,7 +101,7 @@ def _alone(model: PreTrainedModel | PeftModel, tree: Tree) -> list[torch.Tensor]
     for length in {len(ids) for ids in tree.response_ids}:
         same = [index for index in at if len(tree.response_ids[index]) == length]
         rows = lay_out([Tree(tree.prompt_ids, [tree.response_ids[index] for index in same])], share_prompt=False)
-        found |= zip(same, _token_logprobs(model, rows).split(length), strict=True)
+        found |= zip(same, torch.split(_token_logprobs(model, rows), length), strict=True)
     return [found[index] for index in at]
 
 

@@ -36,6 +36,11 @@ _UNVERIFIED = (
     "only as good as the features: responses are too long for the log to show whether the policy changes what the "
     "features miss"
 )
+_NOT_RECORDED = "only as good as the features: without recorded propensities the log cannot show what the features miss"
+_BENT = "only as good as the features: what they miss is not small enough to be estimated to first order"
+
+#: Standard errors by which two estimates of what the features miss may differ.
+_AGREE = 3
 
 #: Its name among the estimators.
 NAME = "model_first"
@@ -138,14 +143,20 @@ def _verified(
 ) -> tuple[ModelFirst, tuple[Finding, ...]]:
     """The estimate with the term for what the features miss, if that is known well enough; else without, and a finding.
 
-    Which of the two depends on standard errors only, not on the size of the term.
+    Which of the two does not depend on the size of the term. It depends on where the log-ratio comes from, on standard
+    errors, and on whether the term, of first order, agrees with the weighted residuals that it approximates.
     """
     plain = model_first(log, fit, classifier)
     ratio = log_weights(log, policy, "response", length_normalize=False)
+    if log.how != "recorded":
+        return plain, tuple(find("model_unverified", _NOT_RECORDED, np.inf))
     if not np.isfinite(ratio).all():
         return plain, tuple(find("model_unverified", _UNVERIFIED, np.inf))
     full = model_first(log, fit, classifier, ratio)
-    times = full.unread_error / float(np.sqrt(plain.ratios.covariance()[0, 0]))
+    error = float(np.sqrt(plain.ratios.covariance()[0, 0]))
+    if abs(full.bent) > max(_AGREE * full.bent_error, error):
+        return plain, tuple(find("model_unverified", _BENT, np.inf))
+    times = full.unread_error / error
     found = tuple(find("model_unverified", f"{_UNVERIFIED} ({times:.1f} standard errors)", times))
     if not found:
         return full, ()

@@ -50,6 +50,9 @@ class ModelFirst:
         correction: what the residuals add; 0 without weights.
         unread: what the log-ratio adds that the features do not explain; 0 without a log-ratio.
         unread_error: its standard error.
+        bent: how far that term, which is of first order in what the features do not explain, lies from the weighted
+            residuals with all of it; 0 without a log-ratio.
+        bent_error: the standard error of that difference.
         shares: ``[R]`` coefficient of each rating in the value: ``shares @ log.utility == value`` at the chosen
             penalties.
     """
@@ -59,6 +62,8 @@ class ModelFirst:
     correction: float
     unread: float
     unread_error: float
+    bent: float
+    bent_error: float
     shares: Floats
 
     @property
@@ -87,7 +92,7 @@ def model_first(
     direct = fresh_mean(log, fit.features.owner, fit.target)  # [S]
     terms = [(log.cluster_sums(direct), log.cluster_sums(ones))]
     shares = np.zeros(log.num_responses)
-    correction, unread, unread_error = 0.0, 0.0, 0.0
+    correction, unread, unread_error, bent, bent_error = 0.0, 0.0, 0.0, 0.0, 0.0
     residual = log.utility - fit.logged
     if log_weights is not None:
         weights = per_slate_weights(log, log_weights)  # [R]
@@ -100,10 +105,12 @@ def model_first(
         left = log_ratio - log_weights
         left = left - shares @ left
         parts = weights * left * (residual - correction)
-        term = _by_cluster(log, parts), _by_cluster(log, weights)
-        terms.append(term)
-        alone = Ratios(term[0][None, :, None], term[1][None])
-        unread, unread_error = float(alone.values()[0]), float(np.sqrt(alone.covariance()[0, 0]))
+        terms.append((_by_cluster(log, parts), _by_cluster(log, weights)))
+        alone = _term(log, parts, weights)
+        unread, unread_error = _value_and_error(alone)
+        tilted = weights * np.exp(left - left.max())
+        whole = _term(log, tilted * residual, tilted).minus(_term(log, weights * residual, weights))
+        bent, bent_error = _value_and_error(alone.minus(whole))
         shares = shares + shares * left
     counts = np.bincount(fit.features.owner, minlength=log.num_slates)
     each = 1 / (log.num_slates * counts[fit.features.owner])  # [N]
@@ -111,7 +118,18 @@ def model_first(
     terms.append(_noise(_by_cluster(log, through_model * residual)))
     numerators, denominators = zip(*terms, strict=True)
     ratios = Ratios(np.stack(numerators)[:, :, None], np.stack(denominators))
-    return ModelFirst(ratios, float(direct.mean()), correction, unread, unread_error, shares + through_model)
+    return ModelFirst(
+        ratios, float(direct.mean()), correction, unread, unread_error, bent, bent_error, shares + through_model
+    )
+
+
+def _term(log: LoggedSlates, numerators: Floats, denominators: Floats) -> Ratios:
+    """One ratio of sums of ``[R]`` values over responses."""
+    return Ratios(_by_cluster(log, numerators)[None, :, None], _by_cluster(log, denominators)[None])
+
+
+def _value_and_error(ratios: Ratios) -> tuple[float, float]:
+    return float(ratios.values()[0]), float(np.sqrt(ratios.covariance()[0, 0]))
 
 
 def weighted_mean(log: LoggedSlates, log_weights: Floats) -> Ratios:

@@ -58,15 +58,16 @@ class ListwiseTrainer(PolicyTrainer):
 
     def _check_slates(self, slates: Sequence[Slate], args: SlateConfig) -> None:
         """Refuse a log from which nothing can be learnt."""
-        compares = LISTWISE[self.method].compares
+        assert isinstance(args, ListwiseConfig)
+        compares = LISTWISE[args.method].compares
         if compares == "utilities" and not any(len(set(slate.scores)) > 1 for slate in slates):
             raise ValueError(
-                f"train_dataset: expected a slate with responses of different scores for method {self.method!r}, which "
+                f"train_dataset: expected a slate with responses of different scores for method {args.method!r}, which "
                 "compares them, got none"
             )
         if compares == "responses" and all(len(slate.scores) == 1 for slate in slates):
             raise ValueError(
-                f"train_dataset: expected a slate of two or more responses for method {self.method!r}, got one each"
+                f"train_dataset: expected a slate of two or more responses for method {args.method!r}, got one each"
             )
 
     def _new_window(self, first_step: int = 0) -> ResponseWindow:
