@@ -8,8 +8,8 @@ import pytest
 from pope_align.data import write_slates
 from pope_align.demo import POLIS, DemoConfig, demo_slates
 from pope_align.experiments import defaults, methods
+from pope_align.experiments.methods import COMPARED
 from pope_align.experiments.parts import three_parts
-from pope_align.training.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def test_the_methods_are_compared_on_the_test_part(folder, monkeypatch, capsys) 
     monkeypatch.setattr("sys.argv", [*arguments, "--out", str(folder / "methods"), "--learning-rate", "1e-3", "--bf16"])
     methods.main()
     written = json.loads((folder / "methods" / "methods.json").read_text())
-    assert list(written["evaluation"]["policies"]) == ["cloned", *METHODS]
+    assert list(written["evaluation"]["policies"]) == ["cloned", *COMPARED]
     assert written["evaluation"]["log"]["slates"] == len(three_parts(folder / "log.jsonl", 1).test)
-    rows = capsys.readouterr().out.splitlines()[-1 - len(METHODS) :]
-    assert [row.split(" | ")[0] for row in rows] == ["| cloned", *(f"| {method}" for method in METHODS)]
+    rows = capsys.readouterr().out.splitlines()[-1 - len(COMPARED) :]
+    assert [row.split(" | ")[0] for row in rows] == ["| cloned", *(f"| {method}" for method in COMPARED)]
     assert len({row.split(" | ")[2] for row in rows}) > 2  # they were trained, each in its way

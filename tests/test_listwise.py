@@ -88,6 +88,15 @@ def test_lipo_takes_equal_scores_in_all_orders() -> None:
     assert float(lipo_lambda(slates, beta=0.7)) == pytest.approx(expected, rel=1e-12)
 
 
+def test_lipo_does_not_rank_by_rounding() -> None:
+    """Start and policy are scored in different batches, so before the first step their totals differ by rounding."""
+    slates = scored(sizes=(4,))
+    slates = slates._replace(reference_logprobs=slates.response_logprobs)
+    noise = torch.tensor([3e-5, -9e-5, 6e-5, -2e-5], dtype=torch.float64)
+    rounded = slates._replace(response_logprobs=slates.response_logprobs + noise)
+    assert float(lipo_lambda(rounded, beta=0.1)) == pytest.approx(float(lipo_lambda(slates, beta=0.1)), rel=1e-4)
+
+
 def test_oapl_and_weighted_sft_are_their_formulas() -> None:
     slates, beta = scored(), 0.7
     advantage, likelihood = [], []

@@ -28,13 +28,17 @@ from ..propensity.fit_report import BehaviourConfig
 from ..propensity.logging_policy import score_slates
 from ..propensity.scores import score_model
 from ..training.config import ListwiseConfig, PopeConfig
-from ..training.methods import METHODS, TrainingMethod
+from ..training.methods import LISTWISE, METHODS, TrainingMethod
 from ..training.options import PopeOptions
 from ..training.run import run_baseline, run_training
 from .parts import three_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
+
+#: All methods but those whose loss needs responses drawn from the policy that they are compared with: here people wrote
+#: them, and the logging policy is cloned.
+COMPARED = tuple(name for name in METHODS if name not in LISTWISE or LISTWISE[name].reference != "logging")
 
 #: The model that all methods start from and are compared with.
 START = "cloned"
@@ -63,7 +67,7 @@ class Study:
 
 def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
     """Clone, train, evaluate; the trained models are saved in ``output``, one folder per method."""
-    arguments = {method: _arguments(method, output / method, study) for method in METHODS}
+    arguments = {method: _arguments(method, output / method, study) for method in COMPARED}
     tokenizer = load_tokenizer(model)
     parts = three_parts(log, study.seed)
     train, held_out = parts.train + parts.validation, parts.test
@@ -78,7 +82,7 @@ def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
             score_slates(part, policy.model, tokenizer, progress=report, **options) for part in (train, held_out)
         )
     totals: dict[str, Any] = {START: [slate.logging_logprobs for slate in held_out]}
-    for method in METHODS:
+    for method in COMPARED:
         _say(f"training {method} on {len(train)} slates")
         trained = _train(method, copy.deepcopy(policy.model), arguments[method], train, tokenizer)
         with progress(f"scoring with {method}", "tokens") as report:

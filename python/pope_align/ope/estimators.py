@@ -160,12 +160,13 @@ def estimate(
 
 def _reach(log: LoggedSlates, spec: EstimatorSpec, predictions: Predictions | None, parts: Ratios) -> float | None:
     """What a response outside the log's support can change: unnormalised weights count it as 0, self-normalised ones as
-    the value of the others, doubly robust estimates as predicted.
+    the value of the others. A doubly robust estimate counts it as predicted, which may be any utility: predictions are
+    worst for responses that the log does not have.
     """
     if spec.weighs == "slate" or spec.pseudo_inverse:
         return None
     if predictions is not None:
-        return reach(log, float(predictions.logged.min()), float(predictions.logged.max()))
+        return reach(log, *log.utility_range)
     with np.errstate(all="ignore"):
         used = float(parts.values()[0]) if spec.self_normalize else 0.0
     return reach(log, used, used) if math.isfinite(used) else None

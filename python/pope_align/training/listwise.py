@@ -11,6 +11,10 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import softplus
 
+#: Log-ratios are ranked in steps of this, in nats. Two forward passes over one text differ by rounding, and before the
+#: first step nothing else would rank the responses.
+RANK_STEP = 0.05
+
 
 class ScoredSlates(NamedTuple):
     """The input of a list-wise loss: ``R`` responses of ``S`` slates."""
@@ -42,16 +46,18 @@ def lipo_lambda(slates: ScoredSlates, *, beta: float) -> torch.Tensor:
     """The lambda loss of list-wise preference optimisation: a logistic loss of pairs, weighted by their effect on DCG.
 
     ``sum_{i, j: u_i > u_j} |2^u_i - 2^u_j| |1/D_i - 1/D_j| log(1 + exp(-(s_i - s_j)))`` with ``s = beta log(pi /
-    pi_ref)`` and ``D_i = log(1 + rank of s_i, from 1)``; weights have no gradient. Equal ``s``, as before the first
-    step, are in random order: the second factor is its expectation, so the order of the responses does not matter.
+    pi_ref)`` and ``D_i = log(1 + rank of s_i, from 1)``; weights have no gradient. Equal log-ratios (up to
+    `RANK_STEP`), as before the first step, are in random order: the second factor is its expectation, so the order of
+    the responses does not matter.
 
     Source: Liu et al. 2024, arXiv 2402.01878, LiPO-λ; the responses' ranks are those of the policy.
     """
-    scores = beta * slates.log_ratios()
-    s, u = slates.padded(scores, -torch.inf), slates.padded(slates.utility.double(), torch.nan)
+    ratios = slates.log_ratios()
+    ranked = slates.padded((ratios.detach() / RANK_STEP).round(), -torch.inf)
+    s, u = slates.padded(beta * ratios, -torch.inf), slates.padded(slates.utility.double(), torch.nan)
     better = u[:, :, None] > u[:, None, :]  # False for padding, whose utility is NaN
     gains = (2.0 ** u[:, :, None] - 2.0 ** u[:, None, :]).abs()
-    weight = torch.where(better, gains * _discount_gaps(s.detach()), 0.0)
+    weight = torch.where(better, gains * _discount_gaps(ranked), 0.0)
     margin = torch.where(better, s[:, :, None] - s[:, None, :], 0.0)
     return (weight * softplus(-margin)).sum((1, 2))
 

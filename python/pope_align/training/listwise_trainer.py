@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from .window import ResponseWindow
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class ListwiseTrainer(PolicyTrainer):
@@ -68,6 +72,15 @@ class ListwiseTrainer(PolicyTrainer):
         if compares == "responses" and all(len(slate.scores) == 1 for slate in slates):
             raise ValueError(
                 f"train_dataset: expected a slate of two or more responses for method {args.method!r}, got one each"
+            )
+
+        how = {(slate.logging_policy or {}).get("how") for slate in slates}
+        if LISTWISE[args.method].reference == "logging" and how != {"recorded"}:
+            logger.warning(
+                "train_dataset: %s is derived for responses drawn from the logging policy, and the log-probabilities "
+                "are not all recorded ones (how: %s)",
+                args.method,
+                ", ".join(sorted(map(str, how))),
             )
 
     def _new_window(self, first_step: int = 0) -> ResponseWindow:
