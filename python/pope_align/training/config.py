@@ -79,7 +79,7 @@ class PopeConfig(PopeOptions, SlateConfig):
 @dataclass
 class ListwiseConfig(ListwiseOptions, SlateConfig):
     """Arguments of `ListwiseTrainer`: those of ``transformers.TrainingArguments``, those that `PopeConfig` documents
-    under "Data", "Model" and "Speed", and these:
+    under "Data", "Model" and "Speed", its ``early_stopping_patience``, and these:
 
     method: the loss, one of `methods.LISTWISE`.
     beta: strength of the KL regularisation to the reference; None for the method's default.

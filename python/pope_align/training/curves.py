@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ _PANELS: _Panels = [
     ),
     ("share of weights", {"is/ess_fraction": "effective sample size", "is/clip_fraction": "clipped"}),
 ]
+
+#: The panel of early stopping, where it was on.
+_INDEX: _Panels = [("within held-out slates", {"index/gain": "gain since the start", "index/p_value": "placebo p"})]
 
 #: The panels of list-wise methods.
 _LISTWISE_PANELS: _Panels = [
@@ -64,8 +68,13 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
 
     logged = {name for entry in history for name in entry}
     panels = _PANELS if "pope/value" in logged else _LISTWISE_PANELS if "slate/k_mean" in logged else _BASELINE_PANELS
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, (title, metrics) in zip(figure.subplots(2, 3).flat, panels, strict=True):
+    panels = [*panels, *(_INDEX if "eval_index/gain" in logged else [])]
+    columns = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(4 * columns, 6.5), layout="constrained")
+    places = figure.subplots(2, columns).flat
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, metrics) in zip(places, panels):
         for index, (name, label) in enumerate(metrics.items()):
             color = f"C{index}"
             steps, values = _series(history, name)
