@@ -52,15 +52,15 @@ def test_the_value_and_the_gain_of_long_responses() -> None:
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth() -> None:
-    """Of 200 logs each: long responses, where nothing is added, and shorter ones, where what the features miss is."""
+    """Of 100 logs each: long responses, where nothing is added, and shorter ones, where what the features miss is."""
     for world, verdicts in ((WORLD, {"caution"}), (SHORTER, {"reliable"})):
         covered, found = [], []
-        for seed in range(200):
+        for seed in range(100):
             _, _, target, base = both(seed, 120, world)
             value, gain = target.estimate.utility, compare(target.estimate, base.estimate).utility
             covered.append((value.low <= world.truth <= value.high, gain.low <= world.truth - world.base <= gain.high))
             found.append(target.estimate.verdict in verdicts)
-        assert np.mean(covered, axis=0).min() >= 0.95 - 3 * 0.0154, (world, np.mean(covered, axis=0))
+        assert np.mean(covered, axis=0).min() >= 0.95 - 3 * 0.0218, (world, np.mean(covered, axis=0))
         assert np.mean(found) > 0.6
 
 
