@@ -169,3 +169,15 @@ def test_no_export_hides_a_module_of_its_package() -> None:
             both |= {f"{name}.{file.stem}" for file in init.parent.iterdir() if file.stem in names}
     assert exported > 90
     assert both == {"pope_core.reference"}  # exported as a module
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """Whoever reads two modules need not ask whose `Plan` it is."""
+    found: dict[str, list[str]] = {}
+    for root in (ROOT / "pope_core", ROOT / "kernels", ROOT / "python"):
+        for file in root.rglob("*.py"):
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert len(found) > 200
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from letters import letters
 from pope_align.data import Slate, encode_slates
 from pope_align.generation.generations import Generation, GenerationSet, prompt_key
 from pope_align.metrics.embeddings import Embedder, default_model, embed, packaged_model
@@ -22,13 +23,6 @@ from pope_align.metrics.summary import summarize, write_json, write_prompt_metri
 from pope_align.propensity.scoring import score_responses
 
 TEXT = json.loads((Path(__file__).parent / "golden" / "text.json").read_text())
-
-
-def letters(texts, progress=None) -> np.ndarray:
-    """A small embedder: counts of letters, so that equal words are equal vectors."""
-    alphabet = "abcdefghijklmnopqrstuvwxyz"
-    counts = np.array([[1e-3 + text.lower().count(letter) for letter in alphabet] for text in texts])
-    return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
 def slates() -> list[Slate]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from letters import Letters
 from pope_align.cli import app
 from pope_align.cli.command import CLUSTER_PREFIX, modern
 from pope_align.data import Slate, read_slates, write_slates
@@ -37,17 +38,6 @@ def log() -> list[Slate]:
         )
         for at in range(12)
     ]
-
-
-class Letters:
-    """An embedder: counts of letters."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.report = type("Report", (), {"model": "letters"})()
-
-    def __call__(self, texts, progress=None) -> np.ndarray:
-        counts = np.array([[1e-3 + text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
-        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module")

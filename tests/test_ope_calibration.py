@@ -10,7 +10,7 @@ import pytest
 from pope_align._journal import Journal
 from pope_align.experiments.ope_calibration import (
     STUDIES,
-    Judged,
+    GradedEstimate,
     judge_long_world,
     judge_world,
     promises,
@@ -24,8 +24,8 @@ from pope_align.experiments.ope_worlds import DEVELOPMENT, TableWorld
 from scipy.stats import binomtest
 
 
-def row(error: float, verdict: str, *, healthy: bool = False) -> Judged:
-    return Judged("kind", "snips", "value", "first", error, 1.0, abs(error) <= 1.96, verdict, healthy, ())
+def row(error: float, verdict: str, *, healthy: bool = False) -> GradedEstimate:
+    return GradedEstimate("kind", "snips", "value", "first", error, 1.0, abs(error) <= 1.96, verdict, healthy, ())
 
 
 def test_promises_are_counted() -> None:
@@ -67,7 +67,7 @@ def test_a_stopped_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = run("development", 1, 3, Journal(tmp_path / "rows.jsonl", about))
     calls: list[str] = []
 
-    def counted(name: str, world: TableWorld, random: np.random.Generator) -> Iterator[Judged]:
+    def counted(name: str, world: TableWorld, random: np.random.Generator) -> Iterator[GradedEstimate]:
         calls.append(name)
         return judge_world(name, world, random)
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pope_align.experiments.ope_similar_world import World
+from pope_align.experiments.ope_similar_world import SimilarWorld
 from pope_align.ope.classifier_weights import classifier_weights
 from pope_align.ope.crossfit import cross_fit
 from pope_align.ope.model_first import model_first, weighted_mean
 from pope_align.stats.intervals import Confidence, quantities
 
 pytest.importorskip("scipy")
-WORLD = World()
+WORLD = SimilarWorld()
 
 
 def test_log_odds_are_the_true_log_weights_of_what_is_meant() -> None:
@@ -29,7 +29,7 @@ def test_log_odds_are_the_true_log_weights_of_what_is_meant() -> None:
 
 
 def test_a_policy_that_is_the_logging_policy_has_weights_near_one() -> None:
-    log, features, _ = World(shift=0.0).draw(1, slates=300)
+    log, features, _ = SimilarWorld(shift=0.0).draw(1, slates=300)
     result = classifier_weights(log, features)
     assert result.gain < 0.003
     assert np.abs(result.log_weights).max() < 0.35

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pope_align.experiments.ope_similar_world import World
+from pope_align.experiments.ope_similar_world import SimilarWorld
 from pope_align.ope import LoggedSlates
 from pope_align.ope.crossfit import cross_fit
 from pope_align.ope.features import Features
@@ -14,7 +14,7 @@ from pope_align.ope.paired_choice import least_error
 from pope_align.stats.intervals import Confidence, quantities
 from pope_align.stats.ratios import Ratios
 
-WORLD = World()
+WORLD = SimilarWorld()
 
 
 def ragged() -> tuple[LoggedSlates, Features]:
@@ -68,8 +68,8 @@ def test_doubly_robust_intervals_hold_the_truth_and_the_bias_bound_the_bias() ->
     covered, alone, bounds = [], [], []
     for seed in range(100):
         log, features, _ = WORLD.draw(seed, fresh=8)
-        theirs = World(shift=0.0).unit(
-            World(shift=0.0).draw(seed, fresh=8)[1]
+        theirs = SimilarWorld(shift=0.0).unit(
+            SimilarWorld(shift=0.0).draw(seed, fresh=8)[1]
         )  # the same log, fresh ones of its policy
         unit, fit = WORLD.unit(features), cross_fit(log, features)
         np.testing.assert_array_equal(unit.logged, theirs.logged)

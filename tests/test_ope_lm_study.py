@@ -179,8 +179,8 @@ def test_overlap_falls_with_length(cache: tuple[Path, PolicyModel], tmp_path: Pa
 
 
 def test_summaries_by_hand() -> None:
-    def row(target: str, estimate: float, low: float, high: float, heldout: float) -> results.Row:
-        return results.Row("semantic", 8, target, 0, "snips", estimate, 0.1, low, high, heldout, 0.0)
+    def row(target: str, estimate: float, low: float, high: float, heldout: float) -> results.ReplicateEstimate:
+        return results.ReplicateEstimate("semantic", 8, target, 0, "snips", estimate, 0.1, low, high, heldout, 0.0)
 
     truths = {"a": (0.2, 0.01), "b": (-0.1, 0.01)}
     table = results.summarize([row("a", 0.1, 0.0, 0.2, 0.25), row("b", 0.15, 0.0, 0.3, 0.05)], truths)["snips"]

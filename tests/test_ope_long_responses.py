@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pope_align.experiments.ope_similar_world import MEANING, World
+from pope_align.experiments.ope_similar_world import MEANING, SimilarWorld
 from pope_align.ope import LoggedSlates
 from pope_align.ope.comparison import compare
 from pope_align.ope.features import Features
@@ -16,8 +16,8 @@ from pope_align.ope.placebo import placebo
 from pope_core.objective import Objective
 
 pytest.importorskip("scipy")
-WORLD = World(0.6, wording=4.0, tokens=64)  # weights of whole responses: an effective sample of one or two
-SHORTER = World(0.6, wording=0.8, tokens=8)
+WORLD = SimilarWorld(0.6, wording=4.0, tokens=64)  # weights of whole responses: an effective sample of one or two
+SHORTER = SimilarWorld(0.6, wording=0.8, tokens=8)
 CU_ONLY = replace(Objective.evaluation(), diversity_weight=0.0)
 
 
@@ -27,7 +27,7 @@ def with_base(log: LoggedSlates) -> LoggedSlates:
 
 
 def both(
-    seed: int = 1, slates: int = 200, world: World = WORLD
+    seed: int = 1, slates: int = 200, world: SimilarWorld = WORLD
 ) -> tuple[LoggedSlates, Features, LongEstimate, LongEstimate]:
     log, features, _ = world.draw(seed, slates=slates)
     log = with_base(log)
@@ -64,7 +64,7 @@ def test_intervals_hold_the_truth() -> None:
         assert np.mean(found) > 0.6
 
 
-def hidden(seed: int, world: World) -> tuple[LongEstimate, float]:
+def hidden(seed: int, world: SimilarWorld) -> tuple[LongEstimate, float]:
     """Features without the three coordinates of meaning that the policy changes most."""
     log, features, _ = world.draw(seed, slates=300)
     order = np.argsort(np.abs(world.direction))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pope_align.experiments.ope_similar_world import World
+from pope_align.experiments.ope_similar_world import SimilarWorld
 from pope_align.ope import LoggedSlates
 from pope_align.ope.crossfit import Ridge, best_fit, cross_fit, deal
 from pope_align.ope.features import Features, fresh_mean, given_prompt, surface
@@ -14,7 +14,7 @@ from pope_align.ope.model_first import model_first, residual_check, weighted_mea
 from pope_align.ope.tempered import tempered
 from pope_align.stats.intervals import Confidence, quantities
 
-WORLD = World()
+WORLD = SimilarWorld()
 
 
 def raw_weights(log: LoggedSlates) -> np.ndarray:
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_see_the_reward_says_so() -> None:
 
 
 def test_residuals_contradict_a_model_that_is_wrong_where_the_policy_goes() -> None:
-    log, features, _ = World(shift=1.2, wording=0.3).draw(4, slates=600)
+    log, features, _ = SimilarWorld(shift=1.2, wording=0.3).draw(4, slates=600)
     lean = tempered(raw_weights(log)).log_weights
     right = cross_fit(log, features)
     assert abs(residual_check(log, right, lean).z) < 3

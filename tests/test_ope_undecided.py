@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pope_align.cli._evaluation_tables import lines
-from pope_align.experiments.ope_similar_world import World
+from pope_align.experiments.ope_similar_world import SimilarWorld
 from pope_align.ope import LoggedSlates, evaluate_policies
 from pope_align.ope.comparison import compare
 from pope_align.ope.direction import directions
@@ -19,7 +19,7 @@ pytest.importorskip("scipy")
 
 def judged(seed: int, *, seen: bool) -> tuple[Undecided, ...]:
     """Long responses; features that hold what decides the reward, or nothing, and then ratings are noise as well."""
-    log, features, _ = World(0.6, wording=4.0, tokens=64).draw(seed, slates=200)
+    log, features, _ = SimilarWorld(0.6, wording=4.0, tokens=64).draw(seed, slates=200)
     random = np.random.default_rng(seed)
     utility = log.utility if seen else random.permutation(log.utility)
     log = LoggedSlates.from_arrays(

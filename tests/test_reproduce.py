@@ -28,9 +28,9 @@ from pope_align.experiments.reproduce.fluency import fluency
 from pope_align.experiments.reproduce.methods import AGAIN, BASE, METHODS, PEOPLE, Method, chosen, label
 from pope_align.experiments.reproduce.page import cell
 from pope_align.experiments.reproduce.parts import PartCounts, make_parts, subset
-from pope_align.experiments.reproduce.plan import SOURCE, Request
+from pope_align.experiments.reproduce.plan import SOURCE, ReproductionRequest
 from pope_align.experiments.reproduce.protocol import EXPERIMENTS, read_protocol, read_sizes
-from pope_align.experiments.reproduce.results import Quantity, Results
+from pope_align.experiments.reproduce.results import Results
 from pope_align.experiments.reproduce.shuffled import shuffled_votes
 from pope_align.experiments.reproduce.stages import make_plan, preparation
 from pope_align.generation.generations import Generation, GenerationSet, read_generations
@@ -40,11 +40,13 @@ from pope_align.metrics import page as metrics_page
 from pope_align.metrics.faithfulness import load_entailment
 from pope_align.metrics.pareto import distance_to_front, dominated_volume, hypervolume
 from pope_align.propensity.scores import score_model
+from pope_align.stats.intervals import Quantity
 from pope_align.training import run as training_run
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import FaultyServer, running
+from letters import Letters
 
 # --- parts ----------------------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ def test_means_differences_and_intervals_over_prompts_and_seeds() -> None:
     assert results.mean(("sft", 1.0), "energy").value == pytest.approx(5.5 / 3)
     gain = results.difference(("sft", 1.0), (BASE, 1.0), "energy")
     assert (gain.value, gain.low, gain.high) == pytest.approx((-0.5, -0.5, -0.5))  # paired: no prompt differs
-    assert gain.visible == pytest.approx(0)
+    assert gain.standard_error == pytest.approx(0)
     of = results.mean((BASE, 1.0), "energy")
     assert of.low < 2.5 < of.high
     assert np.isnan(results.mean((BASE, 1.0), "diversity").value)
@@ -214,7 +216,7 @@ def test_the_bases_best_temperature_is_the_lowest_energy_and_one_prompt_has_no_i
     results = Results(values, ["p", "p"], draws=50)
     assert results.best_base("energy") == (BASE, 0.7)
     assert cell(results.mean((BASE, 0.7), "energy"), 3) == "0.150"
-    assert cell(Quantity(0.1234, 0.1, 0.2, 0), 2, signed=True) == "+0.12 [+0.10, +0.20]"
+    assert cell(Quantity(0.1234, 0, 0.1, 0.2), 2, signed=True) == "+0.12 [+0.10, +0.20]"
 
 
 # --- methods, protocols, plans --------------------------------------------------------------------------------------
@@ -267,9 +269,11 @@ def test_sizes_are_changed_by_name_and_checked() -> None:
             read_sizes(protocol, quick=True, changes=[change])
 
 
-def request_for(name: str, folder: Path, *, seeds: int = 1, tests: Sequence[str] = (), **more: object) -> Request:
+def request_for(
+    name: str, folder: Path, *, seeds: int = 1, tests: Sequence[str] = (), **more: object
+) -> ReproductionRequest:
     protocol = read_protocol(name)
-    return Request(
+    return ReproductionRequest(
         protocol=protocol,
         sizes=read_sizes(protocol, quick=True),
         methods=tuple(chosen(None, own=protocol.own, quick=True, curve=protocol.curve)),
@@ -384,17 +388,6 @@ def test_fluency_is_a_mean_over_tokens_and_blank_answers_are_counted(make_tiny_m
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
-
-
-class Letters:
-    """An embedder: counts of letters."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.report = type("Report", (), {"model": "letters"})()
-
-    def __call__(self, texts, progress=None) -> np.ndarray:
-        counts = np.array([[1e-3 + text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
-        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
 def write_writer(folder: Path, make: Callable[..., object], tokenizer: object, seed: int) -> str:

@@ -12,7 +12,7 @@ from ._stages import hanging, run_pope, run_stages, show_commands, show_plan
 from .checks import check_file, check_json, check_model, pairs, required
 
 if TYPE_CHECKING:
-    from ..compare.run import Plan
+    from ..compare.run import ComparisonPlan
 
 _LOG, _ANSWERS = "The log", "Fresh answers"
 
@@ -118,7 +118,7 @@ def check_embeddings() -> None:
             raise ValueError(f"embedding model: {error}") from error
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: ComparisonPlan) -> None:
     from .console import err, out
 
     width = min(out.width, 100)
@@ -132,7 +132,7 @@ def _show(plan: Plan) -> None:
     err.print(f"everything between is kept in {plan.folder}")
 
 
-def _finish(plan: Plan, page: Path, json: str | None, *, overwrite: bool) -> None:
+def _finish(plan: ComparisonPlan, page: Path, json: str | None, *, overwrite: bool) -> None:
     from ..report.decision import decide, spoken
     from ..report.page import write_report
     from ..report.run import read_run

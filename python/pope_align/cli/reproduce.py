@@ -15,7 +15,7 @@ from .compare import check_embeddings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..experiments.reproduce.plan import Plan, Request
+    from ..experiments.reproduce.plan import ReproductionPlan, ReproductionRequest
     from ..experiments.reproduce.protocol import Protocol
 
 _SIZE, _MODELS, _JUDGE = "Sizes", "Other models", "The judge (figure4)"
@@ -103,7 +103,7 @@ def reproduce(
 
     from .._files import claim_folder
     from ..experiments.reproduce.methods import chosen
-    from ..experiments.reproduce.plan import Request
+    from ..experiments.reproduce.plan import ReproductionRequest
     from ..experiments.reproduce.protocol import read_protocol, read_sizes
     from .train_arguments import read_arguments
 
@@ -132,7 +132,7 @@ def reproduce(
         raise ValueError(f"--out: expected a folder, got the file {str(out)!r}")
     if judge is not None and protocol.shows == "judge" and not dry_run:
         check_key("OPENAI_API_KEY", judge_url)
-    request = Request(
+    request = ReproductionRequest(
         protocol=protocol if matching is None else replace(protocol, matching=matching),
         sizes=read_sizes(protocol, quick=quick, changes=set_ or ()),
         methods=tuple(chosen(method, own=protocol.own, quick=quick, curve=protocol.curve)),
@@ -193,7 +193,7 @@ def _check_used(protocol: Protocol, **given: object) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: expected none for {protocol.name}, which does not use it")
 
 
-def _run(request: Request, out: Path, *, dry_run: bool) -> None:
+def _run(request: ReproductionRequest, out: Path, *, dry_run: bool) -> None:
     from ..experiments.reproduce.run import prepare, write
     from .console import err
     from .console import out as out_
@@ -218,7 +218,7 @@ def _judge(name: str | None, url: str | None) -> tuple[str, ...]:
     return () if name is None else ("--model", name, *(() if url is None else ("--base-url", url)))
 
 
-def _show(plan: Plan, request: Request) -> None:
+def _show(plan: ReproductionPlan, request: ReproductionRequest) -> None:
     from .console import out
 
     width = min(out.width, 100)

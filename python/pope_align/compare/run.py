@@ -18,7 +18,7 @@ RunCommand = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What was found in a log, and what is to be done: the first stages made the slates, and are done."""
 
     found: Found
@@ -31,7 +31,9 @@ class Plan:
         write_json(self.folder / PLAN, record(self.found, options, [*self.preparation, *self.stages], self.folder))
 
 
-def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slates: int, run: RunCommand) -> Plan:
+def prepare(
+    inputs: Sequence[str], options: Options, folder: Path, *, most_slates: int, run: RunCommand
+) -> ComparisonPlan:
     """Turn the log into slates, a sample of them where there are many, and plan the rest. Needs no model.
 
     Args:
@@ -81,4 +83,4 @@ def prepare(inputs: Sequence[str], options: Options, folder: Path, *, most_slate
     )
     run_stage(preparation[1], folder, run)
     found = look(read_slates(log), source=inputs, format=converted["format"])
-    return Plan(found, tuple(preparation), tuple(stages(found, options, log, folder)), folder)
+    return ComparisonPlan(found, tuple(preparation), tuple(stages(found, options, log, folder)), folder)

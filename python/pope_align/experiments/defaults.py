@@ -61,7 +61,7 @@ SETTINGS = [
 
 
 @dataclass(frozen=True)
-class Study:
+class AblationStudy:
     """Common options of all settings.
 
     Attributes:
@@ -78,7 +78,7 @@ class Study:
     bf16: bool = False
 
 
-def run(log: Path, model: str, study: Study) -> dict[str, Any]:
+def run(log: Path, model: str, study: AblationStudy) -> dict[str, Any]:
     """Every setting's gain over the cloned policy, under one objective: neg_log_prob diversity with weight 0.1."""
     tokenizer = load_tokenizer(model)
     train, validation, test = three_parts(log, study.seed)
@@ -144,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _arguments(setting: Setting, study: Study) -> PopeConfig:
+def _arguments(setting: Setting, study: AblationStudy) -> PopeConfig:
     return PopeConfig(
         "unused",
         num_train_epochs=1,
@@ -200,13 +200,13 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="slates with scores")
     parser.add_argument("--model", required=True, help="hub name, folder or GGUF file")
     parser.add_argument("-o", "--out", type=Path, required=True, help="JSON file")
-    parser.add_argument("--max-length", type=int, default=Study.max_length)
-    parser.add_argument("--seed", type=int, default=Study.seed)
+    parser.add_argument("--max-length", type=int, default=AblationStudy.max_length)
+    parser.add_argument("--seed", type=int, default=AblationStudy.seed)
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     given = vars(parser.parse_args())
     log, model, output = given.pop("log"), given.pop("model"), given.pop("out")
     check_output(output, overwrite=True)
-    result = run(log, model, Study(**given))
+    result = run(log, model, AblationStudy(**given))
     write_json(output, jsonable(result))
     print(table(result["settings"]))
 

@@ -45,7 +45,7 @@ START = "cloned"
 
 
 @dataclass(frozen=True)
-class Study:
+class MethodStudy:
     """Common options of all methods.
 
     Attributes:
@@ -65,7 +65,7 @@ class Study:
     seed: int = 1
 
 
-def run_study(log: Path, model: str, output: Path, study: Study) -> Evaluation:
+def run_study(log: Path, model: str, output: Path, study: MethodStudy) -> Evaluation:
     """Clone, train, evaluate; the trained models are saved in ``output``, one folder per method."""
     arguments = {method: _arguments(method, output / method, study) for method in COMPARED}
     tokenizer = load_tokenizer(model)
@@ -115,7 +115,7 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _arguments(method: TrainingMethod, folder: Path, study: Study) -> TrainingArguments:
+def _arguments(method: TrainingMethod, folder: Path, study: MethodStudy) -> TrainingArguments:
     shared: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": study.epochs,
@@ -163,11 +163,11 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of models and results")
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
     for name in ("epochs", "learning_rate", "beta", "max_length", "seed"):
-        default = getattr(Study, name)
+        default = getattr(MethodStudy, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     given = vars(parser.parse_args())
     log, model, output = given.pop("log"), given.pop("model"), given.pop("out")
-    study = Study(**given)
+    study = MethodStudy(**given)
     check_output_folder(output, overwrite=True)
     evaluation = run_study(log, model, output, study)
     text = table(evaluation)

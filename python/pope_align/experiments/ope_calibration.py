@@ -38,7 +38,7 @@ UNTRUE = ("misrecorded",)
 
 
 @dataclass(frozen=True)
-class Judged:
+class GradedEstimate:
     """One estimate or difference, and how wrong it was."""
 
     kind: str
@@ -58,7 +58,7 @@ class Judged:
         return not abs(self.error) <= 3 * self.standard_error + 1e-12
 
 
-def judge_world(kind: str, world: TableWorld, random: np.random.Generator) -> Iterator[Judged]:
+def judge_world(kind: str, world: TableWorld, random: np.random.Generator) -> Iterator[GradedEstimate]:
     """Every estimator on one log."""
     log, predictions = world.sample(random)
     healthy = {policy: _healthy(kind, world, log, policy) for policy in POLICIES}
@@ -72,7 +72,7 @@ def judge_world(kind: str, world: TableWorld, random: np.random.Generator) -> It
             yield _judged(kind, name, difference, truth[policy] - truth[POLICIES[0]], healthy[policy])
 
 
-def judge_long_world(kind: str, world: LongWorld, random: np.random.Generator) -> Iterator[Judged]:
+def judge_long_world(kind: str, world: LongWorld, random: np.random.Generator) -> Iterator[GradedEstimate]:
     """Model first on one log of long responses; healthy where weights of whole responses would do as well."""
     log, features = world.sample(random)
     value, base = world.truth(random)
@@ -96,9 +96,9 @@ def _estimate(log: LoggedSlates, policy: str, name: str, predictions: dict[str, 
     return estimate(log, policy, name, predictions=model)
 
 
-def _judged(kind: str, estimator: str, result: Estimate | Comparison, truth: float, healthy: bool) -> Judged:
+def _judged(kind: str, estimator: str, result: Estimate | Comparison, truth: float, healthy: bool) -> GradedEstimate:
     value = result.utility
-    return Judged(
+    return GradedEstimate(
         kind,
         estimator,
         "value" if isinstance(result, Estimate) else "difference",
@@ -112,16 +112,16 @@ def _judged(kind: str, estimator: str, result: Estimate | Comparison, truth: flo
     )
 
 
-def promises(rows: Iterable[Judged]) -> dict[str, dict[str, float]]:
+def promises(rows: Iterable[GradedEstimate]) -> dict[str, dict[str, float]]:
     """By estimator and kind of result: coverage of reliable results, with Wilson's bound, and the other promises."""
-    groups: dict[str, list[Judged]] = {}
+    groups: dict[str, list[GradedEstimate]] = {}
     for row in rows:
         groups.setdefault(f"{row.estimator}, {row.what}", []).append(row)
         groups.setdefault(f"{row.estimator}, both", []).append(row)
     return {name: _promises(mine) for name, mine in groups.items()}
 
 
-def _promises(rows: list[Judged]) -> dict[str, float]:
+def _promises(rows: list[GradedEstimate]) -> dict[str, float]:
     reliable = [row for row in rows if row.verdict == "reliable"]
     off = [row for row in rows if row.far_off]
     healthy = [row for row in rows if row.healthy]
@@ -153,7 +153,7 @@ def wilson_lower(count: int, of: int, z: float = 1.959963984540054) -> float:
     return float((centre - half) / (1 + z**2 / of))
 
 
-def summarise(rows: list[Judged]) -> dict[str, Any]:
+def summarise(rows: list[GradedEstimate]) -> dict[str, Any]:
     """The promises of all rows and by kind of world, and the rules that decided, most frequent first."""
     kinds = list(dict.fromkeys(row.kind for row in rows))
     deciding: dict[str, int] = {}
@@ -190,7 +190,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 #: The kinds of worlds of each study, and what is judged on one of them.
-STUDIES: Mapping[str, tuple[Mapping[str, Any], Callable[..., Iterator[Judged]]]] = {
+STUDIES: Mapping[str, tuple[Mapping[str, Any], Callable[..., Iterator[GradedEstimate]]]] = {
     "development": (DEVELOPMENT, judge_world),
     "held-out": (HELD_OUT, judge_world),
     "long-development": (LONG_DEVELOPMENT, judge_long_world),
@@ -198,10 +198,10 @@ STUDIES: Mapping[str, tuple[Mapping[str, Any], Callable[..., Iterator[Judged]]]]
 }
 
 
-def run(study: str, worlds: int, seed: int, journal: Journal) -> list[Judged]:
+def run(study: str, worlds: int, seed: int, journal: Journal) -> list[GradedEstimate]:
     """All rows of a study, in the order of the worlds; those in the journal are not computed again."""
     kinds, judge = STUDIES[study]
-    rows: list[Judged] = []
+    rows: list[GradedEstimate] = []
     for number in range(worlds):
         for at, (name, kind) in enumerate(kinds.items()):
             key = f"{name}, {number}"
@@ -214,10 +214,10 @@ def run(study: str, worlds: int, seed: int, journal: Journal) -> list[Judged]:
     return rows
 
 
-def _row(written: dict[str, Any]) -> Judged:
+def _row(written: dict[str, Any]) -> GradedEstimate:
     """A row as it was; numbers that JSON cannot hold are NaN."""
     numbers = {name: float("nan") if written[name] is None else written[name] for name in ("error", "standard_error")}
-    return Judged(**{**written, **numbers, "rules": tuple(written["rules"])})
+    return GradedEstimate(**{**written, **numbers, "rules": tuple(written["rules"])})
 
 
 def main() -> None:

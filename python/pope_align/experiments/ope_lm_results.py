@@ -23,7 +23,7 @@ SIZE, FRESH = 4, 4
 
 
 @dataclass(frozen=True)
-class Row:
+class ReplicateEstimate:
     """One estimate of ``V(target) - V(log)`` on one replicate."""
 
     reward: str
@@ -82,7 +82,7 @@ def replicate(pool: Pool, number: int) -> _Replicate:
     return _Replicate(chosen, others, thumbs)
 
 
-def run(pool: Pool, replicates: int) -> Iterator[tuple[list[Row], Check]]:
+def run(pool: Pool, replicates: int) -> Iterator[tuple[list[ReplicateEstimate], Check]]:
     """Every reward, target and replicate at one length."""
     for number in range(replicates):
         drawn = replicate(pool, number)
@@ -94,7 +94,7 @@ def run(pool: Pool, replicates: int) -> Iterator[tuple[list[Row], Check]]:
 
 def _one(
     pool: Pool, drawn: _Replicate, reward: str, name: str, target: Responses, split: Integers, number: int
-) -> tuple[list[Row], Check]:
+) -> tuple[list[ReplicateEstimate], Check]:
     mine, rest = split[:, :FRESH], split[:, FRESH:]
     log = _log(pool.logged, drawn, reward, name)
     owner = np.repeat(np.arange(pool.num_prompts), FRESH)
@@ -112,7 +112,7 @@ def _one(
     for estimator, ratios in all_of_them.values.items():
         q = quantities(ratios.minus(all_of_them.base), Confidence())[0]
         place = (reward, pool.length, name, number, estimator)
-        rows.append(Row(*place, q.value, q.standard_error, q.low, q.high, truth, error))
+        rows.append(ReplicateEstimate(*place, q.value, q.standard_error, q.low, q.high, truth, error))
     fresh = _take(target.logprobs[name], mine) - _take(target.logprobs[LOGGING.name], mine)
     return rows, Check(reward, pool.length, name, number, support(log, name, fresh, owner).share, **all_of_them.checks)
 
@@ -158,7 +158,7 @@ def true_differences(pool: Pool, reward: str) -> dict[str, tuple[float, float]]:
     return result
 
 
-def summarize(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+def summarize(rows: Sequence[ReplicateEstimate], truths: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
     """By estimator, over targets and replicates of one reward and length."""
     return {
         estimator: _summary([row for row in rows if row.estimator == estimator], truths)
@@ -166,7 +166,7 @@ def summarize(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> di
     }
 
 
-def _summary(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dict[str, float]:
+def _summary(rows: Sequence[ReplicateEstimate], truths: dict[str, tuple[float, float]]) -> dict[str, float]:
     errors = np.array([row.estimate - row.heldout for row in rows])
     half = np.array([(row.high - row.low) / 2 for row in rows])
     # The truth is a mean of samples, so an interval may miss it by its error.
@@ -190,7 +190,7 @@ def _summary(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> dic
     }
 
 
-def _order(rows: Sequence[Row], truths: dict[str, tuple[float, float]]) -> tuple[float, float]:
+def _order(rows: Sequence[ReplicateEstimate], truths: dict[str, tuple[float, float]]) -> tuple[float, float]:
     """Kendall's tau of the targets and the log, and the regret of choosing the best estimate."""
     estimates = np.array([0.0, *(row.estimate for row in rows)])
     true = np.array([0.0, *(truths[row.target][0] for row in rows)])

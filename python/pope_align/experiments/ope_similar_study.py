@@ -21,9 +21,9 @@ from .._json import jsonable
 from ..ope.features import Features
 from ..ope.log_support import support
 from ..stats.intervals import Confidence, quantities
-from .ope_lm_results import Check, Row, check_table, summarize
+from .ope_lm_results import Check, ReplicateEstimate, check_table, summarize
 from .ope_long_estimators import estimate_all, learn
-from .ope_similar_world import World
+from .ope_similar_world import SimilarWorld
 
 #: Spread of the log-weight per token of wording, nats: an effective sample of 14% at 8 tokens.
 PER_TOKEN = 0.5
@@ -34,7 +34,7 @@ LENGTHS = (2, 8, 32, 64)
 SHIFTS = (-0.6, -0.3, -0.1, 0.1, 0.3, 0.6, 0.9, 1.2)
 
 
-def run(replicates: int, slates: int) -> Iterator[tuple[Row, Check | None]]:
+def run(replicates: int, slates: int) -> Iterator[tuple[ReplicateEstimate, Check | None]]:
     """Every row, and with the first of each log its checks."""
     for number in range(replicates):
         for shift in SHIFTS:
@@ -43,16 +43,18 @@ def run(replicates: int, slates: int) -> Iterator[tuple[Row, Check | None]]:
         print(f"{number + 1} of {replicates} logs", flush=True)
 
 
-def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[Row, Check | None]]:
+def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[ReplicateEstimate, Check | None]]:
     """One log at every length: the same meanings and ratings, with increasing spread of wording."""
-    log, features, _ = World(shift).draw(number, slates=slates)
-    logging = World(0.0).unit(World(0.0).draw(number, slates=slates)[1])  # the same log, fresh responses of its policy
-    unit = World(shift).unit(features)
+    log, features, _ = SimilarWorld(shift).draw(number, slates=slates)
+    logging = SimilarWorld(0.0).unit(
+        SimilarWorld(0.0).draw(number, slates=slates)[1]
+    )  # the same log, fresh responses of its policy
+    unit = SimilarWorld(shift).unit(features)
     if not seen:
         features, unit, logging = (_unseen(each, number) for each in (features, unit, logging))
     learned = learn(log, [features], unit, (logging.target, logging.owner))
     for length in LENGTHS:
-        world = World(shift, PER_TOKEN * length**0.5, length)
+        world = SimilarWorld(shift, PER_TOKEN * length**0.5, length)
         log, _, fresh = world.draw(number, slates=slates)
         result = estimate_all(log, "target", learned)
         place = "seen" if seen else "unseen", length, f"{shift:+g}", number
@@ -61,7 +63,7 @@ def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[R
         for estimator, ratios in result.values.items():
             q = quantities(ratios.minus(result.base), Confidence())[0]
             truth = world.truth - world.base
-            yield Row(*place, estimator, q.value, q.standard_error, q.low, q.high, truth, 0.0), check
+            yield ReplicateEstimate(*place, estimator, q.value, q.standard_error, q.low, q.high, truth, 0.0), check
             check = None
 
 
@@ -76,7 +78,7 @@ def study(replicates: int, slates: int) -> dict[str, Any]:
     """Tables by what the model sees and by length."""
     found = list(run(replicates, slates))
     rows, checks = [row for row, _ in found], [check for _, check in found if check is not None]
-    truths = {f"{shift:+g}": (World(shift).truth - World(shift).base, 0.0) for shift in SHIFTS}
+    truths = {f"{shift:+g}": (SimilarWorld(shift).truth - SimilarWorld(shift).base, 0.0) for shift in SHIFTS}
     tables = {}
     for reward in ("seen", "unseen"):
         for length in LENGTHS:

@@ -22,7 +22,7 @@ _PROMPT_TASTE = _RANDOM.normal(0, 0.4, PROMPT)
 
 
 @dataclass(frozen=True)
-class World:
+class SimilarWorld:
     """A target policy whose meaning is shifted by ``shift`` and whose wording adds ``wording`` nats of spread."""
 
     shift: float = 0.6  # along the taste of the raters

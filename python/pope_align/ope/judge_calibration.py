@@ -140,7 +140,7 @@ class JudgedValue:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RatingPlan:
     """What a precision costs: prompts with judged responses, and ratings for the calibration."""
 
     prompts: int
@@ -226,7 +226,7 @@ class JudgeCalibration:
             raise ValueError(f"judged: expected ratings of responses to at least two prompts, got {own.prompts}")
         return self._quantity(lambda f: _means(own.ratings - f(own.scores), own.clusters))[0]
 
-    def plan(self, judged: Judged, half_width: float, *, cost_of_rating: float = 10.0) -> Plan:
+    def plan(self, judged: Judged, half_width: float, *, cost_of_rating: float = 10.0) -> RatingPlan:
         """The cheapest numbers of prompts and ratings for an interval of +- ``half_width``.
 
         With ``A / n`` and ``B / m`` the variances by n prompts and m ratings of this pilot, and a rating that costs
@@ -245,7 +245,7 @@ class JudgeCalibration:
         special = require("scipy.special", extra="train", purpose="to plan ratings")
         error = half_width / float(special.ndtri((1 + self.level) / 2))
         both = math.sqrt(prompts * ratings)
-        return Plan(
+        return RatingPlan(
             math.ceil((prompts + both * math.sqrt(cost_of_rating)) / error**2),
             math.ceil((ratings + both / math.sqrt(cost_of_rating)) / error**2),
             half_width,

@@ -13,7 +13,7 @@ from ...metrics.figures import colour
 from ...metrics.pareto import distance_to_front, hypervolume, pareto_front
 from .methods import BASE
 from .page import cloud_of, column, data_label, name_of
-from .plan import Plan
+from .plan import ReproductionPlan
 from .results import Point, Results
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(plan: Plan, results: Mapping[str, Results]) -> Figure | None:
+def draw(plan: ReproductionPlan, results: Mapping[str, Results]) -> Figure | None:
     """The picture of an experiment; None for a table."""
     shows = plan.request.protocol.shows
     if shows == "envelopes":
@@ -57,7 +57,7 @@ def envelopes(results: Results) -> Figure:
     return figure
 
 
-def bars(plan: Plan, results: Mapping[str, Results]) -> Figure:
+def bars(plan: ReproductionPlan, results: Mapping[str, Results]) -> Figure:
     """A panel per data set and metric, a bar per method at temperature 1."""
     metrics = plan.request.protocol.metrics
     figure = _figure(2.8 * len(metrics), 2.8 * len(results) + 0.8)

@@ -17,9 +17,10 @@ from ..._arrays import Floats
 from ..._json import jsonable
 from ..._text import in_markdown
 from ...metrics.pareto import distance_to_front, hypervolume
+from ...stats.intervals import Quantity
 from .methods import AGAIN, BASE, PEOPLE, label
-from .plan import Plan
-from .results import FLUENCY, Point, Quantity, Results, better_side, column_label, digits
+from .plan import ReproductionPlan
+from .results import DETECTABLE, FLUENCY, Point, Results, better_side, column_label, digits
 
 _PAPER_NOTE = "as the paper reports it, with its own models and data"
 
@@ -55,7 +56,7 @@ def name_of(point: Point) -> str:
     return f"{label(method)}, T = {temperature:g}" if shown else label(method)
 
 
-def main_table(plan: Plan, data: str, results: Results) -> Table:
+def main_table(plan: ReproductionPlan, data: str, results: Results) -> Table:
     """Every method and control, the energy distance first, then the paper's rows."""
     protocol = plan.request.protocol
     metrics = shown_metrics(plan, results)
@@ -76,7 +77,7 @@ def main_table(plan: Plan, data: str, results: Results) -> Table:
     return Table(f"{protocol.title}: {in_markdown(data_label(plan, data))}", tuple(columns), tuple(rows), _notes(plan))
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
+def _notes(plan: ReproductionPlan) -> tuple[str, ...]:
     request = plan.request
     over = f"prompts and {request.seeds} seeds" if request.seeds > 1 else "prompts (one seed: not over trainings)"
     notes = [
@@ -96,7 +97,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def difference_table(plan: Plan, data: str, results: Results) -> Table:
+def difference_table(plan: ReproductionPlan, data: str, results: Results) -> Table:
     """Paired differences, for which prompts and seeds are common."""
     metric = plan.request.protocol.metrics[0]
     base, best = (AGAIN, 1.0), results.best_base(metric)
@@ -113,13 +114,14 @@ def difference_table(plan: Plan, data: str, results: Results) -> Table:
             continue
         same = "-" if point == base else cell(results.difference(point, base, metric), digits(metric), signed=True)
         against = results.difference(point, best, metric)
+        visible = DETECTABLE * against.standard_error
         front = "-" if point[0] in (AGAIN, PEOPLE) else cell(results.beyond_again(point[0]), 4, signed=True)
         rows.append(
             (
                 name_of(point),
                 same,
                 cell(against, digits(metric), signed=True),
-                "-" if math.isnan(against.visible) else f"{against.visible:.{digits(metric)}f}",
+                "-" if math.isnan(visible) else f"{visible:.{digits(metric)}f}",
                 front,
             )
         )
@@ -137,7 +139,7 @@ def difference_table(plan: Plan, data: str, results: Results) -> Table:
     )
 
 
-def abilities_table(plan: Plan, *, draws: int) -> Table:
+def abilities_table(plan: ReproductionPlan, *, draws: int) -> Table:
     """Multiple choice and unrelated text, before and after."""
     read = {key: json.loads(path.read_text(encoding="utf-8")) for key, path in plan.abilities.items()}
     methods = list(dict.fromkeys(method for method, _ in read))
@@ -174,14 +176,14 @@ def abilities_table(plan: Plan, *, draws: int) -> Table:
     return Table("General abilities before and after", columns, tuple(rows))
 
 
-def column(plan: Plan, metric: str) -> str:
+def column(plan: ReproductionPlan, metric: str) -> str:
     """The heading of a metric: faithfulness is named after what measured it."""
     if metric == "align_score" and "--entailment" in plan.request.aligner:
         return f"Entailed by the prompt, by {Path(plan.request.aligner[1]).name} ↑"
     return column_label(metric)
 
 
-def envelope_table(plan: Plan, data: str, results: Results) -> Table:
+def envelope_table(plan: ReproductionPlan, data: str, results: Results) -> Table:
     """Figure 1 in numbers, from all prompts and seeds at temperature 1."""
     rows = []
     for point in results.points:
@@ -202,7 +204,7 @@ def cloud_of(results: Results, point: Point) -> Floats:
     return np.stack([values["pl_score"].ravel(), values["diversity"].ravel()], axis=1)
 
 
-def judge_table(plan: Plan, data: str) -> Table:
+def judge_table(plan: ReproductionPlan, data: str) -> Table:
     """Win rates, ties counted half."""
     content = json.loads(plan.judged[data].read_text(encoding="utf-8"))
     rows = []
@@ -211,19 +213,19 @@ def judge_table(plan: Plan, data: str) -> Table:
         rate = match["win_rate"]
         value, low, high = (math.nan if rate[name] is None else rate[name] for name in ("value", "low", "high"))
         rows.append(
-            (f"{label(match['a'])} against {label(match['b'])}", *counts, cell(Quantity(value, low, high, math.nan), 3))
+            (f"{label(match['a'])} against {label(match['b'])}", *counts, cell(Quantity(value, math.nan, low, high), 3))
         )
     note = f"Judge: {content['judge']['model']}; every pair in both orders; Wilson intervals; first seed."
     columns = ("Match", "won", "tied", "lost", "win rate, ties half")
     return Table(f"Win rates: {in_markdown(data_label(plan, data))}", columns, tuple(rows), (note,))
 
 
-def data_label(plan: Plan, data: str) -> str:
+def data_label(plan: ReproductionPlan, data: str) -> str:
     """A data set's name; the source has that of its file."""
     return Path(plan.request.data).stem if data == "source" else data
 
 
-def shown_metrics(plan: Plan, results: Results) -> list[str]:
+def shown_metrics(plan: ReproductionPlan, results: Results) -> list[str]:
     """The columns: those of the protocol that were measured, and fluency where a third model was named."""
     there = {name for point in results.points for name in results.metrics(point)}
     wanted = list(plan.request.protocol.metrics)
@@ -231,7 +233,7 @@ def shown_metrics(plan: Plan, results: Results) -> list[str]:
     return [name for name in wanted if name in there]
 
 
-def _values(plan: Plan, data: str) -> dict[str, str]:
+def _values(plan: ReproductionPlan, data: str) -> dict[str, str]:
     """Off-policy values with their verdicts."""
     path = plan.values.get(data)
     if path is None:
@@ -239,12 +241,12 @@ def _values(plan: Plan, data: str) -> dict[str, str]:
     shown = {}
     for each in json.loads(path.read_text(encoding="utf-8"))["estimates"]:
         value, low, high = (math.nan if each[name] is None else each[name] for name in ("value", "low", "high"))
-        text = cell(Quantity(value, low, high, math.nan), 4)
+        text = cell(Quantity(value, math.nan, low, high), 4)
         shown[each["policy"]] = f"~~{text}~~ refused" if each["verdict"] == "refuse" else f"{text}, {each['verdict']}"
     return shown
 
 
-def _paper_rows(plan: Plan, data: str, metrics: Sequence[str]) -> list[tuple[str, ...]]:
+def _paper_rows(plan: ReproductionPlan, data: str, metrics: Sequence[str]) -> list[tuple[str, ...]]:
     protocol, rows = plan.request.protocol, []
     for block in protocol.paper:
         for at, theirs in enumerate(block["data"]):
@@ -261,7 +263,7 @@ def _number(value: float | None, places: int) -> str:
     return "-" if value is None else f"*{value:.{max(places, 4) if abs(value) < 1 else places}f}*"
 
 
-def result_json(plan: Plan, results: Mapping[str, Results]) -> dict[str, Any]:
+def result_json(plan: ReproductionPlan, results: Mapping[str, Results]) -> dict[str, Any]:
     """All numbers, for programs."""
     request = plan.request
     content: dict[str, Any] = {
@@ -280,7 +282,7 @@ def result_json(plan: Plan, results: Mapping[str, Results]) -> dict[str, Any]:
     return cleaned
 
 
-def _result(plan: Plan, results: Results) -> list[dict[str, Any]]:
+def _result(plan: ReproductionPlan, results: Results) -> list[dict[str, Any]]:
     metrics = shown_metrics(plan, results)
     best = results.best_base(metrics[0])
     rows = []

@@ -16,7 +16,7 @@ SOURCE = "source"
 
 
 @dataclass(frozen=True)
-class Request:
+class ReproductionRequest:
     """What was asked for.
 
     Attributes:
@@ -105,10 +105,10 @@ class Measured(NamedTuple):
 
 
 @dataclass
-class Plan:
+class ReproductionPlan:
     """The stages, their costs, and where their numbers are."""
 
-    request: Request
+    request: ReproductionRequest
     stages: list[Stage] = field(default_factory=list)
     cost: Cost = Cost()
     measured: list[Measured] = field(default_factory=list)

@@ -17,42 +17,21 @@ from ...metrics.pareto import dominated_volume
 from ...metrics.registry import BY_NAME
 from ...stats.bootstrap import resampled_sums
 from ...stats.clusters import codes_of
+from ...stats.intervals import Quantity
 from .methods import AGAIN, BASE
 from .plan import Measured
 
 #: The goals of the front: all are better when larger.
 GOALS = ("pl_score", "coverage", "diversity")
 
-#: Normal quantiles of a two-sided test at 5% and of 80% power.
-_DETECTABLE = 1.96 + 0.84
+#: Standard errors of the smallest difference that a two-sided test at 5% detects with 80% power.
+DETECTABLE = 1.96 + 0.84
 
 #: Fluency is measured by a stage of its own; everything else is a metric of the registry.
 FLUENCY = "fluency"
 
 #: One method at one temperature.
 Point = tuple[str, float]
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A mean or a difference with its 95% interval.
-
-    Attributes:
-        visible: of a difference: the smallest that this design detects with 80% power.
-    """
-
-    value: float
-    low: float
-    high: float
-    visible: float
-
-    @classmethod
-    def of(cls, value: float, draws: Floats) -> Quantity:
-        known = draws[~np.isnan(draws)]
-        if math.isnan(value) or len(known) < 2:
-            return cls(value, math.nan, math.nan, math.nan)
-        low, high = np.quantile(known, [0.025, 0.975])
-        return cls(value, float(low), float(high), _DETECTABLE * float(known.std(ddof=1)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +74,7 @@ class Results:
     def mean(self, point: Point, metric: str) -> Quantity:
         """The mean of a metric."""
         of = self._mean(point, metric)
-        return Quantity.of(of.value, of.draws)
+        return _quantity(of.value, of.draws)
 
     def difference(self, point: Point, other: Point, metric: str) -> Quantity:
         """The mean of a metric minus that of another point, on the slates where both are defined."""
@@ -104,7 +83,7 @@ class Results:
             return Quantity(math.nan, math.nan, math.nan, math.nan)
         both = ~np.isnan(left).all(0) & ~np.isnan(right).all(0)
         a, b = (self._of(np.where(both, values, np.nan)) for values in (left, right))
-        return Quantity.of(a.value - b.value, a.draws - b.draws)
+        return _quantity(a.value - b.value, a.draws - b.draws)
 
     def best_base(self, metric: str) -> Point:
         """The temperature at which the base is best in a metric, on these same prompts: an advantage for the base."""
@@ -118,12 +97,12 @@ class Results:
         Never negative, so noise alone gives some: compare it with that of the base sampled again (`beyond_again`).
         """
         of = self._beyond(method)
-        return Quantity.of(of.value, of.draws)
+        return _quantity(of.value, of.draws)
 
     def beyond_again(self, method: str) -> Quantity:
         """`beyond`, minus that of a second sample of the base."""
         a, b = self._beyond(method), self._beyond(AGAIN)
-        return Quantity.of(a.value - b.value, a.draws - b.draws)
+        return _quantity(a.value - b.value, a.draws - b.draws)
 
     def _beyond(self, method: str) -> _Mean:
         base, more = (self._goals(name) for name in (BASE, method))
@@ -168,6 +147,15 @@ class Results:
         factor = math.sqrt(count / (count - 1)) * float(special.stdtrit(count - 1, 0.975) / special.ndtri(0.975))
         g = np.random.default_rng([self.seed, count]).standard_normal((self.draws, count))
         return np.asarray(1 + factor * (g - g.mean(1, keepdims=True)))
+
+
+def _quantity(value: float, draws: Floats) -> Quantity:
+    """A value with the percentile interval of its draws; one without draws has no interval."""
+    known = draws[~np.isnan(draws)]
+    if math.isnan(value) or len(known) < 2:
+        return Quantity(value, math.nan, math.nan, math.nan)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Quantity(value, float(known.std(ddof=1)), float(low), float(high))
 
 
 def better_side(metric: str) -> str | None:

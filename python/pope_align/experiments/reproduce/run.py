@@ -20,7 +20,7 @@ from .page import (
     result_json,
 )
 from .parts import PartCounts
-from .plan import Plan, Request
+from .plan import ReproductionPlan, ReproductionRequest
 from .results import Results, read_results
 from .stages import make_plan, preparation
 
@@ -28,7 +28,7 @@ from .stages import make_plan, preparation
 RunCommand = Callable[[Sequence[str]], None]
 
 
-def prepare(request: Request, run: RunCommand) -> Plan:
+def prepare(request: ReproductionRequest, run: RunCommand) -> ReproductionPlan:
     """Make the parts of every data set, and plan the rest. Needs no model.
 
     Raises:
@@ -50,13 +50,13 @@ def prepare(request: Request, run: RunCommand) -> Plan:
     return plan
 
 
-def results_of(plan: Plan) -> dict[str, Results]:
+def results_of(plan: ReproductionPlan) -> dict[str, Results]:
     """What the stages measured, by data set."""
     draws = plan.request.sizes.draws
     return {data: read_results(plan.measured, plan.fluency, data, draws=draws) for data in plan.request.reported}
 
 
-def tables(plan: Plan, results: dict[str, Results]) -> list[Table]:
+def tables(plan: ReproductionPlan, results: dict[str, Results]) -> list[Table]:
     """The page's tables."""
     found = []
     for data, of in results.items():
@@ -70,7 +70,7 @@ def tables(plan: Plan, results: dict[str, Results]) -> list[Table]:
     return found
 
 
-def write(plan: Plan, folder: Path) -> list[Path]:
+def write(plan: ReproductionPlan, folder: Path) -> list[Path]:
     """The page, its numbers and, for a figure, the picture; everything is computed from what the stages wrote."""
     name, results = plan.request.protocol.name, results_of(plan)
     page, numbers, picture = (folder / f"{name}.{ending}" for ending in ("md", "json", "png"))

@@ -9,7 +9,7 @@ from ...compare.stages import Stage
 from . import parts
 from .methods import AGAIN, BASE, PEOPLE, Feedback, Method
 from .parts import PartCounts
-from .plan import SOURCE, Arguments, Cost, Measured, Plan, Request
+from .plan import SOURCE, Arguments, Cost, Measured, ReproductionPlan, ReproductionRequest
 from .protocol import BASE_TEMPERATURES
 
 #: Added to the seeds of all samples but those of the base's front. The base's second sample and the methods have the
@@ -20,7 +20,7 @@ _OTHER_SEED = 1000
 _ABILITY_TOKENS = 4_000
 
 
-def preparation(request: Request) -> dict[str, Stage]:
+def preparation(request: ReproductionRequest) -> dict[str, Stage]:
     """The stages that need no model, by data set: its parts."""
     sizes = request.sizes
     stages = {}
@@ -37,7 +37,7 @@ def preparation(request: Request) -> dict[str, Stage]:
     return stages
 
 
-def make_plan(request: Request, counts: Mapping[str, PartCounts]) -> Plan:
+def make_plan(request: ReproductionRequest, counts: Mapping[str, PartCounts]) -> ReproductionPlan:
     """The stages after the parts of every data set are there.
 
     Args:
@@ -56,14 +56,14 @@ def make_plan(request: Request, counts: Mapping[str, PartCounts]) -> Plan:
 class _Builder:
     """Stages in the order in which they are run."""
 
-    def __init__(self, request: Request, counts: Mapping[str, PartCounts]) -> None:
+    def __init__(self, request: ReproductionRequest, counts: Mapping[str, PartCounts]) -> None:
         self.request, self.counts, self.sizes = request, counts, request.sizes
-        self.plan = Plan(request)
+        self.plan = ReproductionPlan(request)
         self.folder = request.folder
         self.cache = ("--cache", request.folder / "cache")
         self.logs: dict[tuple[Feedback, int], Path] = {}
 
-    def build(self) -> Plan:
+    def build(self) -> ReproductionPlan:
         policies: dict[tuple[str, int], str | Path] = {}
         for seed in range(self.request.seeds):
             policies[BASE, seed] = self.request.model
