@@ -82,7 +82,7 @@ def test_parts_share_no_group_and_references_no_response_with_other_people(tmp_p
         assert len(other.texts) == 2
         at = [whole.completions.index(text) for text in kept.completions]
         assert kept.scores == [whole.scores[index] for index in at]
-    assert PartCounts.read(json.loads((tmp_path / parts.COUNTS).read_text())) == counts
+    assert PartCounts(**json.loads((tmp_path / parts.COUNTS).read_text())) == counts
     assert counts.test_prompts == len({slate_group(slate) for slate in test}) >= 5  # few slates from many groups
     again = make_parts(slates[::-1], tmp_path / "again", train=9, test=6, most=4, answers=2, matching="Describe")
     assert again == counts

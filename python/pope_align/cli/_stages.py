@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from ..compare.stages import Stage
 
 
+def page_width() -> int:
+    """The columns of a plan: those of the terminal, at most 100."""
+    from .console import out
+
+    return min(out.width, 100)
+
+
 def run_pope(argv: Sequence[str]) -> None:
     """One of pope's own commands, in this process."""
     from . import app

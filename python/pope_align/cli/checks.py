@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from .._files import check_output, check_output_folder, claim_folder, claim_outp
 from .command import until_the_end
 
 T = TypeVar("T")
+
+#: A name that a user gives to a policy or a data set, and that files are named after.
+NAME = re.compile(r"[\w][\w.-]*")
 
 
 def check_log(path: str | os.PathLike[str], argument: str) -> None:
@@ -169,3 +173,23 @@ def claimed_by_main_process(path: Path, *, overwrite: bool, endings: Sequence[st
         return
     with claim_output(path, overwrite=overwrite, endings=endings):
         yield
+
+
+def check_embeddings() -> None:
+    """Refuse a run without library or model for embeddings, which only a late stage would notice.
+
+    Raises:
+        ValueError: an embedding model that is nowhere.
+        ImportError: sentence-transformers is not installed.
+    """
+    from .._extras import check_installed
+    from ..metrics.embeddings import default_model
+    from ..models.places import look_up
+
+    check_installed("sentence_transformers", extra="eval", purpose="to embed texts")
+    model = default_model()
+    if not Path(model).is_dir():
+        try:
+            look_up(model)
+        except FileNotFoundError as error:
+            raise ValueError(f"embedding model: {error}") from error

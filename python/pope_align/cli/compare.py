@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._stages import hanging, run_pope, run_stages, show_commands, show_plan
-from .checks import check_file, check_json, check_model, pairs, required
+from ._stages import hanging, page_width, run_pope, run_stages, show_commands, show_plan
+from .checks import NAME, check_embeddings, check_file, check_json, check_model, pairs, required
 
 if TYPE_CHECKING:
     from ..compare.run import ComparisonPlan
@@ -60,7 +59,7 @@ def compare(
     if len(policies) < 2:
         raise ValueError(f"--policy: expected at least two, to compare, got {len(policies)}")
     for name in policies:
-        if not re.fullmatch(r"[\w][\w.-]*", name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"--policy: expected names of letters, digits, '_', '-' and '.', got {name!r}")
     from ..report.page import check_report
 
@@ -98,30 +97,10 @@ def compare(
             _finish(plan, page, json, overwrite=overwrite)
 
 
-def check_embeddings() -> None:
-    """Refuse a run without library or model for embeddings, which only a late stage would notice.
-
-    Raises:
-        ValueError: an embedding model that is nowhere.
-        ImportError: sentence-transformers is not installed.
-    """
-    from .._extras import check_installed
-    from ..metrics.embeddings import default_model
-    from ..models.places import look_up
-
-    check_installed("sentence_transformers", extra="eval", purpose="to embed texts")
-    model = default_model()
-    if not Path(model).is_dir():
-        try:
-            look_up(model)
-        except FileNotFoundError as error:
-            raise ValueError(f"embedding model: {error}") from error
-
-
 def _show(plan: ComparisonPlan) -> None:
     from .console import err, out
 
-    width = min(out.width, 100)
+    width = page_width()
     out.print("The log")
     facts = plan.found.lines()
     for name, text in facts.items():

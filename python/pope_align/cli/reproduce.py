@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._stages import run_pope, run_stages, show_commands, show_plan
-from .checks import check_file, check_key, check_log, check_model, pairs
-from .compare import check_embeddings
+from ..experiments.reproduce.protocol import EXPERIMENTS, Experiment
+from ._stages import page_width, run_pope, run_stages, show_commands, show_plan
+from .checks import NAME, check_embeddings, check_file, check_key, check_log, check_model, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +29,7 @@ _NEEDS = {
 
 def reproduce(
     experiment: Annotated[
-        Literal["table1", "table2", "table3", "figure1", "figure2", "figure3", "figure4"],
-        typer.Argument(metavar="NAME", help="table1, table2, table3, figure1, figure2, figure3 or figure4."),
+        Experiment, typer.Argument(metavar="NAME", help=f"{', '.join(EXPERIMENTS[:-1])} or {EXPERIMENTS[-1]}.")
     ],
     model: Annotated[str, typer.Option(help="The model to align: hub name, folder, or GGUF file.")],
     data: Annotated[
@@ -130,7 +128,7 @@ def reproduce(
             check_file(path, option)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {str(out)!r}")
-    if judge is not None and protocol.shows == "judge" and not dry_run:
+    if judge is not None and "judge" in protocol.needs and not dry_run:
         check_key("OPENAI_API_KEY", judge_url)
     request = ReproductionRequest(
         protocol=protocol if matching is None else replace(protocol, matching=matching),
@@ -143,8 +141,8 @@ def reproduce(
         folder=out / protocol.log,
         logging_model=logging_model or (model if quick else "openai-community/gpt2-medium"),
         third_model=third_model,
-        aligner=_aligner(alignscore, entailment) if "align_score" in protocol.metrics else (),
-        judge=_judge(judge, judge_url) if protocol.shows == "judge" else (),
+        aligner=_aligner(alignscore, entailment) if "faithfulness" in protocol.needs else (),
+        judge=_judge(judge, judge_url) if "judge" in protocol.needs else (),
         abilities=() if text is None else ("--text", str(text)),
     )
     named = {"--model": model, "--third-model": third_model, "--entailment": entailment}
@@ -170,16 +168,18 @@ def _check_needs(protocol: Protocol, given: Mapping[str, object], tests: Mapping
         raise ValueError(
             f"--test: expected none for {protocol.name}, which has prompts of its own, got {', '.join(tests)}"
         )
-    if protocol.tests and not tests:
+    if not protocol.source and not tests:
         raise ValueError(f"--test: expected NAME=FILE of at least one other domain for {protocol.name}, got none")
+    from ..experiments.reproduce.plan import SOURCE
+
     for name in tests:
-        if not re.fullmatch(r"[\w][\w.-]*", name) or name == "source":
+        if not NAME.fullmatch(name) or name == SOURCE:
             raise ValueError(f"--test: expected names of letters, digits, '_', '-' and '.', not 'source', got {name!r}")
 
 
 def _check_used(protocol: Protocol, **given: object) -> None:
     """Refuse options that the experiment has no use for."""
-    judged, faithful = protocol.shows == "judge", "align_score" in protocol.metrics
+    judged, faithful = "judge" in protocol.needs, "faithfulness" in protocol.needs
     used = {
         "judge": judged,
         "judge_url": judged,
@@ -221,7 +221,7 @@ def _judge(name: str | None, url: str | None) -> tuple[str, ...]:
 def _show(plan: ReproductionPlan, request: ReproductionRequest) -> None:
     from .console import out
 
-    width = min(out.width, 100)
+    width = page_width()
     out.print(f"{request.protocol.title}: {', '.join(each.name for each in request.methods)}")
     show_plan(plan.stages, request.folder, width)
     show_commands(plan.stages, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,7 @@ from .._files import report_path, write_json
 from ..data.schema import read_slates
 from ..report.run import ANSWERS, PLAN, SLATES
 from .plan import Found, Options, look, record, stages
-from .stages import STAMPS, Stage, run_stage
-
-#: Runs a command of `pope`, given its arguments.
-RunCommand = Callable[[Sequence[str]], None]
+from .stages import RunCommand, Stage, check_run_folder, run_stage
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,7 @@ def prepare(
     Raises:
         ValueError: a folder that holds other things than a run; whatever `pope convert` refuses.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMPS).is_file():
-        raise ValueError(f"run_dir: {folder}: holds files that no comparison made; name another folder")
+    check_run_folder(folder, "run_dir", "comparison")
     (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     log = folder / SLATES
     whole = log.with_name("all.jsonl")

@@ -20,6 +20,10 @@ from .._files import write_json, write_text
 STAMPS, LOGS = "stages.json", "logs"
 
 
+#: Runs a command of `pope`, given its arguments.
+RunCommand = Callable[[Sequence[str]], None]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One command.
@@ -69,7 +73,17 @@ def fingerprint(path: Path) -> str:
     return str(path)
 
 
-def run_stage(stage: Stage, folder: Path, run: Callable[[Sequence[str]], None]) -> bool:
+def check_run_folder(folder: Path, argument: str, what: str) -> None:
+    """Refuse a folder that holds other things than a run.
+
+    Args:
+        argument, what: for the error: the argument that names the folder, and what made its files.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMPS).is_file():
+        raise ValueError(f"{argument}: {folder}: holds files that no {what} made; name another folder")
+
+
+def run_stage(stage: Stage, folder: Path, run: RunCommand) -> bool:
     """Run a stage unless its result is there already; whether it was run.
 
     Args:

@@ -26,7 +26,7 @@ def bars(report: MetricsReport) -> Figure:
     names = report.metrics
     columns = min(len(names), 5)
     rows = -(-len(names) // columns)
-    figure = _figure(2.6 * columns, 2.5 * rows + 0.5)
+    figure = new_figure(2.6 * columns, 2.5 * rows + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False)
     models = [table.model for table in report.tables]
     for axis, name in zip(axes.flat, names):
@@ -42,7 +42,7 @@ def bars(report: MetricsReport) -> Figure:
 def pareto(report: MetricsReport) -> Figure:
     """PL-Score against diversity, a point per slate, with the Pareto envelope."""
     count = len(report.tables)
-    figure = _figure(3.8 * count + 0.6, 3.8)
+    figure = new_figure(3.8 * count + 0.6, 3.8)
     axes = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)
     for at, (axis, table) in enumerate(zip(axes.flat, report.tables)):
         points = np.stack([table.values["pl_score"], table.values["diversity"]], axis=1)
@@ -53,7 +53,7 @@ def pareto(report: MetricsReport) -> Figure:
         axis.plot(*np.nanmean(points, axis=0), marker="+", markersize=12, color="black", linestyle="", label="mean")
         axis.set_title(f"{in_figure(table.model)}\nhypervolume {report.hypervolumes[table.model]:.3f}", fontsize=10)
         axis.set_xlabel("PL-Score")
-        _plain(axis)
+        plain(axis)
     _show_points(axes[0, 0], report)
     axes[0, 0].set_ylabel("Diversity")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
@@ -65,7 +65,7 @@ def colour(at: int) -> str:
     return COLOURS[at % len(COLOURS)]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure outside of pyplot."""
     module = require("matplotlib.figure", extra="train", purpose="to draw figures")
     figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
@@ -90,7 +90,7 @@ def _bar_panel(axis: Axes, report: MetricsReport, name: str, models: list[str]) 
     if axis.get_ylim()[0] < 0 < axis.get_ylim()[1] and not any(patch.get_extents().height for patch in axis.patches):
         axis.set_ylim(0, 1)  # all zero: matplotlib would centre it
     axis.tick_params(labelsize=8)
-    _plain(axis)
+    plain(axis)
 
 
 def _show_points(axis: Axes, report: MetricsReport) -> None:
@@ -114,5 +114,6 @@ def _staircase(front: Floats) -> Floats:
     return np.array(corners)
 
 
-def _plain(axis: Axes) -> None:
+def plain(axis: Axes) -> None:
+    """No frame above and to the right."""
     axis.spines[["top", "right"]].set_visible(False)

@@ -49,7 +49,7 @@ class Item(NamedTuple):
 class SlateDataset:
     """Examples with their positions, and their slates for errors and tables.
 
-    ``start_logprobs`` is set if a KL penalty needs it.
+    ``start_logprobs`` is set where a KL penalty, a loss that compares with the start, or early stopping needs it.
     """
 
     examples: Sequence[ResponseExample]
@@ -72,7 +72,7 @@ class SlateDataset:
         return self.slates[index].slate_id or str(index + 1)
 
     def utility(self, index: int) -> list[float]:
-        """The logging log-probabilities of a scored slate."""
+        """``[k]`` utilities of a slate."""
         return cast(SlateExample, self.examples[index])["utility"]
 
     def set_epoch(self, epoch: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...data import Slate
+from ...models.limits import limits
 from ...propensity.scores import score_model
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def abilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Slate], text: str
 ) -> dict[str, Any]:
     """Both measures, ready for JSON."""
-    window = min(512, int(getattr(model.config, "max_position_embeddings", 512)))
+    window = min(512, limits(model).trained or 512)
     nats, tokens = text_nats(text, model, tokenizer, window=window)
     right = choices(questions, model, tokenizer, max_length=window)
     return {

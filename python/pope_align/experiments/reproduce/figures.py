@@ -9,7 +9,7 @@ import numpy as np
 
 from ..._extras import require
 from ..._text import in_figure
-from ...metrics.figures import colour
+from ...metrics.figures import colour, new_figure, plain
 from ...metrics.pareto import distance_to_front, hypervolume, pareto_front
 from .methods import BASE
 from .page import cloud_of, column, data_label, name_of
@@ -39,7 +39,7 @@ def envelopes(results: Results) -> Figure:
     points = [point for point in results.points if point[1] == 1]
     columns = min(len(points), 4)
     rows = -(-len(points) // columns)
-    figure = _figure(3.4 * columns, 3.4 * rows)
+    figure = new_figure(3.4 * columns, 3.4 * rows)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for at, (axis, point) in enumerate(zip(axes.flat, points)):
         cloud = cloud_of(results, point)
@@ -60,7 +60,7 @@ def envelopes(results: Results) -> Figure:
 def bars(plan: ReproductionPlan, results: Mapping[str, Results]) -> Figure:
     """A panel per data set and metric, a bar per method at temperature 1."""
     metrics = plan.request.protocol.metrics
-    figure = _figure(2.8 * len(metrics), 2.8 * len(results) + 0.8)
+    figure = new_figure(2.8 * len(metrics), 2.8 * len(results) + 0.8)
     axes = figure.subplots(len(results), len(metrics), squeeze=False)
     names: dict[Point, None] = {}
     for row, (data, of) in zip(axes, results.items()):
@@ -90,12 +90,6 @@ def _panel(axis: Axes, results: Results, points: list[Point], metric: str) -> No
     _plain(axis)
 
 
-def _figure(width: float, height: float) -> Figure:
-    module = require("matplotlib.figure", extra="train", purpose="to draw figures")
-    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
-    return figure
-
-
 def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
+    plain(axis)
     axis.tick_params(labelsize=8)

@@ -19,7 +19,7 @@ from ..._text import in_markdown
 from ...metrics.pareto import distance_to_front, hypervolume
 from ...stats.intervals import Quantity
 from .methods import AGAIN, BASE, PEOPLE, label
-from .plan import ReproductionPlan
+from .plan import SOURCE, ReproductionPlan
 from .results import DETECTABLE, FLUENCY, Point, Results, better_side, column_label, digits
 
 _PAPER_NOTE = "as the paper reports it, with its own models and data"
@@ -79,9 +79,10 @@ def main_table(plan: ReproductionPlan, data: str, results: Results) -> Table:
 
 def _notes(plan: ReproductionPlan) -> tuple[str, ...]:
     request = plan.request
-    over = f"prompts and {request.seeds} seeds" if request.seeds > 1 else "prompts (one seed: not over trainings)"
+    of_one, of_several = "one seed: not over trainings", f"over {request.seeds} seeds as in a t interval"
+    seeds = of_several if request.seeds > 1 else of_one
     notes = [
-        f"Mean [95% interval], bootstrap over {over}, {request.sizes.draws} draws.",
+        f"Mean [95% interval], bootstrap over prompts ({seeds}), {request.sizes.draws} draws.",
         "*Beyond the base's front*: the volume of PL-Score, coverage and diversity that the method dominates at its "
         f"temperatures ({', '.join(f'{each:g}' for each in request.sizes.temperatures)}) and the base at none of its "
         "five. It is never negative: noise gives the base, sampled again, some too.",
@@ -222,7 +223,7 @@ def judge_table(plan: ReproductionPlan, data: str) -> Table:
 
 def data_label(plan: ReproductionPlan, data: str) -> str:
     """A data set's name; the source has that of its file."""
-    return Path(plan.request.data).stem if data == "source" else data
+    return Path(plan.request.data).stem if data == SOURCE else data
 
 
 def shown_metrics(plan: ReproductionPlan, results: Results) -> list[str]:
@@ -270,7 +271,7 @@ def result_json(plan: ReproductionPlan, results: Mapping[str, Results]) -> dict[
         "experiment": request.protocol.name,
         "version": __version__,
         "model": request.model,
-        "data": {"source": request.data, **request.tests},
+        "data": {SOURCE: request.data, **request.tests},
         "sizes": asdict(request.sizes),
         "seeds": request.seeds,
         "results": {name: _result(plan, of) for name, of in results.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,6 @@ class PartCounts:
     test_responses: int
     tokens: int
     divided: int
-
-    @classmethod
-    def read(cls, content: dict[str, Any]) -> PartCounts:
-        return cls(**{each.name: content[each.name] for each in fields(cls)})
 
 
 def make_parts(
@@ -125,11 +121,19 @@ def make_parts(
 def subset(slate: Slate, indices: Sequence[int]) -> Slate:
     """A slate with some of its responses, and everything that belongs to each of them."""
     count = len(slate.completions)
-    per_response = {"completions", "scores", "logging_logprobs", "completion_tokens", "responders", "group_scores"}
+    per_response = {
+        "completions",
+        "scores",
+        "logging_logprobs",
+        "completion_tokens",
+        "responders",
+        "group_scores",
+        "finished",
+    }
     chosen: dict[str, Any] = {
         name: [getattr(slate, name)[index] for index in indices]
         for name in FIELDS
-        if name in per_response | {"finished"} and getattr(slate, name) is not None
+        if name in per_response and getattr(slate, name) is not None
     }
     return replace(slate, **chosen, ranks=slate.ranks if len(indices) == count else None)
 

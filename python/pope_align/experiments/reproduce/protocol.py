@@ -73,8 +73,7 @@ class Protocol:
         matching: regular expression of the prompts that belong to it; "": all.
         value: whether off-policy estimates are a column.
         curve: whether it has the curve over ``diversity_weight``.
-        source: whether the test part of the training data is reported.
-        tests: whether other data sets are needed.
+        source: whether the test part of the training data is reported; otherwise other data sets are needed.
         needs: what must be named on the command line.
         paper_metrics, paper: the paper's numbers.
     """
@@ -88,7 +87,6 @@ class Protocol:
     value: bool = False
     curve: bool = False
     source: bool = True
-    tests: bool = False
     needs: tuple[str, ...] = ()
     paper_metrics: tuple[str, ...] = ()
     paper: tuple[Mapping[str, Any], ...] = ()

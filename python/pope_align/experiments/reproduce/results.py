@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,9 @@ from ...stats.clusters import codes_of
 from ...stats.intervals import Quantity
 from .methods import AGAIN, BASE
 from .plan import Measured
+
+#: Of the bootstrap: all methods and experiments have the same draws.
+_SEED = 0
 
 #: The goals of the front: all are better when larger.
 GOALS = ("pl_score", "coverage", "diversity")
@@ -56,14 +58,13 @@ class Results:
         draws: of the bootstrap.
     """
 
-    def __init__(
-        self, values: Mapping[Point, Mapping[str, Floats]], prompts: Sequence[str], *, draws: int, seed: int = 0
-    ) -> None:
-        self.values, self.draws, self.seed = values, draws, seed
+    def __init__(self, values: Mapping[Point, Mapping[str, Floats]], prompts: Sequence[str], *, draws: int) -> None:
+        self.values, self.draws = values, draws
         distinct, self.clusters = codes_of(list(prompts))
         self.count = len(distinct)
+        self._means: dict[tuple[Point, str], _Mean] = {}
 
-    @cached_property
+    @property
     def points(self) -> list[Point]:
         """Methods and temperatures, as they were given."""
         return list(self.values)
@@ -119,17 +120,18 @@ class Results:
         return values, np.stack([np.stack([each.draws for each in row], axis=-1) for row in means], axis=1)
 
     def _mean(self, point: Point, metric: str) -> _Mean:
-        values = self.values[point].get(metric)
-        if values is None:
-            return _Mean(math.nan, np.full(self.draws, np.nan))
-        return self._of(values)
+        if (point, metric) not in self._means:
+            values = self.values[point].get(metric)
+            nothing = _Mean(math.nan, np.full(self.draws, np.nan))
+            self._means[point, metric] = nothing if values is None else self._of(values)
+        return self._means[point, metric]
 
     def _of(self, values: Floats) -> _Mean:
         known = ~np.isnan(values)
         filled = np.where(known, values, 0.0)
         value = float(filled.sum() / known.sum()) if known.any() else math.nan
         sums, sizes = (_by_cluster(each, self.clusters, self.count) for each in (filled, known.astype(float)))
-        totals, counts = (resampled_sums(each, "bootstrap", self.draws, self.seed) for each in (sums, sizes))
+        totals, counts = (resampled_sums(each, "bootstrap", self.draws, _SEED) for each in (sums, sizes))
         if len(values) > 1:
             chosen = self._seeds(len(values))
             totals, counts = totals * chosen, counts * chosen
@@ -145,7 +147,7 @@ class Results:
         """
         special = require("scipy.special", extra="train", purpose="for intervals over seeds")
         factor = math.sqrt(count / (count - 1)) * float(special.stdtrit(count - 1, 0.975) / special.ndtri(0.975))
-        g = np.random.default_rng([self.seed, count]).standard_normal((self.draws, count))
+        g = np.random.default_rng([_SEED, count]).standard_normal((self.draws, count))
         return np.asarray(1 + factor * (g - g.mean(1, keepdims=True)))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..._files import replacing, write_json, write_text
-from ...compare.stages import STAMPS, run_stage
+from ...compare.stages import RunCommand, check_run_folder, run_stage
 from . import parts
 from .figures import draw
 from .page import (
@@ -24,9 +23,6 @@ from .plan import ReproductionPlan, ReproductionRequest
 from .results import Results, read_results
 from .stages import make_plan, preparation
 
-#: Runs a command of `pope`, given its arguments.
-RunCommand = Callable[[Sequence[str]], None]
-
 
 def prepare(request: ReproductionRequest, run: RunCommand) -> ReproductionPlan:
     """Make the parts of every data set, and plan the rest. Needs no model.
@@ -35,14 +31,13 @@ def prepare(request: ReproductionRequest, run: RunCommand) -> ReproductionPlan:
         ValueError: a folder that holds other things than a run; data that is too small.
     """
     folder = request.folder
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMPS).is_file():
-        raise ValueError(f"out: {folder}: holds files that no reproduction made; name another folder")
+    check_run_folder(folder, "out", "reproduction")
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     for name, stage in preparation(request).items():
         run_stage(stage, folder, run)
         content = json.loads((Path(stage.writes[0]) / parts.COUNTS).read_text(encoding="utf-8"))
-        counts[name] = PartCounts.read(content)
+        counts[name] = PartCounts(**content)
     plan = make_plan(request, counts)
     for stage in plan.stages:  # whose commands can then be run by hand, too
         for path in stage.writes:

@@ -61,7 +61,7 @@ class _Builder:
         self.plan = ReproductionPlan(request)
         self.folder = request.folder
         self.cache = ("--cache", request.folder / "cache")
-        self.logs: dict[tuple[Feedback, int], Path] = {}
+        self.logs: dict[tuple[str, int], Path] = {}
 
     def build(self) -> ReproductionPlan:
         policies: dict[tuple[str, int], str | Path] = {}
@@ -134,13 +134,13 @@ class _Builder:
         )
 
     def _candidates(self, seed: int) -> Path:
+        if ("candidates", seed) in self.logs:
+            return self.logs["candidates", seed]
         out, people = self.folder / "logs" / f"candidates-{seed}.jsonl", self._part(SOURCE, parts.TRAIN)
-        if out in {Path(stage.writes[0]) for stage in self.plan.stages}:
-            return out
         argv: Arguments = ["generate", people, "--model", self.request.model, "--logprobs"]
         options = {"n": self.sizes.candidates, "max-new-tokens": self.sizes.max_new_tokens, "seed": seed}
         count = self.counts[SOURCE].train * self.sizes.candidates
-        return self.plan.add(
+        self.logs["candidates", seed] = self.plan.add(
             f"candidates-{seed}",
             f"{self.sizes.candidates} own candidates to every training prompt, with their propensities, seed {seed}",
             Cost(written=count * self.sizes.max_new_tokens),
@@ -149,6 +149,7 @@ class _Builder:
             writes=out,
             work=[out.with_name(f"{out.name}.journal")],
         )
+        return self.logs["candidates", seed]
 
     def _scored(self, data: str, part: str) -> Path:
         """A log of people's with the propensities of a logging policy that is cloned from it, in two folds."""
