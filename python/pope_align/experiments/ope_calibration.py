@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def run(study: str, worlds: int, seed: int, journal: Journal) -> list[GradedEsti
             key = f"{name}, {number}"
             if key not in journal:
                 random = np.random.default_rng([seed, at, number])
-                journal.add(key, [jsonable(asdict(row)) for row in judge(name, kind(random), random)])
+                journal.add(key, [jsonable(row) for row in judge(name, kind(random), random)])
             rows += [_row(each) for each in journal[key]]
         if (number + 1) % 10 == 0 or number + 1 == worlds:
             print(f"{number + 1} of {worlds} worlds of every kind", flush=True)

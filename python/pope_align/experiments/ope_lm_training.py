@@ -65,8 +65,8 @@ def _path(models: PolicyModel, index: int) -> Path:
 
 def _draw_missing(models: PolicyModel, prompts: Sequence[Prompt]) -> None:
     """Draw the responses that are not in the cache, prompts of equal length together, which need no padding."""
-    lengths = [len(chat_ids(models.tokenizer, prompt.text, None)) for prompt in prompts]
     missing = [index for index in range(len(prompts)) if not _path(models, index).exists()]
+    lengths = {index: len(chat_ids(models.tokenizer, prompts[index].text, None)) for index in missing}
     for _, group in groupby(sorted(missing, key=lengths.__getitem__), key=lengths.__getitem__):
         together = list(group)
         for start in range(0, len(together), BLOCK):

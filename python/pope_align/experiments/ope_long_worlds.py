@@ -15,6 +15,7 @@ import numpy as np
 from .._arrays import Floats, Integers
 from ..ope import LoggedSlates
 from ..ope.features import Features
+from .ope_similar_world import sigmoid
 
 MEANING, PROMPT = 6, 3
 
@@ -53,8 +54,7 @@ class LongWorld:
 
     def liked(self, meaning: Floats, prompt: Floats) -> Floats:
         """Probability of a thumb."""
-        logit = meaning @ self.taste + prompt @ self.prompt_taste + np.square(meaning @ self.curve)
-        return np.asarray(1 / (1 + np.exp(-logit)))
+        return sigmoid(meaning @ self.taste + prompt @ self.prompt_taste + np.square(meaning @ self.curve))
 
     def truth(self, random: np.random.Generator) -> tuple[float, float]:
         """Values of the policy and of the logging policy."""

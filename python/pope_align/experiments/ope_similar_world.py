@@ -37,7 +37,7 @@ class SimilarWorld:
         """``E sigmoid(N(mean, variance))`` by quadrature."""
         spread = np.square(_TASTE).sum() + np.square(_B @ _TASTE + _PROMPT_TASTE).sum()
         nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-        return float(weights @ _sigmoid(shift @ _TASTE + np.sqrt(spread) * nodes) / weights.sum())
+        return float(weights @ sigmoid(shift @ _TASTE + np.sqrt(spread) * nodes) / weights.sum())
 
     @property
     def truth(self) -> float:
@@ -56,7 +56,7 @@ class SimilarWorld:
         rows, owner = np.repeat(np.arange(slates), size), np.repeat(np.arange(slates), fresh)
         logged = x[rows] @ _B + random.normal(0, 1, (rows.size, MEANING))
         target = x[owner] @ _B + self.direction + random.normal(0, 1, (owner.size, MEANING))
-        liked = _sigmoid(logged @ _TASTE + x[rows] @ _PROMPT_TASTE)
+        liked = sigmoid(logged @ _TASTE + x[rows] @ _PROMPT_TASTE)
         utility = (random.random(rows.size) < liked).astype(float)
         words = random.normal(0, self.wording, rows.size) - self.wording**2 / 2
         fresh_words = random.normal(0, self.wording, owner.size) + self.wording**2 / 2
@@ -89,5 +89,6 @@ def _unit(rows: Floats) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _sigmoid(x: Floats) -> Floats:
+def sigmoid(x: Floats) -> Floats:
+    """``1 / (1 + exp(-x))``."""
     return np.asarray(1 / (1 + np.exp(-x)))

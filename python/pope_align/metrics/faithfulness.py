@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._extras import require
+
+if TYPE_CHECKING:
+    import torch
 
 #: Maps (context chunk, claim) pairs to the probability, in [0, 1], that the claim is supported.
 AlignFn = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
@@ -113,26 +117,10 @@ def load_alignscore(
     head = {name: value.to(device) for name, value in head.items()}
     tokenizer = transformers.AutoTokenizer.from_pretrained(os.fspath(backbone), trust_remote_code=False)
 
-    def align(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
-        scores = [0.0] * len(pairs)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            inputs = tokenizer(
-                [pairs[index][0] for index in batch],
-                [pairs[index][1] for index in batch],
-                truncation="longest_first",
-                max_length=512,
-                padding=True,
-                return_tensors="pt",
-            ).to(device)
-            with torch.inference_mode():
-                logits = torch.nn.functional.linear(encoder(**inputs).pooler_output, **head)
-            for index, score in zip(batch, logits.softmax(-1)[:, 0].tolist()):
-                scores[index] = score
-        return scores
+    def aligned(inputs: Any) -> torch.Tensor:
+        return torch.nn.functional.linear(encoder(**inputs).pooler_output, **head).softmax(-1)[:, 0]
 
-    return align
+    return _in_batches(aligned, tokenizer, longest=512, batch_size=batch_size, device=device)
 
 
 def load_entailment(name: str | os.PathLike[str], *, batch_size: int = 32, device: str = "cpu") -> AlignFn:
@@ -146,7 +134,6 @@ def load_entailment(name: str | os.PathLike[str], *, batch_size: int = 32, devic
     Raises:
         ValueError: a classifier without such a label, with several, or with no other label.
     """
-    import torch
 
     transformers = require("transformers", extra="eval", purpose="for entailment")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(os.fspath(name), trust_remote_code=False)
@@ -162,20 +149,35 @@ def load_entailment(name: str | os.PathLike[str], *, batch_size: int = 32, devic
     # Not every tokenizer knows the model's limit, and positions may begin behind the padding's.
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 514) - 2)
 
+    def entailed(inputs: Any) -> torch.Tensor:
+        probabilities: torch.Tensor = model(**inputs).logits.float().softmax(-1)[:, found[0]]
+        return probabilities
+
+    return _in_batches(entailed, tokenizer, longest=longest, batch_size=batch_size, device=device)
+
+
+def _in_batches(
+    probabilities: Callable[[Any], torch.Tensor], tokenizer: Any, *, longest: int, batch_size: int, device: str
+) -> AlignFn:
+    """Pairs of context and claim in batches of similar length, in their own order."""
+    import torch
+
     def align(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        scores = []
-        for start in range(0, len(pairs), batch_size):
-            contexts, claims = zip(*pairs[start : start + batch_size])
+        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]) + len(pairs[index][1]))
+        scores = [0.0] * len(pairs)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
             inputs = tokenizer(
-                list(contexts),
-                list(claims),
+                [pairs[index][0] for index in batch],
+                [pairs[index][1] for index in batch],
                 truncation="longest_first",
                 max_length=longest,
                 padding=True,
                 return_tensors="pt",
             ).to(device)
             with torch.inference_mode():
-                scores += model(**inputs).logits.float().softmax(-1)[:, found[0]].tolist()
+                for index, score in zip(batch, probabilities(inputs).tolist()):
+                    scores[index] = score
         return scores
 
     return align

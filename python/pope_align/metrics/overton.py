@@ -15,7 +15,7 @@ import numpy as np
 from .._arrays import Floats
 from .._extras import require
 from ..data.schema import Slate
-from ..stats.intervals import Confidence, Quantity, quantities
+from ..stats.intervals import Confidence, Quantity, quantities, t_interval
 from ..stats.ratios import Ratios
 
 #: A group is covered by an answer with at least this mean rating, on a scale from 1 to 5.
@@ -100,12 +100,12 @@ def overton_scores(
     effects, covariance = _model_effects(shares, rated)
     errors = np.sqrt(np.diag(covariance))
     level = (confidence or Confidence()).level
-    width = stats.t.ppf((1 + level) / 2, questions - 1) * errors
+    low, high = t_interval(effects, errors, questions - 1, level)
     center = _grand_mean(shares, rated, effects)
     found = []
     for at, model in enumerate(models):
         effect, error = float(effects[at]), float(errors[at])
-        deviation = Quantity(effect, error, effect - float(width[at]), effect + float(width[at]))
+        deviation = Quantity(effect, error, float(low[at]), float(high[at]))
         p_value = float(2 * stats.t.sf(abs(effect) / error, questions - 1)) if error > 0 else float("nan")
         own = shares[rated[:, at], at]
         found.append(OvertonScore(model, float(own.mean()), center + effect, deviation, p_value, own.size))

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arrays import Floats
-from ..stats.ratios import Ratios
+from .._arrays import Floats, Integers
 from .features import fresh_mean
 from .log import LoggedSlates
-from .model_first import per_slate_weights
+from .model_first import per_slate_weights, slate_term, term, value_and_error
 from .rules import RULES
 from .verdict import Finding, find
 
@@ -52,11 +51,12 @@ def balance(log: LoggedSlates, policy: str) -> tuple[Balance, ...]:
     if fresh is None or fresh.logging is None:
         return ()
     target, logging = log.logprobs(policy, length_normalize=False)
-    weights = per_slate_weights(log, target - logging)
+    ratio = target - logging
+    weights = per_slate_weights(log, ratio)
     with np.errstate(invalid="ignore"):
         pairs = {
             "log-probability under the logging policy": (logging, fresh.logging),
-            "weight": (target - logging, fresh.target - fresh.logging),
+            "weight": (ratio, fresh.target - fresh.logging),
         }
     return tuple(_gap(log, by, weights, *_ranks(*both), fresh.owner) for by, both in pairs.items())
 
@@ -81,9 +81,6 @@ def _ranks(logged: Floats, fresh: Floats) -> tuple[Floats, Floats]:
     return ranks[place[: logged.size]], ranks[place[logged.size :]]
 
 
-def _gap(log: LoggedSlates, by: str, weights: Floats, logged: Floats, fresh: Floats, owner: np.ndarray) -> Balance:
-    weighted = log.cluster_sums(log.slate_sums(weights * logged)), log.cluster_sums(log.slate_sums(weights))
-    own = log.cluster_sums(fresh_mean(log, owner, fresh)), log.cluster_sums(np.ones(log.num_slates))
-    one, other = (Ratios(top[None, :, None], bottom[None]) for top, bottom in (weighted, own))
-    gap = one.minus(other)
-    return Balance(by, float(gap.values()[0]), float(np.sqrt(gap.covariance()[0, 0])))
+def _gap(log: LoggedSlates, by: str, weights: Floats, logged: Floats, fresh: Floats, owner: Integers) -> Balance:
+    own = slate_term(log, fresh_mean(log, owner, fresh))
+    return Balance(by, *value_and_error(term(log, weights * logged, weights).minus(own)))

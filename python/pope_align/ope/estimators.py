@@ -16,7 +16,7 @@ from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
 from .diagnostics import diagnose
 from .log import LoggedSlates
-from .log_support import reach
+from .log_support import reach, reach_of_mean
 from .pope import contribution_ranges, diversity_findings, fresh_diversity, labels, reward_parts, with_fresh_diversity
 from .predictions import Predictions
 from .result import Estimate, finish
@@ -167,9 +167,7 @@ def _reach(log: LoggedSlates, spec: EstimatorSpec, predictions: Predictions | No
         return None
     if predictions is not None:
         return reach(log, *log.utility_range)
-    with np.errstate(all="ignore"):
-        used = float(parts.values()[0]) if spec.self_normalize else 0.0
-    return reach(log, used, used) if math.isfinite(used) else None
+    return reach_of_mean(log, parts) if spec.self_normalize else reach(log, 0.0, 0.0)
 
 
 def _options(objective: Objective) -> dict[str, Any]:

@@ -74,10 +74,10 @@ class Judged:
             raise ValueError(f"scores: expected [N] with N >= 1, got {list(given.shape)}")
         if rated.shape != given.shape:
             raise ValueError(f"ratings: expected [{given.size}], got {list(rated.shape)}")
-        for name, bad in (("scores", ~np.isfinite(given)), ("ratings", np.isinf(rated))):
+        for name, values, bad in (("scores", given, ~np.isfinite(given)), ("ratings", rated, np.isinf(rated))):
             if bad.any():
                 at = int(np.flatnonzero(bad)[0])
-                raise ValueError(f"{name}[{at}]: expected a finite number, got {(given, rated)[name == 'ratings'][at]}")
+                raise ValueError(f"{name}[{at}]: expected a finite number, got {values[at]}")
         if clusters is not None and len(clusters) != given.size:  # type: ignore[arg-type]  # any sized ids
             raise ValueError(f"clusters: expected [{given.size}], got [{len(clusters)}]")  # type: ignore[arg-type]
         if clusters is None:
@@ -254,8 +254,9 @@ class JudgeCalibration:
     def _judged(self, found: tuple[Quantity, float, float], policies: Sequence[Judged]) -> JudgedValue:
         low, high = self.fitted.scores[[0, -1]]
         beyond = max(float(((each.scores < low) | (each.scores > high)).mean()) for each in policies)
-        audits = tuple(self.audit(each) if each.rated.prompts > 1 else None for each in policies)
-        verdict, reasons = judge(_findings(audits, min(each.rated.prompts for each in policies), beyond))
+        own = [each.rated for each in policies]
+        audits = tuple(self.audit(each) if each.prompts > 1 else None for each in own)
+        verdict, reasons = judge(_findings(audits, min(each.prompts for each in own), beyond))
         return JudgedValue(*found, beyond, audits, verdict, reasons)
 
     def _quantity(self, rows: Callable[[Isotonic], Floats]) -> tuple[Quantity, float, float]:

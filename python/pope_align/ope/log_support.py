@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .._arrays import Floats, Integers
+from ..stats.ratios import Ratios
 from .features import check_owner
 from .log import LoggedSlates
 
@@ -100,6 +101,15 @@ def reach(log: LoggedSlates, least: float, most: float) -> float:
     """Largest difference of a utility from what an estimator uses in its place, a number from ``least`` to ``most``."""
     low, high = log.utility_range
     return max(high - least, most - low)
+
+
+def reach_of_mean(log: LoggedSlates, ratios: Ratios) -> float | None:
+    """`reach` of a self-normalised mean (the first column), which counts what it never met as the mean of the others;
+    None where it is not a number.
+    """
+    with np.errstate(all="ignore"):
+        used = float(ratios.values()[0])
+    return reach(log, used, used) if math.isfinite(used) else None
 
 
 def _independent(log: LoggedSlates, by_slate: Floats, share: float, fresh: int) -> float:

@@ -15,7 +15,7 @@ policy less ``log w_i``, the part that the features do not explain, a further te
     sum_i l_i (c_i - mean c) (r_i - q(y_i))                      "unread"
 
 the first order of weighting the residuals by ``w_i exp(c_i)``. Its variance grows with that of ``c``, not with that of
-``exp(c)``; for long responses it is still too large to be added.
+``exp(c)``; whether it is known well enough to be added is decided in `long_responses`.
 
 The model's own uncertainty is part of the interval. Predictions of a ridge are linear in the ratings it was fitted on,
 so the coefficient ("share") of each rating in V is known exactly, and its influence is the share times (rating minus
@@ -45,7 +45,8 @@ class ModelFirst:
     """A value and its parts.
 
     Attributes:
-        ratios: column: utility. Terms: the direct method, the correction (if weighted), the model's uncertainty.
+        ratios: column: utility. Terms: the direct method, the correction (if weighted), ``unread`` (with
+            a log-ratio), the model's uncertainty.
         direct: the direct method alone.
         correction: what the residuals add; 0 without weights.
         unread: what the log-ratio adds that the features do not explain; 0 without a log-ratio.
@@ -88,9 +89,8 @@ def model_first(
 
     Source: docs/evaluation.md, "Estimators"; Dudik et al. (2011) for the doubly robust form.
     """
-    ones = np.ones(log.num_slates)
     direct = fresh_mean(log, fit.features.owner, fit.target)  # [S]
-    terms = [(log.cluster_sums(direct), log.cluster_sums(ones))]
+    ratios = slate_term(log, direct)
     shares = np.zeros(log.num_responses)
     correction, unread, unread_error, bent, bent_error = 0.0, 0.0, 0.0, 0.0, 0.0
     residual = log.utility - fit.logged
@@ -98,37 +98,41 @@ def model_first(
         weights = per_slate_weights(log, log_weights)  # [R]
         shares = weights / weights.sum()
         correction = float(shares @ residual)
-        terms.append((_by_cluster(log, weights * residual), _by_cluster(log, weights)))
+        corrected = term(log, weights * residual, weights)
+        ratios = ratios.plus(corrected)
     if log_ratio is not None:
         if log_weights is None:
             raise ValueError("log_ratio: expected with log_weights, got it alone")
         left = log_ratio - log_weights
         left = left - shares @ left
-        parts = weights * left * (residual - correction)
-        terms.append((_by_cluster(log, parts), _by_cluster(log, weights)))
-        alone = _term(log, parts, weights)
-        unread, unread_error = _value_and_error(alone)
+        alone = term(log, weights * left * (residual - correction), weights)
+        ratios = ratios.plus(alone)
+        unread, unread_error = value_and_error(alone)
         tilted = weights * np.exp(left - left.max())
-        whole = _term(log, tilted * residual, tilted).minus(_term(log, weights * residual, weights))
-        bent, bent_error = _value_and_error(alone.minus(whole))
+        whole = term(log, tilted * residual, tilted).minus(corrected)
+        bent, bent_error = value_and_error(alone.minus(whole))
         shares = shares + shares * left
     counts = np.bincount(fit.features.owner, minlength=log.num_slates)
     each = 1 / (log.num_slates * counts[fit.features.owner])  # [N]
     through_model = fit.shares(log, each, shares)
-    terms.append(_noise(_by_cluster(log, through_model * residual)))
-    numerators, denominators = zip(*terms, strict=True)
-    ratios = Ratios(np.stack(numerators)[:, :, None], np.stack(denominators))
+    ratios = ratios.plus(_noise(_by_cluster(log, through_model * residual)))
     return ModelFirst(
         ratios, float(direct.mean()), correction, unread, unread_error, bent, bent_error, shares + through_model
     )
 
 
-def _term(log: LoggedSlates, numerators: Floats, denominators: Floats) -> Ratios:
+def term(log: LoggedSlates, numerators: Floats, denominators: Floats) -> Ratios:
     """One ratio of sums of ``[R]`` values over responses."""
     return Ratios(_by_cluster(log, numerators)[None, :, None], _by_cluster(log, denominators)[None])
 
 
-def _value_and_error(ratios: Ratios) -> tuple[float, float]:
+def slate_term(log: LoggedSlates, values: Floats) -> Ratios:
+    """The mean of ``[S]`` values over slates."""
+    return Ratios(log.cluster_sums(values)[None, :, None], log.cluster_sums(np.ones(log.num_slates))[None])
+
+
+def value_and_error(ratios: Ratios) -> tuple[float, float]:
+    """The first column and its standard error."""
     return float(ratios.values()[0]), float(np.sqrt(ratios.covariance()[0, 0]))
 
 
@@ -139,7 +143,7 @@ def weighted_mean(log: LoggedSlates, log_weights: Floats) -> Ratios:
         log_weights: ``[R]``, up to a constant. Zeros give the log's own mean, the logging policy's value.
     """
     weights = per_slate_weights(log, log_weights)
-    return Ratios(_by_cluster(log, weights * log.utility)[None, :, None], _by_cluster(log, weights)[None])
+    return term(log, weights * log.utility, weights)
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,7 @@ def residual_check(log: LoggedSlates, fit: CrossFit, log_weights: Floats) -> Res
         log_weights: ``[R]``, e.g. `tempered` ones.
     """
     weights = per_slate_weights(log, log_weights)
-    residual = weights * (log.utility - fit.logged)
-    ratios = Ratios(_by_cluster(log, residual)[None, :, None], _by_cluster(log, weights)[None])
-    return ResidualCheck(float(ratios.values()[0]), float(np.sqrt(ratios.covariance()[0, 0])))
+    return ResidualCheck(*value_and_error(term(log, weights * (log.utility - fit.logged), weights)))
 
 
 def per_slate_weights(log: LoggedSlates, log_weights: Floats) -> Floats:
@@ -191,6 +193,7 @@ def _by_cluster(log: LoggedSlates, values: Floats) -> Floats:
     return log.cluster_sums(log.slate_sums(values))
 
 
-def _noise(influence: Floats) -> tuple[Floats, Floats]:
+def _noise(influence: Floats) -> Ratios:
     """A term of value 0 in which clusters have this influence ``[C]``."""
-    return influence.size * (influence - influence.mean()), np.ones_like(influence)
+    centred = influence.size * (influence - influence.mean())
+    return Ratios(centred[None, :, None], np.ones_like(influence)[None])

@@ -15,7 +15,7 @@ from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
 from .diagnostics import diagnose
 from .log import LoggedSlates
-from .log_support import reach
+from .log_support import reach_of_mean
 from .result import Estimate, finish
 from .verdict import Finding, find, propensity_findings, weight_findings
 from .weights import Shrink, log_weights
@@ -90,15 +90,8 @@ def pope_value(
         )
         if bounded and objective.clip is not None
         else None,
-        reach=_reach(log, parts) if is_weighted_mean(objective) else None,
+        reach=reach_of_mean(log, parts) if is_weighted_mean(objective) else None,
     )
-
-
-def _reach(log: LoggedSlates, parts: Ratios) -> float | None:
-    """A self-normalised mean counts responses outside the log's support as the mean of the others."""
-    with np.errstate(all="ignore"):
-        used = float(parts.values()[0])
-    return reach(log, used, used) if math.isfinite(used) else None
 
 
 def is_weighted_mean(objective: Objective) -> bool:
