@@ -119,7 +119,7 @@ def test_flags_go_over_the_file_and_none_means_no_value(tmp_path: Path) -> None:
 
 COMMANDS = sorted(info.name or info.callback.__name__ for info in app.registered_commands)
 #: Libraries that take seconds to import.
-HEAVY = ("torch", "transformers", "pyarrow", "scipy", "matplotlib", "datasets", "pandas", "sklearn")
+HEAVY = ("torch", "transformers", "numpy", "pyarrow", "scipy", "matplotlib", "datasets", "pandas", "sklearn")
 #: Runs ``pope`` and prints which of them it imported.
 PROBE = f"""
 import sys

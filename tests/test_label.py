@@ -624,3 +624,12 @@ def test_a_response_that_was_cut_has_no_end_of_turn(
     row = {"prompt": "Hm?", "completions": ["x"], "scores": [1.0], "finished": [1]}
     with pytest.raises(ValueError, match=r"finished\[0\]: expected true or false, got 1"):
         read_slates([row])
+
+
+def test_the_command_knows_every_aggregation() -> None:
+    from typing import get_args
+
+    from pope_align.cli.label import _BY_GROUPS
+    from pope_align.data.transforms import Aggregation
+
+    assert get_args(Aggregation) == _BY_GROUPS

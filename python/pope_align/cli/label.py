@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-
-from ..data.feedback import Aggregation
 
 if TYPE_CHECKING:
     from ..generation.labels import Labeller
 
 _REFS, _JUDGE = "By embeddings (similarity, energy, set-utility)", "By a judge"
 _BY_REFERENCES = ("similarity", "energy", "set-utility")
-_BY_GROUPS = get_args(Aggregation)
+_BY_GROUPS = ("utilitarian", "maximin", "nash")  # `data.transforms.Aggregation`
 #: The `utility_transform` with which training takes scores that are on one scale for the whole log.
 _TRANSFORMS = {"energy": "reward", "set-utility": "none"}
 #: The option that each kind of feedback requires, and that no other kind accepts.

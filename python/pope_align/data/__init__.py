@@ -1,6 +1,6 @@
 """Logged slates: the row and its errors, feedback to utility, tokens, and batches.
 
-Rows and batches, which need torch, are imported when first used.
+What needs torch (rows, batches) or NumPy (utilities) is imported when first used.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .feedback import UtilityTransform, to_utility
 from .schema import Slate, SlateError, SlateLog, Turn, read_slates
 from .split import group_folds, group_split, slate_group
 from .tokenize import EncodedSlate, TruncationReport, encode_slate, encode_slates
+from .transforms import UtilityTransform
 from .write import slate_writer, write_slates
 
 if TYPE_CHECKING:
     from .collate import SlateCollator as SlateCollator
     from .collate import SlateExample as SlateExample
+    from .feedback import to_utility as to_utility
     from .rows import TokenRows as TokenRows
     from .rows import Tree as Tree
     from .rows import lay_out as lay_out
@@ -51,6 +52,7 @@ _HOMES = {
     "TokenRows": "rows",
     "Tree": "rows",
     "lay_out": "rows",
+    "to_utility": "feedback",
 }
 
 

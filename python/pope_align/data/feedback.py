@@ -7,15 +7,14 @@ feedback into scores or utilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from .._extras import require
-
-UtilityTransform = Literal["minmax", "log1p_minmax", "rank", "softmax", "plackett_luce", "none"]
-Aggregation = Literal["utilitarian", "maximin", "nash"]
+from .transforms import Aggregation as Aggregation
+from .transforms import UtilityTransform as UtilityTransform
 
 Utility = npt.NDArray[np.float64]
 

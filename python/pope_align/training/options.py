@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pope_core.objective import Objective
 
-from ..data.feedback import UtilityTransform as UtilityTransform
 from ..data.tokenize import check_day
+from ..data.transforms import UtilityTransform as UtilityTransform
 from .methods import LISTWISE, ListwiseName, TrainingMethod
 
 if TYPE_CHECKING:
