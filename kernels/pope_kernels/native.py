@@ -52,8 +52,9 @@ def _matrix(logits: torch.Tensor) -> tuple[int, int, int, int, int]:
 HEAD_BLOCK_BYTES = 3 << 20
 
 #: Whether float32 products go to oneDNN. torch.mm calls MKL, which uses only 256-bit instructions on AMD processors and
-#: takes nearly twice as long there (docs/kernels-cpu.md).
-PREFER_ONEDNN = _C.cpu_is_amd() and torch.backends.mkldnn.is_available()
+#: takes nearly twice as long there where they have AVX-512. Where they have not, MKL is the faster one
+#: (docs/kernels-cpu.md).
+PREFER_ONEDNN = _C.cpu_is_amd() and _C.isa() == "avx512" and torch.backends.mkldnn.is_available()
 
 
 def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
