@@ -414,6 +414,7 @@ def test_slates_that_are_converted_again_keep_every_field(tmp_path: Path) -> Non
         "q", ["a", "b"], [1.0, 0.0], logging_logprobs=[-1.0, -2.0], completion_tokens=[1, 2], ranks=[1, 2],
         finished=[True, False], slate_id="s", responders=["x", "y"], logging_policy={"how": "recorded"},
         group_scores=[{"g": 1.0}, {}], origin={"format": "reddit", "feedback": "votes", "responses": 5},
+        completion_ids=[[5], [6, 7]],
     )  # fmt: skip
     write_slates([slate], tmp_path / "log.jsonl")
     convert("slates", [tmp_path / "log.jsonl"], tmp_path / "out.jsonl")

@@ -106,12 +106,14 @@ def test_a_subset_keeps_what_belongs_to_its_responses() -> None:
     slate = Slate(
         "q", ["a", "b", "c"], [1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [1, 2, 3], [3, 2, 1], "id", ["x", "y", "z"],
         group_scores=[{"g": 1.0}, {"g": 2.0}, {"g": 3.0}], finished=[True, False, True],
+        completion_ids=[[1, 2, 3], [4, 5], [6]],
     )  # fmt: skip
     part = subset(slate, [2, 0])
     assert (part.completions, part.scores, part.logging_logprobs) == (["c", "a"], [3.0, 1.0], [-3.0, -1.0])
     assert (part.completion_tokens, part.responders, part.finished) == ([3, 1], ["z", "x"], [True, True])
     assert part.group_scores == [{"g": 3.0}, {"g": 1.0}]
     assert part.ranks is None
+    assert part.completion_ids == [[6], [1, 2, 3]]
 
 
 def test_shuffled_votes_are_the_same_votes_in_another_order() -> None:

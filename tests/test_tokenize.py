@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from pope_align.data import (
     SlateCollator,
     encode_slate,
     encode_slates,
+    read_slates,
     to_utility,
+    write_slates,
 )
 from pope_align.data.tokenize import tokenizer_fingerprint
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -256,6 +259,30 @@ def test_a_tokenizer_fingerprint_tells_vocabularies_and_templates_apart() -> Non
     ]
     assert len(set(prints)) == 3
     assert tokenizer_fingerprint(byte_tokenizer()) == prints[0]
+
+
+def test_sampled_tokens_are_the_response_for_their_tokenizer_and_the_text_is_for_others(tmp_path: Path) -> None:
+    """The model wrote "the" letter by letter, which the tokenizer would not, and was cut before its end of turn."""
+    tokenizer, other = byte_tokenizer("th", "he"), byte_tokenizer()
+    letters = tokenizer.convert_tokens_to_ids(["t", "h", "e"])
+    policy = {"how": "recorded", "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    slate = Slate(
+        "a ", ["the"], [1.0], logging_logprobs=[-3.0], completion_tokens=[3], logging_policy=policy, finished=[False],
+        completion_ids=[letters],
+    )  # fmt: skip
+    assert tokenizer("the").input_ids != letters
+    for ending in ("jsonl", "parquet"):
+        write_slates([slate], tmp_path / f"log.{ending}")
+        assert list(read_slates(tmp_path / f"log.{ending}")) == [slate]
+    assert encode_slate(slate, tokenizer, max_length=64).completion_ids == [letters]
+    assert encode_slate(slate, tokenizer, max_length=4).completion_ids == [letters[:2]]
+    assert encode_slate(slate, other, max_length=64).completion_ids == [other("the").input_ids]
+    with pytest.raises(ValueError, match=r"slate: completion_ids: expected tokens below \d+, .*, got 99999"):
+        encode_slate(replace(slate, completion_ids=[[99999]]), tokenizer, max_length=64)
+    row = {"prompt": "a", "completions": ["b"], "scores": [1], "completion_tokens": [3]}
+    for ids, told in (([1, 2], "the 3 tokens that completion_tokens counts"), ([], ">= 0"), ([1, -1, 2], ">= 0")):
+        with pytest.raises(ValueError, match=rf"completion_ids\[0\]: expected .*{told}"):
+            read_slates([{**row, "completion_ids": [ids]}])
 
 
 def test_encoded_slates_go_straight_into_a_batch() -> None:

@@ -156,6 +156,7 @@ class Assembler:
             "completion_tokens": _all([response.tokens for response in responses]),
             "ranks": _all([response.rank for response in responses]),
             "finished": _all([response.finished for response in responses]),
+            "completion_ids": _all([response.ids for response in responses]),
             "slate_id": piece.key,
             "responders": _all([r.responder or (r.user if options.keep_users else None) for r in responses]),
             "group_scores": _groups(responses),

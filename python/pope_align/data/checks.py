@@ -155,6 +155,12 @@ class Place:
             raise self.error(field, "an integer >= 1", value)
         return int(value)
 
+    def token_ids(self, field: str, value: Any) -> list[int]:
+        ids = [as_integer(each) for each in value] if isinstance(value, (list, tuple)) and value else [None]
+        if any(each is None or each < 0 for each in ids):
+            raise self.error(field, "a list of token ids, integers >= 0", value)
+        return [each for each in ids if each is not None]
+
     def groups(self, field: str, value: Any) -> dict[str, float]:
         """Feedback by group; groups with null values, as typed columns add them, count as absent."""
         if not isinstance(value, Mapping):

@@ -24,6 +24,7 @@ class Response:
     tokens: int | None = None
     rank: int | None = None
     finished: bool | None = None  # False: cut at a limit
+    ids: list[int] | None = None  # the sampled tokens
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
 
@@ -100,6 +101,7 @@ def _checked(place: Place, response: Response, index: int | None) -> Response:
         tokens=_optional(place.positive_integer, named("completion_tokens"), response.tokens),
         rank=_optional(place.positive_integer, named("rank"), response.rank),
         finished=_optional(place.boolean, named("finished"), response.finished),
+        ids=_optional(place.token_ids, named("completion_ids"), response.ids),
         place=place,
     )
 

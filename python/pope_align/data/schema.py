@@ -33,6 +33,7 @@ class Slate:
     group_scores: list[dict[str, float]] | None = None  # [k] feedback by group of raters; a group may have none
     origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
     finished: list[bool] | None = None  # [k] False: cut at a limit, without an end-of-turn token
+    completion_ids: list[list[int]] | None = None  # [k][t] sampled tokens, of logging_policy["tokenizer_fingerprint"]
 
 
 def text_of(value: str | list[Turn]) -> str:
@@ -165,7 +166,18 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
         group_scores=each("group_scores", place.groups),
         origin=optional("origin", place.provenance),
         finished=each("finished", place.boolean),
+        completion_ids=_sampled(place, each("completion_ids", place.token_ids), tokens),
     )
+
+
+def _sampled(place: Place, ids: list[list[int]] | None, tokens: list[int] | None) -> list[list[int]] | None:
+    """The sampled tokens; a response that was cut for scoring has fewer ``completion_tokens``, none has more."""
+    for index, (of_response, count) in enumerate(zip(ids or [], tokens or [])):
+        if len(of_response) < count:
+            expected = f"the {count} tokens that completion_tokens counts"
+            got = f"{len(of_response)} tokens"
+            raise SlateError(place.source, place.row, f"completion_ids[{index}]", expected, got)
+    return ids
 
 
 def _completions(place: Place, value: Any) -> list[Any]:

@@ -43,6 +43,8 @@ class Texts(Protocol):
     def slate_id(self) -> str | None: ...
     @property
     def finished(self) -> list[bool] | None: ...
+    @property
+    def completion_ids(self) -> list[list[int]] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,9 @@ def encode_slate(
     tokenizer merges characters across the boundary (a response that begins with a newline), the two are tokenised
     separately, as in generation, where the prompt's tokens are fixed before the response begins. ``boundary_splits``
     counts these.
+
+    Where the slate has the sampled tokens themselves (``completion_ids``) and they are of this tokenizer, they are the
+    response: a model may write a text in other tokens than a tokenizer would, and its propensity belongs to those.
 
     ``max_length`` covers prompt and response. If the prompt and the longest response do not fit, responses may take
     what the prompt leaves or half of ``max_length``, whichever is more, and are cut at the end; the prompt gets the
@@ -237,18 +242,21 @@ class _Format:
             prompt, wholes = self.plain(slate, where)
             opening, closing = self.opening(), [self.eos(where)]
         prompt_ids, *whole_ids = self.ids([prompt, *wholes])
-        tails = [self.tail(prompt, prompt_ids, *whole, where) for whole in zip(wholes, whole_ids, strict=True)]
+        splits = 0
+        if (completion_ids := self.sampled(slate, where)) is None:
+            tails = [self.tail(prompt, prompt_ids, *whole, where) for whole in zip(wholes, whole_ids, strict=True)]
+            completion_ids = [tail + closing for tail, _ in tails]
+            splits = sum(split for _, split in tails)
+            if slate.finished is not None:  # a response that was cut at a limit has no end-of-turn token
+                completion_ids = [ids if done else ids[:-1] for ids, done in zip(completion_ids, slate.finished)]
         prompt_ids = opening + prompt_ids
-        completion_ids = [tail + closing for tail, _ in tails]
-        if slate.finished is not None:  # a response that was cut at a limit has no end-of-turn token
-            completion_ids = [ids if done else ids[:-1] for ids, done in zip(completion_ids, slate.finished)]
         prompt_limit, completion_limit = _fit(len(prompt_ids), max(map(len, completion_ids)), max_length)
         return EncodedSlate(
             prompt_ids=self.cut_left(prompt_ids, prompt_limit),
             completion_ids=[ids[:completion_limit] for ids in completion_ids],
             prompt_tokens_dropped=max(len(prompt_ids) - prompt_limit, 0),
             completion_tokens_dropped=[max(len(ids) - completion_limit, 0) for ids in completion_ids],
-            boundary_splits=sum(split for _, split in tails),
+            boundary_splits=splits,
             tokenizer=self.fingerprint,
             template_date=date,
         )
@@ -315,6 +323,18 @@ class _Format:
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
+    def sampled(self, slate: Texts, where: str) -> list[list[int]] | None:
+        """The tokens that were sampled, if the slate has them and they are of this tokenizer."""
+        if (slate.logging_policy or {}).get("tokenizer_fingerprint") != self.fingerprint:
+            return None
+        largest = max((max(ids) for ids in slate.completion_ids or []), default=0)
+        if largest >= len(self.tokenizer):
+            raise ValueError(
+                f"{where}: completion_ids: expected tokens below {len(self.tokenizer)}, the entries of tokenizer "
+                f"{self.name!r}, got {largest}"
+            )
+        return slate.completion_ids
 
     def tail(
         self, prompt: str, prompt_ids: list[int], whole: str, whole_ids: list[int], where: str

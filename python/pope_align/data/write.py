@@ -97,6 +97,7 @@ def _schema(pa: Any, turns: dict[str, bool]) -> Row:
         "slate_id": pa.string(),
         "responders": pa.list_(pa.string()),
         "finished": pa.list_(pa.bool_()),
+        "completion_ids": pa.list_(pa.list_(pa.int64())),
         **{name: pa.string() for name in _JSON_COLUMNS},
     }
 

@@ -26,7 +26,6 @@ class LabelReport:
     answers: int = 0  # in the slates
     cut: int = 0  # of these, answers that were cut at the limit
     blank: int = 0  # left out: no text
-    inexact: int = 0  # left out: their text gives other tokens than were sampled
     empty_slates: int = 0  # left out: no answer remained
 
     def to_dict(self) -> dict[str, int]:
@@ -37,7 +36,6 @@ class LabelReport:
             f"{count} {what}"
             for count, what in (
                 (self.blank, "blank answers"),
-                (self.inexact, "answers whose text gives other tokens than were sampled"),
                 (self.empty_slates, "prompts without an answer left"),
             )
             if count
@@ -52,10 +50,9 @@ def labelled_slates(
     """Slates of a model's answers and their feedback.
 
     If the generations have propensities, ``logging_logprobs`` are under the sampling distribution,
-    ``completion_tokens`` are the numbers of sampled tokens, and ``logging_policy`` has ``recorded`` and the sampling
-    settings. Blank answers are left out, because slates cannot contain them, and so are answers whose text gives other
-    tokens than were sampled, because the propensity would belong to another sequence. Answers cut at the limit are kept
-    and marked in ``finished``: their propensity is without an end-of-turn token.
+    ``completion_ids`` are the sampled tokens and ``completion_tokens`` their number, and ``logging_policy`` has
+    ``recorded`` and the sampling settings. Blank answers are left out, because slates cannot contain them. Answers cut
+    at the limit are kept and marked in ``finished``: their propensity is without an end-of-turn token.
 
     Args:
         scores: one list per row, one number per answer, larger is better.
@@ -64,7 +61,8 @@ def labelled_slates(
     report = LabelReport()
     slates = []
     for row, of_row in zip(generations.rows, scores, strict=True):
-        kept = [index for index in range(len(row.texts)) if _usable(row, index, report)]
+        kept = [index for index, text in enumerate(row.texts) if text.strip()]
+        report.blank += len(row.texts) - len(kept)
         if not kept:
             report.empty_slates += 1
             continue
@@ -95,16 +93,6 @@ def rescaled(scores: Sequence[Sequence[float]]) -> tuple[list[list[float]], dict
     return [[(score - low) / width for score in of_row] for of_row in scores], {"low": low, "high": high}
 
 
-def _usable(row: Generation, index: int, report: LabelReport) -> bool:
-    if not row.texts[index].strip():
-        report.blank += 1
-        return False
-    if row.propensities is not None and not row.propensities[index].exact:
-        report.inexact += 1
-        return False
-    return True
-
-
 def _slate(
     row: Generation, kept: list[int], scores: Sequence[float], generations: GenerationSet, about: dict[str, Any]
 ) -> Slate:
@@ -132,5 +120,6 @@ def _slate(
         slate,
         logging_logprobs=[each.logging_logprob for each in recorded],
         completion_tokens=[len(each.token_ids) for each in recorded],
+        completion_ids=[each.token_ids for each in recorded],
         logging_policy={"how": "recorded", "model": generations.model, **policy, **sampling},
     )

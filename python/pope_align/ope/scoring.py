@@ -100,6 +100,7 @@ class PromptAndResponses(NamedTuple):
     logging_policy: dict[str, Any] | None
     slate_id: str | None
     finished: list[bool] | None = None  # unknown: responses are assumed to be finished
+    completion_ids: list[list[int]] | None = None
 
 
 @dataclass

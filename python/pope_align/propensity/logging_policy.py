@@ -120,7 +120,16 @@ def score_slates(
             its_policy["sampled_with"] = altered
         if fit is not None:
             its_policy["fit"] = {**policy["fit"], "in_sample": _in_sample(slate, fit)}
-        scored.append(replace(slate, logging_logprobs=totals, completion_tokens=tokens, logging_policy=its_policy))
+        before = (slate.logging_policy or {}).get("tokenizer_fingerprint")
+        scored.append(
+            replace(
+                slate,
+                logging_logprobs=totals,
+                completion_tokens=tokens,
+                completion_ids=slate.completion_ids if before == ids.tokenizer else None,  # of another tokenizer
+                logging_policy=its_policy,
+            )
+        )
     _warn_in_sample(scored)
     _warn_sampled_otherwise(scored)
     return scored

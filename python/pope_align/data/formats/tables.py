@@ -92,8 +92,8 @@ def slates(record: Record, feedback: str) -> list[Piece]:
         return [None] * k if values is None else values
 
     responses = [
-        Response(completion, score, responder, None, None, groups, logprob, tokens, rank, finished)
-        for completion, score, responder, groups, logprob, tokens, rank, finished in zip(
+        Response(completion, score, responder, None, None, groups, logprob, tokens, rank, finished, ids)
+        for completion, score, responder, groups, logprob, tokens, rank, finished, ids in zip(
             slate.completions,
             slate.scores,
             each(slate.responders),
@@ -102,6 +102,7 @@ def slates(record: Record, feedback: str) -> list[Piece]:
             each(slate.completion_tokens),
             each(slate.ranks),
             each(slate.finished),
+            each(slate.completion_ids),
             strict=True,
         )
     ]

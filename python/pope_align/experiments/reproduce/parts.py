@@ -129,6 +129,7 @@ def subset(slate: Slate, indices: Sequence[int]) -> Slate:
         "responders",
         "group_scores",
         "finished",
+        "completion_ids",
     }
     chosen: dict[str, Any] = {
         name: [getattr(slate, name)[index] for index in indices]
