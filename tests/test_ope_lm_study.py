@@ -152,11 +152,15 @@ def test_the_table_of_a_small_study(cache: tuple[Path, PolicyModel], prompts: Pr
     found = list(results.run(short, 2))
     rows = [row for rows, _ in found for row in rows]
     assert len(found) == 2 * 2 * 2  # replicates, rewards, targets
-    assert len(rows) == len(found) * 11
+    assert len(rows) == len(found) * 15
     assert all(np.isfinite([row.estimate, row.standard_error, row.heldout]).all() for row in rows)
     mine = [row for row in rows if row.reward == "semantic"]
     table = results.summarize(mine, results.true_differences(short, "semantic"))
     assert table["model first"]["estimates"] == 4
+    index = table["pope evaluate: index of direction"]
+    assert index["reliable"] + index["caution"] == 0
+    mine = table["pope evaluate: model_first"]
+    assert mine["reliable"] + mine["caution"] + mine["refuse"] == 1
     checks = results.check_table([check for _, check in found])
     assert [row["target"] for row in checks] == [WARM.name, PLAIN.name]
     assert 0 < checks[0]["sequence_ess_share"] <= 1

@@ -77,7 +77,8 @@ def judge_long_world(kind: str, world: LongWorld, random: np.random.Generator) -
     log, features = world.sample(random)
     value, base = world.truth(random)
     ess = effective_sample_size(np.subtract(*log.logprobs("target", length_normalize=False)))
-    healthy = kind in LONG_HEALTHY and ess >= HEALTHY_ESS
+    within = world.support_share(log, random) < HEALTHY_SHARE
+    healthy = kind in LONG_HEALTHY and ess >= HEALTHY_ESS and within
     mine = model_first_estimate(log, "target", [features]).estimate
     difference = compare(mine, model_first_estimate(log, "base", []).estimate)
     yield _judged(kind, MODEL_FIRST, mine, value, healthy)

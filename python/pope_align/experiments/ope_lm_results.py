@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .._arrays import Floats, Integers
-from ..ope import LoggedSlates
+from ..ope import FreshScores, LoggedSlates
 from ..ope.features import Features
 from ..ope.log_support import support
+from ..ope.rules import VERDICTS, Verdict
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_policies import LOGGING
 from .ope_lm_pool import REWARDS, Pool, Responses
-from .ope_long_estimators import estimate_all, learn
+from .ope_long_estimators import estimate_all, learn, shipped
 
 #: Responses per slate, and fresh responses for the estimators.
 SIZE, FRESH = 4, 4
@@ -37,6 +38,7 @@ class ReplicateEstimate:
     high: float
     heldout: float  # difference in fresh responses that the estimator did not use
     heldout_error: float
+    verdict: Verdict | None = None  # of what `pope evaluate` shows
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _one(
     pool: Pool, drawn: _Replicate, reward: str, name: str, target: Responses, split: Integers, number: int
 ) -> tuple[list[ReplicateEstimate], Check]:
     mine, rest = split[:, :FRESH], split[:, FRESH:]
-    log = _log(pool.logged, drawn, reward, name)
+    log = _log(pool.logged, drawn, reward, name, target, mine)
     owner = np.repeat(np.arange(pool.num_prompts), FRESH)
 
     def features(seen: str) -> Features:
@@ -113,19 +115,38 @@ def _one(
         q = quantities(ratios.minus(all_of_them.base), Confidence())[0]
         place = (reward, pool.length, name, number, estimator)
         rows.append(ReplicateEstimate(*place, q.value, q.standard_error, q.low, q.high, truth, error))
-    fresh = _take(target.logprobs[name], mine) - _take(target.logprobs[LOGGING.name], mine)
-    return rows, Check(reward, pool.length, name, number, support(log, name, fresh, owner).share, **all_of_them.checks)
+    for estimator, shown in shipped(log, name, LOGGING.name, learned).items():
+        q, place = shown.utility, (reward, pool.length, name, number, f"pope evaluate: {estimator}")
+        row = ReplicateEstimate(*place, q.value, q.standard_error, q.low, q.high, truth, error, shown.verdict)
+        rows.append(row)
+    fresh = log.fresh[name]
+    assert fresh.logging is not None
+    share = support(log, name, fresh.target - fresh.logging, owner).share
+    return rows, Check(reward, pool.length, name, number, share, **all_of_them.checks)
 
 
-def _log(logged: Responses, drawn: _Replicate, reward: str, name: str) -> LoggedSlates:
+def _log(
+    logged: Responses, drawn: _Replicate, reward: str, name: str, target: Responses, mine: Integers
+) -> LoggedSlates:
+    """The replicate, with the target, the logging policy, and fresh responses of both."""
     prompts = len(drawn.chosen)
+    owner = np.repeat(np.arange(prompts), FRESH)
+
+    def fresh(policy: str, responses: Responses, chosen: Integers) -> FreshScores:
+        under, tokens = responses.logprobs, _take(responses.tokens, chosen)
+        return FreshScores(owner, _take(under[policy], chosen), _take(under[LOGGING.name], chosen), tokens)
+
     return LoggedSlates.from_arrays(
         drawn.thumbs[reward].ravel(),
         _take(logged.logprobs[LOGGING.name], drawn.chosen),
-        {name: _take(logged.logprobs[name], drawn.chosen)},
+        {each: _take(logged.logprobs[each], drawn.chosen) for each in (name, LOGGING.name)},
         np.arange(0, prompts * SIZE + 1, SIZE),
         tokens=_take(logged.tokens, drawn.chosen),
         how="recorded",
+        fresh={
+            name: fresh(name, target, mine),
+            LOGGING.name: fresh(LOGGING.name, logged, drawn.others[:, :FRESH]),
+        },
     )
 
 
@@ -174,6 +195,8 @@ def _summary(rows: Sequence[ReplicateEstimate], truths: dict[str, tuple[float, f
     true = np.array([truths[row.target][0] for row in rows])
     estimates = np.array([row.estimate for row in rows])
     sure = np.array([abs(truths[row.target][0]) > 2 * truths[row.target][1] for row in rows])
+    inside = np.abs(errors) <= allowed
+    shown = np.array([str(row.verdict) for row in rows])
     orders = [
         _order([row for row in rows if row.replicate == number], truths) for number in {r.replicate for r in rows}
     ]
@@ -181,12 +204,14 @@ def _summary(rows: Sequence[ReplicateEstimate], truths: dict[str, tuple[float, f
         "rmse": float(np.sqrt(np.square(errors).mean())),
         "bias": float(errors.mean()),
         "recovered": float(true @ estimates / (true @ true)),
-        "covered": float((np.abs(errors) <= allowed).mean()),
+        "covered": float(inside.mean()),
         "half_width": float(np.median(half)),
         "right_signs": float((np.sign(estimates) == np.sign(true))[sure].mean()) if sure.any() else float("nan"),
         "tau": float(np.mean([tau for tau, _ in orders])),
         "regret": float(np.mean([regret for _, regret in orders])),
         "estimates": len(rows),
+        **{verdict: float((shown == verdict).mean()) for verdict in VERDICTS if rows[0].verdict},
+        **{f"{verdict}, covered": float(inside[shown == verdict].mean()) for verdict in VERDICTS if verdict in shown},
     }
 
 

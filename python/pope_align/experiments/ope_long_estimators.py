@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pope_core.objective import Objective
+
 from .._arrays import Floats
-from ..ope import LoggedSlates
+from ..ope import Comparison, LoggedSlates, compare, estimate
 from ..ope.classifier_weights import ClassifierWeights, classifier_weights
 from ..ope.crossfit import CrossFit, best_fit
 from ..ope.diagnostics import effective_sample_size
 from ..ope.features import Features
 from ..ope.kernel_weights import KernelWeights, kernel_weights
+from ..ope.long_responses import NAME as MODEL_FIRST
+from ..ope.long_responses import estimate_of_fit, model_first_estimate
 from ..ope.model_first import model_first, residual_check, weighted_mean
 from ..ope.placebo import placebo
 from ..ope.tempered import tempered
@@ -100,6 +104,21 @@ def estimate_all(log: LoggedSlates, policy: str, learned: Learned) -> Estimates:
         "disagreement_z": _z(robust.ratios.minus(direct.ratios)),
     }
     return Estimates(values, base, checks)
+
+
+def shipped(log: LoggedSlates, policy: str, base: str, learned: Learned) -> dict[str, Comparison]:
+    """The differences that `pope evaluate` would show, with their verdicts.
+
+    Args:
+        log: with fresh responses of the policy, and the logging policy itself under the name ``base``.
+    """
+    mine, theirs = estimate_of_fit(log, policy, learned.fit, learned.classifier), model_first_estimate(log, base, [])
+    found = {MODEL_FIRST: compare(mine.estimate, theirs.estimate)}
+    for name in ("ips", "snips"):
+        found[name] = compare(estimate(log, policy, name), estimate(log, base, name))
+    index = replace(Objective.evaluation(), length_normalize=True)
+    of_index = [estimate(log, each, "snips", objective=index) for each in (policy, base)]
+    return {**found, "index of direction": compare(*of_index)}
 
 
 def _difference(log: LoggedSlates, policy: str, *, length_normalize: bool) -> Floats:

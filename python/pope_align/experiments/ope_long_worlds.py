@@ -64,6 +64,20 @@ class LongWorld:
         values = (self.liked(middle + self.shift + self.spread * noise, x), self.liked(middle + noise, x))
         return float(values[0].mean()), float(values[1].mean())
 
+    def support_share(self, log: LoggedSlates, random: np.random.Generator) -> float:
+        """The policy's probability of responses whose weight is above the largest logged one."""
+        half = random.normal(size=(_TRUTH_DRAWS, MEANING + 1))
+        noise, words = np.split(np.concatenate([half, -half]), [MEANING], axis=1)
+        # Under the policy the wording's log-weight has the mean +wording^2 / 2.
+        ratio = self._ratio(self.shift + self.spread * noise) + self.wording * words[:, 0] + self.wording**2 / 2
+        largest = np.subtract(*log.logprobs("target", length_normalize=False)).max()
+        return float((ratio > largest).mean())
+
+    def _ratio(self, moved: Floats) -> Floats:
+        """Log-ratio of policy and logging policy for meanings this far from the prompt's own ``[..., MEANING]``."""
+        away = (moved - self.shift) / self.spread
+        return (np.square(moved).sum(1) - np.square(away).sum(1)) / 2 - MEANING * np.log(self.spread)
+
     def sample(self, random: np.random.Generator, fresh: int = 4) -> tuple[LoggedSlates, Features]:
         """A log with the policies "base", its own, and "target"; and the features of logged and fresh responses."""
         x = random.normal(size=(self.slates, PROMPT))
@@ -73,13 +87,11 @@ class LongWorld:
         target = middle[owner] + self.shift + self.spread * random.normal(size=(owner.size, MEANING))
         utility = random.binomial(self.raters, self.liked(logged, x[rows])) / self.raters
         words = random.normal(0, self.wording, rows.size) - self.wording**2 / 2
-        away = (logged - middle[rows] - self.shift) / self.spread
-        ratio = (np.square(logged - middle[rows]).sum(1) - np.square(away).sum(1)) / 2 - MEANING * np.log(self.spread)
         logging = np.full(rows.size, -300.0)
         log = LoggedSlates.from_arrays(
             utility,
             logging,
-            {"base": logging, "target": np.minimum(logging + ratio + words, 0.0)},
+            {"base": logging, "target": np.minimum(logging + self._ratio(logged - middle[rows]) + words, 0.0)},
             np.arange(0, rows.size + 1, self.size),
             how="recorded",
             written_by="model",

@@ -58,7 +58,8 @@ def classifier_weights(
     """Cross-fitted classifier weights of every logged response.
 
     Args:
-        features: of logged and fresh responses, e.g. `features.given_prompt` of sentence embeddings.
+        features: of logged and fresh responses, e.g. `features.given_prompt` of sentence embeddings; cut at the log's
+            ends (`Features.within_log`), so that no single response gets all the weight.
         folds: at least 2, at most the number of clusters.
         seed: of the folds, and of the rows used to choose the penalty.
 
@@ -67,7 +68,7 @@ def classifier_weights(
         ImportError: scipy is not installed.
     """
     features.check(log)
-    rows = _rows(log, features, deal(log.clusters, folds, seed))
+    rows = _rows(log, features.within_log(), deal(log.clusters, folds, seed))
     chosen = _choice(rows, log, seed)
     losses = [_out_of_fold(chosen, penalty, folds)[1] for penalty in _PENALTIES]
     penalty = float(_PENALTIES[int(np.argmin(losses))])

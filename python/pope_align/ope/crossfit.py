@@ -118,6 +118,8 @@ class CrossFit:
 def cross_fit(log: LoggedSlates, features: Features, *, folds: int = FOLDS, seed: int = 0) -> CrossFit:
     """Fit a ridge of utility on ``features`` for each fold of clusters, and predict that fold with it.
 
+    Features are cut at the log's ends (`Features.within_log`): a ridge extrapolates.
+
     Args:
         folds: at least 2, at most the number of clusters.
         seed: of the folds; equal seeds give equal folds for every policy and feature set.
@@ -126,6 +128,7 @@ def cross_fit(log: LoggedSlates, features: Features, *, folds: int = FOLDS, seed
         ValueError: features that do not match the log, or too few clusters.
     """
     features.check(log)
+    features = features.within_log()
     fold = deal(log.clusters, folds, seed)
     fold_of_response, fold_of_fresh = np.repeat(fold, log.sizes), fold[features.owner]
     logged, target = np.empty(log.num_responses), np.empty(len(features.target))

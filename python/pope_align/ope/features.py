@@ -12,6 +12,9 @@ import numpy.typing as npt
 from .._arrays import Floats, Integers
 from .log import LoggedSlates
 
+#: Quantiles of the log at which features are cut for models.
+_ENDS = (0.01, 0.99)
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -45,6 +48,13 @@ class Features:
             if bad.size:
                 place = log.place(int(bad[0])) if name == "logged" else f"fresh response {bad[0]}"
                 raise ValueError(f"features {self.name!r}: {name}: {place}: expected finite numbers, got NaN or inf")
+
+    def within_log(self) -> Features:
+        """Every column cut at the log's quantiles `_ENDS`, so that no model extrapolates, and none depends on a few
+        responses with extreme values.
+        """
+        ends = np.quantile(self.logged, _ENDS, axis=0)
+        return Features(self.name, np.clip(self.logged, *ends), np.clip(self.target, *ends), self.owner)
 
     def beside(self, other: Features) -> Features:
         """The columns of both feature sets, for the same fresh responses."""

@@ -1,15 +1,18 @@
-"""The estimator "model_first" for long responses: a reward model corrected with classifier weights, and its verdict.
+"""The estimator "model_first" for long responses: a reward model, corrected as far as the log allows, and its verdict.
 
 For long responses, weights of whole sequences are useless, and so are their effective sample size and support. The
-verdict depends on whether the reward model predicts the reward (variance explained out of fold, scale), whether the log
-contradicts it where the policy puts probability (residuals under tempered weights), and whether the policy's responses
-overlap with the log's in the classifier's features. docs/choosing-an-estimator.md says when to use it.
+correction's weights lie between those of a classifier that reads the features and those of whole responses
+(`bridged`): for short responses they are the latter. The verdict depends on whether the reward model predicts the
+reward (variance explained out of fold, scale), whether the log contradicts it where the policy puts probability
+(residuals under tempered weights), whether the log shows what the weights still miss, and whether the policy's
+responses overlap with the log's in the classifier's features. docs/choosing-an-estimator.md says when to use it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +21,14 @@ from pope_core.objective import Objective
 from .._arrays import Floats
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
-from .classifier_weights import classifier_weights
+from .bridged import BridgedWeights, bridged_weights
+from .classifier_weights import ClassifierWeights, classifier_weights
 from .crossfit import FOLDS, CrossFit, best_fit
 from .estimators import leak_findings
 from .features import Features
 from .log import LoggedSlates
 from .log_support import support_of
-from .model_first import ModelFirst, model_first, residual_check, weighted_mean
+from .model_first import ModelFirst, missed, model_first, residual_check, weighted_mean
 from .pope import fresh_diversity
 from .result import Estimate, finish
 from .tempered import tempered
@@ -85,20 +89,18 @@ def model_first_estimate(
     Raises:
         ValueError: features that do not match the log; no fresh responses in ``log.fresh`` for diversity.
     """
-    alpha = objective.diversity_weight
-    options = {"diversity_weight": alpha, "diversity_form": objective.diversity_form, "folds": folds, "seed": seed}
-    rows = _diversity(log, policy, objective)
     if is_logging_policy(log, policy):
+        rows = _diversity(log, policy, objective)
         flat = np.zeros(log.num_responses)
         estimate = finish(
             log,
             policy,
             NAME,
             _with_diversity(log, weighted_mean(log, flat), rows),
-            diversity_weight=alpha,
+            diversity_weight=objective.diversity_weight,
             diagnostics=None,
             findings=propensity_findings(log, policy, length_normalize=False),
-            options=options,
+            options=_options(objective, folds, seed),
             labels=("the log's mean",),
             confidence=confidence,
             utility_range=log.utility_range,
@@ -107,20 +109,40 @@ def model_first_estimate(
         return LongEstimate(estimate, 1 / (sizes * log.num_slates))
     fit = best_fit(log, candidates, folds=folds, seed=seed)
     weights = classifier_weights(log, fit.features, folds=folds, seed=seed)
-    result, unverified = _verified(log, policy, fit, weights.log_weights)
+    return estimate_of_fit(
+        log, policy, fit, weights, objective=objective, confidence=confidence, folds=folds, seed=seed
+    )
+
+
+def estimate_of_fit(
+    log: LoggedSlates,
+    policy: str,
+    fit: CrossFit,
+    weights: ClassifierWeights,
+    *,
+    objective: Objective = Objective.evaluation(),  # noqa: B008 (frozen)
+    confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> LongEstimate:
+    """`model_first_estimate` with a reward model and a classifier that were fitted before, in these folds."""
+    rows = _diversity(log, policy, objective)
+    taken, ratio = _bridge(log, policy, weights.log_weights)
+    result = model_first(log, fit, taken.log_weights)
+    hidden = tuple(_missed(log, fit, result, taken, ratio))
     estimate = finish(
         log,
         policy,
         NAME,
         _with_diversity(log, result.ratios, rows),
-        diversity_weight=alpha,
+        diversity_weight=objective.diversity_weight,
         diagnostics=None,
         findings=[
             *propensity_findings(log, policy, length_normalize=False),
-            *_findings(log, policy, fit),
-            *unverified,
+            *_findings(log, policy, fit, even=taken.power == 1 and not hidden),
+            *hidden,
         ],
-        options=options,
+        options=_options(objective, folds, seed),
         labels=("model-based", f"reads {fit.features.name}"),
         confidence=confidence,
         utility_range=log.utility_range,
@@ -131,46 +153,61 @@ def model_first_estimate(
             "penalty": weights.penalty,
             "direct": result.direct,
             "correction": result.correction,
-            "unread": result.unread,
+            "power": taken.power,
         },
         seen=support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner),
     )
     return LongEstimate(estimate, result.shares)
 
 
-def _verified(
-    log: LoggedSlates, policy: str, fit: CrossFit, classifier: Floats
-) -> tuple[ModelFirst, tuple[Finding, ...]]:
-    """The estimate with the term for what the features miss, if that is known well enough; else without, and a finding.
+def _options(objective: Objective, folds: int, seed: int) -> dict[str, Any]:
+    """What two estimates must share to be compared."""
+    of_diversity = {"diversity_weight": objective.diversity_weight, "diversity_form": objective.diversity_form}
+    return {**of_diversity, "folds": folds, "seed": seed}
 
-    Which of the two does not depend on the size of the term. It depends on where the log-ratio comes from, on standard
-    errors, and on whether the term, of first order, agrees with the weighted residuals that it approximates.
-    """
-    plain = model_first(log, fit, classifier)
+
+def _bridge(log: LoggedSlates, policy: str, classifier: Floats) -> tuple[BridgedWeights, Floats | None]:
+    """The weights that the log allows, and the log-ratio of whole responses where it can be used."""
     ratio = log_weights(log, policy, "response", length_normalize=False)
-    if log.how != "recorded":
-        return plain, tuple(find("model_unverified", _NOT_RECORDED, np.inf))
-    if not np.isfinite(ratio).all():
-        return plain, tuple(find("model_unverified", _UNVERIFIED, np.inf))
-    full = model_first(log, fit, classifier, ratio)
-    error = float(np.sqrt(plain.ratios.covariance()[0, 0]))
-    if abs(full.bent) > max(_AGREE * full.bent_error, error):
-        return plain, tuple(find("model_unverified", _BENT, np.inf))
-    times = full.unread_error / error
-    found = tuple(find("model_unverified", f"{_UNVERIFIED} ({times:.1f} standard errors)", times))
-    if not found:
-        return full, ()
-    missed = "the policy changes what the features do not hold, and ratings change with it"
-    return plain, (*found, *contradiction_findings(full.unread, full.unread_error, missed))
+    known = ratio if log.how == "recorded" and np.isfinite(ratio).all() else None
+    return bridged_weights(classifier, known), known
 
 
-def _findings(log: LoggedSlates, policy: str, fit: CrossFit) -> Iterator[Finding]:
+def _missed(
+    log: LoggedSlates, fit: CrossFit, result: ModelFirst, weights: BridgedWeights, ratio: Floats | None
+) -> Iterator[Finding]:
+    """Whether the log shows that the weights miss nothing. Whole responses' own weights miss nothing; of others, the
+    log shows it where what they miss has a small standard error.
+    """
+    if ratio is None:
+        yield from find("model_unverified", _NOT_RECORDED if log.how != "recorded" else _UNVERIFIED, np.inf)
+        return
+    size = f"effective sample size {weights.ess:.1f} of the weights between log and policy"
+    yield from find("ess", size, weights.ess)
+    largest = float(np.exp(weights.log_weights - weights.log_weights.max()).sum()) ** -1
+    yield from find("max_share", f"one of them has {largest:.1%} of the total", largest)
+    if weights.power == 1:
+        return
+    hidden = missed(log, fit, weights.log_weights, ratio)
+    error = float(np.sqrt(result.ratios.covariance()[0, 0]))
+    times = hidden.standard_error / error
+    yield from find("model_unverified", f"{_UNVERIFIED} ({times:.1f} standard errors)", times)
+    if abs(hidden.bent) > max(_AGREE * hidden.bent_error, error):
+        yield from find("model_unverified", _BENT, np.inf)
+    what = "the policy changes what the features do not hold, and ratings change with it"
+    yield from contradiction_findings(hidden.value, hidden.standard_error, what)
+
+
+def _findings(log: LoggedSlates, policy: str, fit: CrossFit, *, even: bool) -> Iterator[Finding]:
     """Whether the model predicts the reward with the right scale and without leakage, and whether the log contradicts
     it.
+
+    Args:
+        even: the weights of whole responses are even enough to correct any model, also one that explains little.
     """
-    yield from find(
-        "model_blind", f"the reward model explains {fit.r2:.0%} of the utilities' variance out of fold", fit.r2
-    )
+    if not even:
+        seen = f"the reward model explains {fit.r2:.0%} of the utilities' variance out of fold"
+        yield from find("model_blind", seen, fit.r2)
     yield from find(
         "model_scale",
         f"utilities change by {fit.calibration:.2f} (+-{fit.calibration_error:.2f}) where predictions change by 1",

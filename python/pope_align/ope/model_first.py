@@ -8,14 +8,14 @@ with a ridge ``q`` cross-fitted by cluster (`crossfit`) and weights ``w`` of any
 embedding space (`kernel_weights`, `classifier_weights`), tempered or clipped ones. Without weights it is the direct
 method.
 
-Features may miss a part of what decides the reward, and the policy may change just that part. The log's own weights of
+Weights may miss a part of what decides the reward, and the policy may change just that part. The log's own weights of
 whole responses show it, even where they are far too uneven to be used: with ``c_i`` the log-ratio of policy and logging
-policy less ``log w_i``, the part that the features do not explain, a further term is::
+policy less ``log w_i``, `missed` is::
 
-    sum_i l_i (c_i - mean c) (r_i - q(y_i))                      "unread"
+    sum_i l_i (c_i - mean c) (r_i - q(y_i))
 
 the first order of weighting the residuals by ``w_i exp(c_i)``. Its variance grows with that of ``c``, not with that of
-``exp(c)``; whether it is known well enough to be added is decided in `long_responses`.
+``exp(c)``. It is a check, and not added: on language it is larger than the error that it would remove.
 
 The model's own uncertainty is part of the interval. Predictions of a ridge are linear in the ratings it was fitted on,
 so the coefficient ("share") of each rating in V is known exactly, and its influence is the share times (rating minus
@@ -45,15 +45,9 @@ class ModelFirst:
     """A value and its parts.
 
     Attributes:
-        ratios: column: utility. Terms: the direct method, the correction (if weighted), ``unread`` (with
-            a log-ratio), the model's uncertainty.
+        ratios: column: utility. Terms: the direct method, the correction (if weighted), the uncertainty of both.
         direct: the direct method alone.
         correction: what the residuals add; 0 without weights.
-        unread: what the log-ratio adds that the features do not explain; 0 without a log-ratio.
-        unread_error: its standard error.
-        bent: how far that term, which is of first order in what the features do not explain, lies from the weighted
-            residuals with all of it; 0 without a log-ratio.
-        bent_error: the standard error of that difference.
         shares: ``[R]`` coefficient of each rating in the value: ``shares @ log.utility == value`` at the chosen
             penalties.
     """
@@ -61,64 +55,77 @@ class ModelFirst:
     ratios: Ratios
     direct: float
     correction: float
-    unread: float
-    unread_error: float
-    bent: float
-    bent_error: float
     shares: Floats
 
     @property
     def value(self) -> float:
-        return self.direct + self.correction + self.unread
+        return self.direct + self.correction
 
 
-def model_first(
-    log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = None, log_ratio: Floats | None = None
-) -> ModelFirst:
+def model_first(log: LoggedSlates, fit: CrossFit, log_weights: Floats | None = None) -> ModelFirst:
     """The value of the policy whose fresh responses are in ``fit``.
 
     Args:
         fit: of `cross_fit` or `best_fit`.
         log_weights: ``[R]`` for the correction, up to a constant (it is self-normalised); -inf is a weight of 0. None:
             the direct method.
-        log_ratio: ``[R]`` log-probability of the policy minus that of the logging policy, finite: adds the term
-            ``unread``. Needs ``log_weights``.
 
     Raises:
-        ValueError: weights of another shape, or none above 0; a log-ratio without weights.
+        ValueError: weights of another shape, or none above 0.
 
     Source: docs/evaluation.md, "Estimators"; Dudik et al. (2011) for the doubly robust form.
     """
     direct = fresh_mean(log, fit.features.owner, fit.target)  # [S]
     ratios = slate_term(log, direct)
     shares = np.zeros(log.num_responses)
-    correction, unread, unread_error, bent, bent_error = 0.0, 0.0, 0.0, 0.0, 0.0
+    correction = 0.0
     residual = log.utility - fit.logged
     if log_weights is not None:
         weights = per_slate_weights(log, log_weights)  # [R]
         shares = weights / weights.sum()
         correction = float(shares @ residual)
         corrected = term(log, weights * residual, weights)
-        ratios = ratios.plus(corrected)
-    if log_ratio is not None:
-        if log_weights is None:
-            raise ValueError("log_ratio: expected with log_weights, got it alone")
-        left = log_ratio - log_weights
-        left = left - shares @ left
-        alone = term(log, weights * left * (residual - correction), weights)
-        ratios = ratios.plus(alone)
-        unread, unread_error = value_and_error(alone)
-        tilted = weights * np.exp(left - left.max())
-        whole = term(log, tilted * residual, tilted).minus(corrected)
-        bent, bent_error = value_and_error(alone.minus(whole))
-        shares = shares + shares * left
+        ratios = ratios.plus(corrected).plus(_noise(_leverage(corrected)))
     counts = np.bincount(fit.features.owner, minlength=log.num_slates)
     each = 1 / (log.num_slates * counts[fit.features.owner])  # [N]
     through_model = fit.shares(log, each, shares)
     ratios = ratios.plus(_noise(_by_cluster(log, through_model * residual)))
-    return ModelFirst(
-        ratios, float(direct.mean()), correction, unread, unread_error, bent, bent_error, shares + through_model
-    )
+    return ModelFirst(ratios, float(direct.mean()), correction, shares + through_model)
+
+
+@dataclass(frozen=True)
+class Missed:
+    """What weights miss of a policy, as far as the log shows it.
+
+    Attributes:
+        value: to first order.
+        standard_error: of that.
+        bent: how far it lies from the residuals under all of the log-ratio.
+        bent_error: the standard error of that distance.
+    """
+
+    value: float
+    standard_error: float
+    bent: float
+    bent_error: float
+
+
+def missed(log: LoggedSlates, fit: CrossFit, log_weights: Floats, log_ratio: Floats) -> Missed:
+    """What weights miss that the log-ratio of whole responses holds.
+
+    Args:
+        log_weights: ``[R]``, as for `model_first`.
+        log_ratio: ``[R]`` log-probability of the policy minus that of the logging policy, finite.
+    """
+    residual = log.utility - fit.logged
+    weights = per_slate_weights(log, log_weights)
+    shares = weights / weights.sum()
+    left = log_ratio - log_weights
+    left = left - shares @ left
+    first = term(log, weights * left * (residual - shares @ residual), weights)
+    tilted = weights * np.exp(left - left.max())
+    whole = term(log, tilted * residual, tilted).minus(term(log, weights * residual, weights))
+    return Missed(*value_and_error(first), *value_and_error(first.minus(whole)))
 
 
 def term(log: LoggedSlates, numerators: Floats, denominators: Floats) -> Ratios:
@@ -191,6 +198,16 @@ def per_slate_weights(log: LoggedSlates, log_weights: Floats) -> Floats:
 def _by_cluster(log: LoggedSlates, values: Floats) -> Floats:
     """``[R] -> [C]``."""
     return log.cluster_sums(log.slate_sums(values))
+
+
+def _leverage(ratio: Ratios) -> Floats:
+    """``[C]``: how much more than its `influence` the value of one ratio changes if a cluster is left out.
+
+    The influence divided by one minus the cluster's share of the weights is exact. Without it the standard error of a
+    mean with uneven weights is too small.
+    """
+    share = ratio.denominators[0] / ratio.denominators[0].sum()
+    return np.asarray(ratio.influence()[:, 0] * share / (1 - share))
 
 
 def _noise(influence: Floats) -> Ratios:

@@ -124,7 +124,7 @@ RULES: Mapping[str, Rule] = {
         0.05,
         below=True,
         percent=True,
-        note="direct method and model first",
+        note="direct method; model first, unless effective sample size and what the features may miss are fine",
     ),
     "model_scale": Rule("distance of the slope of utility on prediction from 1, in standard errors", 3),
     "model_unverified": Rule(

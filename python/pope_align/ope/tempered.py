@@ -62,14 +62,31 @@ def tempered(log_weights: Floats, share: float = ESS_SHARE) -> Tempered:
     if not np.isfinite(log_weights).any():
         raise ValueError("log_weights: expected at least one finite number, got none: every weight is 0")
     wanted, raw = share * log_weights.size, effective_sample_size(log_weights)
-    low, high = 0.0, 1.0
     if raw >= wanted:
         return Tempered(log_weights, 1.0, raw, raw)
+    power = largest_power(np.zeros_like(log_weights), log_weights, wanted)
+    result = _times(power, log_weights)
+    return Tempered(result, power, effective_sample_size(result), raw)
+
+
+def largest_power(start: Floats, direction: Floats, ess: float) -> float:
+    """The largest power in [0, 1] with an effective sample size of at least ``ess`` of ``start + power * direction``; 0
+    where none has.
+
+    Args:
+        start, direction: ``[R]`` nats; the direction may be -inf.
+    """
+
+    def enough(power: float) -> bool:
+        return effective_sample_size(start + _times(power, direction)) >= ess
+
+    if enough(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if effective_sample_size(_times(middle, log_weights)) >= wanted else (low, middle)
-    result = _times(low, log_weights)
-    return Tempered(result, low, effective_sample_size(result), raw)
+        low, high = (middle, high) if enough(middle) else (low, middle)
+    return low
 
 
 def _times(power: float, log_weights: Floats) -> Floats:
