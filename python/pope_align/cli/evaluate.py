@@ -39,8 +39,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="pope, ips, clipped_ips, subgaussian_ips, snips, dm, dr, sndr, clipped_dr, switch_dr, dros, "
-            "subgaussian_dr, slate_ips, slate_snips, pseudo_inverse or model_first; repeat. The verdict of the first "
-            "decides for --require."
+            "subgaussian_dr, slate_ips, slate_snips, pseudo_inverse or model_first; repeat. The first decides for "
+            "comparisons and --require: by default model_first where every policy has --samples, else pope."
         ),
     ] = None,
     require: Annotated[

@@ -20,10 +20,6 @@ from .stages import Stage, replaced
 #: Characters of a token, about, where no tokenizer has been loaded yet.
 _CHARACTERS = 4
 
-#: Median tokens of a response above which weights of whole responses have a small effective sample size; measured in
-#: docs/choosing-an-estimator.md.
-LONG = 8
-
 
 @dataclass(frozen=True)
 class Options:
@@ -63,11 +59,6 @@ class Found:
     people: bool
     recorded: int  # slates that have log-probabilities
     how: str  # where these came from
-
-    @property
-    def long(self) -> bool:
-        """Whether responses are too long for weights of whole responses (`LONG`)."""
-        return self.median_tokens > LONG
 
     def lines(self) -> dict[str, str]:
         """For people, in the order of interest."""
@@ -126,12 +117,9 @@ def stages(found: Found, options: Options, log: Path, folder: Path) -> list[Stag
 
 
 def estimators(found: Found) -> list[str]:
-    """Those that fit the log, the one that decides first: model first for long responses, whole weights for short."""
-    enough = found.prompts >= FEW_CLUSTERS
+    """Those that `pope evaluate` has by default, the one that decides first."""
     others = [*DEFAULT_ESTIMATORS, *WITH_TOTALS, *WITH_PREDICTIONS]
-    if not enough:
-        return others
-    return [MODEL_FIRST, *others] if found.long else [*others, MODEL_FIRST]
+    return [MODEL_FIRST, *others] if found.prompts >= FEW_CLUSTERS else others
 
 
 def _propensities(found: Found, options: Options, log: Path, folder: Path) -> Stage | None:

@@ -134,6 +134,7 @@ def _promises(rows: list[GradedEstimate]) -> dict[str, float]:
         "reliable_covered_wilson": wilson_lower(covered, len(reliable)),
         "off_by_3_standard_errors": len(off),
         "off_not_called_reliable": _share(sum(row.verdict != "reliable" for row in off), len(off)),
+        "reliable_off": _share(sum(row.far_off for row in reliable), len(reliable)),
         "healthy": len(healthy),
         "healthy_reliable": _share(sum(row.verdict == "reliable" for row in healthy), len(healthy)),
         **{f"share_{verdict}": _share(sum(row.verdict == verdict for row in rows), len(rows)) for verdict in VERDICTS},
@@ -175,17 +176,19 @@ def summarise(rows: list[GradedEstimate]) -> dict[str, Any]:
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The promises as Markdown, a line for each estimator and kind of result."""
     lines = [
-        "| estimator | results | reliable | of these covered | Wilson bound | off by 3 errors | of these not reliable "
-        "| healthy | of these reliable |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| estimator | results | reliable | of these covered | Wilson bound | of these off by 3 errors "
+        "| off by 3 errors | of these not reliable | healthy | of these reliable |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         shares = ("reliable_covered", "reliable_covered_wilson", "off_not_called_reliable", "healthy_reliable")
         covered, bound, caught, healthy = (f"{row[key]:.1%}" if row[key] is not None else "" for key in shares)
+        chance = f"{row['reliable_off']:.2%}" if row["reliable_off"] is not None else ""
         counts = (row["results"], row["reliable"], row["off_by_3_standard_errors"], row["healthy"])
         results, reliable, off, well = (f"{count:,.0f}" for count in counts)
         lines.append(
-            f"| {name} | {results} | {reliable} | {covered} | {bound} | {off} | {caught} | {well} | {healthy} |"
+            f"| {name} | {results} | {reliable} | {covered} | {bound} | {chance} | {off} | {caught} | {well} "
+            f"| {healthy} |"
         )
     return "\n".join(lines)
 

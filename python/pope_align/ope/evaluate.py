@@ -72,9 +72,10 @@ def evaluate_policies(
             `ModelScores`.
         objective: the objective of the evaluation, the same for all policies however they were trained.
         baseline: the policy that the others are compared with; None: the first.
-        estimators: "pope" and keys of `METHODS`; None: "pope"; "ips" if weights are of whole responses; "dm", "dr" and
-            "sndr" for policies with samples or predictions. The first estimator is used for ranking, comparisons and
-            `Evaluation.meets`.
+        estimators: "pope", "model_first" and keys of `METHODS`. None: "model_first" if every policy but the logging
+            policy has samples and the log has enough prompts (docs/choosing-an-estimator.md says why it is first);
+            "pope"; "ips" if weights are of whole responses; "dm", "dr" and "sndr" for policies with samples or
+            predictions. The first estimator is used for ranking, comparisons and `Evaluation.meets`.
         lam: shrinkage parameter of estimators that have one; None: chosen from the data.
         utility_transform, score_range: scores to utilities, one map for the whole log; see `ope.utility.utilities`.
         cluster: as in `LoggedSlates.from_slates`.
@@ -131,14 +132,15 @@ def evaluate_policies(
             confidence=confidence,
         )
 
-    enough = logged.num_clusters >= FEW_CLUSTERS and not objective.length_normalize
+    read = set() if estimators else _readable(logged, names, samples, objective)
+    leads = read == set(names)  # then it decides; see docs/choosing-an-estimator.md
     estimates = []
     for name in names:
-        added: tuple[str, ...] = () if estimators or name not in known else WITH_PREDICTIONS
-        readable = name in samples or (samples and is_logging_policy(logged, name))
-        readable = readable and (objective.diversity_weight == 0 or name in logged.fresh)
-        added += () if estimators or not readable or not enough else (MODEL_FIRST,)
-        estimates += [value(name, each) for each in [*every, *added]]
+        more = () if estimators or name not in known else WITH_PREDICTIONS
+        model_first = (MODEL_FIRST,) if name in read else ()
+        order = [*model_first, *every, *more] if leads else [*every, *more, *model_first]
+        estimates += [value(name, each) for each in order]
+    compared = [MODEL_FIRST if leads else every[0], *(f"set:{title}" for title in rewards)]
     estimates += [
         set_value(logged, name, reward, name=title, objective=objective, confidence=confidence)
         for name in names
@@ -146,9 +148,7 @@ def evaluate_policies(
     ]
     return Evaluation(
         estimates=tuple(estimates),
-        comparisons=_compared(
-            logged, estimates, long, [every[0], *(f"set:{title}" for title in rewards)], baseline, objective
-        ),
+        comparisons=_compared(logged, estimates, long, compared, baseline, objective),
         indices=tuple(
             each for name in names if name != baseline for each in directions(logged, name, baseline, confidence)
         ),
@@ -206,6 +206,16 @@ def _scored(
         fresh=scored.fresh_scores(fresh.texts),
         rescored_gap=scored.rescored_gap,
     )
+
+
+def _readable(
+    log: LoggedSlates, names: Sequence[str], samples: Mapping[str, Samples], objective: Objective
+) -> set[str]:
+    """The policies that "model_first" can estimate: those with samples, and the logging policy beside them."""
+    if not samples or log.num_clusters < FEW_CLUSTERS or objective.length_normalize:
+        return set()
+    with_text = {name for name in names if name in samples or is_logging_policy(log, name)}
+    return with_text if objective.diversity_weight == 0 else with_text & set(log.fresh)
 
 
 def _fitted(
