@@ -68,6 +68,11 @@ FEEDBACK = {
     ("amazon-2023", "stars"): [5, 1],
     ("ultrafeedback", "fine_grained"): [4.75, 1.5],
     ("ultrafeedback", "mean_aspect"): [4.75, 4 / 3],
+    ("helpsteer2", "correctness"): [4, 0],
+    ("helpsteer2", "coherence"): [4, 4],
+    ("helpsteer2", "complexity"): [0, 0],
+    ("helpsteer2", "verbosity"): [1, 1],
+    ("nemo-rl", "reward"): [0.5, 2.0, 0.25],
     ("polis", "utilitarian"): [(3 / 4 + 2 / 4) / 2, (2 / 3 + 1 / 4) / 2],
     ("polis", "maximin"): [2 / 4, 1 / 4],
     ("polis", "nash"): [(3 / 4 * 2 / 4) ** 0.5, (2 / 3 * 1 / 4) ** 0.5],
@@ -221,6 +226,12 @@ BAD = [
     ("alpaca-eval", {"preference": 3}, "preference: expected a number from 1 to 2 (or 0 and 1.5 for a tie), got 3.0"),
     ("unpaired", {"label": "good"}, "label: expected true or false, got 'good'"),
     ("rewards", {"all_rm_scores": [1]}, "all_rm_scores: expected 3 rewards, one per response, got [1]"),
+    (
+        "helpsteer-preference",
+        {"overall_preference": 4},
+        "overall_preference: expected a number from -3 (the first is much better) to 3, got 4.0",
+    ),
+    ("nemo-rl", {"completions": [{"rank": -1}]}, "completions[0].rank: expected an integer >= 0 (0 is best), got -1"),
     ("hh-rlhf", {"chosen": "Hello"}, "chosen: expected turns of Human and Assistant, the last by the Assistant"),
 ]
 

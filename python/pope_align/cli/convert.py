@@ -24,8 +24,11 @@ def convert(
     ] = "",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Slates: .jsonl or .parquet.")] = None,
     to: Annotated[
-        Literal["slates", "preference"],
-        typer.Option(metavar="FORM", help="slates, or preference: TRL's prompt, chosen, rejected."),
+        Literal["slates", "preference", "nemo-rl"],
+        typer.Option(
+            metavar="FORM",
+            help="slates; preference: TRL's prompt, chosen, rejected; nemo-rl: NeMo-RL's ranked completions.",
+        ),
     ] = "slates",
     feedback: Annotated[
         str | None,
@@ -106,7 +109,7 @@ def convert(
         str,
         typer.Option(
             metavar="A=B,...",
-            help="Columns of the table format, e.g. prompt=question,score=stars.",
+            help="Columns of the table format, e.g. prompt=question,score=stars; for some others, a choice.",
             rich_help_panel=_INPUT,
         ),
     ] = "",
@@ -134,7 +137,8 @@ def convert(
 
     if list_formats:
         for entry in FORMATS.values():
-            out_.print(f"{entry.name}: {entry.summary}\n    --feedback {', '.join(entry.feedback)}")
+            maps = f"\n    --map {', '.join(entry.maps)}" if entry.maps else ""
+            out_.print(f"{entry.name}: {entry.summary}\n    --feedback {', '.join(entry.feedback)}{maps}")
         return
     if out is None or not format:
         missing = "--out FILE" if out is None else "--from FORMAT, where auto recognises most"

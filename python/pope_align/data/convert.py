@@ -15,12 +15,15 @@ from .formats import FORMATS, Format, Source
 from .formats.detect import detect, foreign
 from .options import SPLITS, ConvertOptions, ConvertReport, SplitBy
 from .pairs import pair_writer
+from .ranked import ranked_writer
 from .split import group_column
 from .write import ENDINGS, Writer, slate_writer
 
 __all__ = ["SPLITS", "ConvertOptions", "ConvertReport", "SplitBy", "To", "convert"]
 
-To = Literal["slates", "preference"]
+To = Literal["slates", "preference", "nemo-rl"]
+
+_WRITERS = {"slates": slate_writer, "preference": pair_writer, "nemo-rl": ranked_writer}
 
 
 def convert(
@@ -33,7 +36,7 @@ def convert(
     overwrite: bool = False,
     progress: OnRecords | None = None,
 ) -> ConvertReport:
-    """Convert files of a known format into slates, or into preference pairs, in constant memory.
+    """Convert files of a known format into slates, preference pairs or ranked completions, in constant memory.
 
     ``output`` ends in ``.jsonl`` or ``.parquet``; with ``split_by`` it becomes three files, ``NAME.train.ENDING`` and
     so on. A report is written next to it, as ``NAME.ENDING.report.json``. Everything that can be checked without
@@ -44,7 +47,7 @@ def convert(
         inputs: files or folders, or ``hub:NAME@SPLIT`` for a dataset of the Hugging Face hub.
         output: the file to write.
         options: see `ConvertOptions`; None for its defaults.
-        to: "slates", or "preference" for TRL's prompt, chosen and rejected.
+        to: "slates", "preference" for TRL's prompt, chosen and rejected, or "nemo-rl" for NeMo-RL's ranked completions.
         overwrite: whether existing files may be replaced.
         progress: called now and then with the number of records read.
 
@@ -54,11 +57,14 @@ def convert(
             slate to keep.
     """
     options = options or ConvertOptions()
+    if to not in _WRITERS:
+        raise ValueError(f"to: expected one of {', '.join(_WRITERS)}, got {to!r}")
     paths = _inputs(inputs, options, format)
     kind = _format(format, paths)
     feedback = options.feedback or kind.feedback[0]
     if feedback not in kind.feedback:
         raise ValueError(f"feedback: expected one of {', '.join(kind.feedback)} for {kind.name}, got {feedback!r}")
+    _check_mapping(kind, options)
     _check_libraries(kind, Path(output), options)
     report = ConvertReport(kind.name, [str(path) for path in inputs], feedback, options=asdict(options))
     source = Source(
@@ -74,7 +80,7 @@ def convert(
         for path in files.values():
             stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS))
         check_output(report_path(output), overwrite=True)  # a report is useless without its file
-        make = pair_writer if to == "preference" else slate_writer
+        make = _WRITERS[to]
         writing = stack.enter_context(ExitStack())
         writers: dict[str | None, Writer] = {split: writing.enter_context(make(path)) for split, path in files.items()}
         for split, slate in Assembler(kind, feedback, source, options, report, progress).slates():
@@ -108,6 +114,12 @@ def _format(name: str, paths: Sequence[Path]) -> Format:
     if name not in FORMATS:
         raise ValueError(f"format: expected auto or one of {', '.join(FORMATS)}, got {name!r}")
     return FORMATS[name]
+
+
+def _check_mapping(kind: Format, options: ConvertOptions) -> None:
+    if unknown := sorted(set(options.mapping) - set(kind.maps)):
+        names = f"names among {', '.join(kind.maps)}" if kind.maps else f"none, which {kind.name} has no use for"
+        raise ValueError(f"mapping: expected {names}, got {', '.join(unknown)}")
 
 
 def _check_libraries(kind: Format, output: Path, options: ConvertOptions) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from .amazon import AMAZON_2014, AMAZON_2018, AMAZON_2023
 from .base import Format, Nothing, Source
+from .community import COMMUNITY_ALIGNMENT
+from .helpsteer import HELPSTEER2, HELPSTEER_PREFERENCE
 from .instructions import ALPACA, ALPACA_EVAL, ULTRAFEEDBACK
+from .nemo_rl import NEMO_RL
 from .panels import OVERTON, POLIS, PRISM
 from .preferences import HH_RLHF, PREFERENCE, REWARDS, SHP, UNPAIRED
 from .reddit import REDDIT, REDDIT_MOVIE
@@ -24,12 +27,16 @@ FORMATS = {
         ALPACA,
         ALPACA_EVAL,
         ULTRAFEEDBACK,
+        HELPSTEER2,
+        HELPSTEER_PREFERENCE,
         SHP,
         HH_RLHF,
         PRISM,
+        COMMUNITY_ALIGNMENT,
         OVERTON,
         POLIS,
         PREFERENCE,
+        NEMO_RL,
         UNPAIRED,
         REWARDS,
         TABLE,

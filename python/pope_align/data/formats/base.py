@@ -31,7 +31,7 @@ class Source:
 
     paths: Sequence[Path]
     skip_bad_rows: bool = False
-    mapping: dict[str, str] = field(default_factory=dict)  # of the table format: slate field -> column
+    mapping: dict[str, str] = field(default_factory=dict)  # names of the format's `maps` -> what the user gives them
     sql: str | None = None  # rows of this query instead of files
     group_column: str | None = None  # its value groups slates that a split keeps together
     check: Callable[[Record], None] = lambda record: None  # raises if the record has another format
@@ -84,6 +84,7 @@ class Format:
         any_columns: whether a user says which columns are read, so that no record is of another format.
         looks: what else its records have, where another format has the same marks.
         by_people: whether all its responses were written by people, so that there is no logging policy.
+        maps: the names that ``--map`` accepts: of columns, or of what a record has several of.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Format:
     any_columns: bool = False
     looks: Callable[[Mapping[str, Any]], bool] = lambda values: True
     by_people: bool = False
+    maps: tuple[str, ...] = ()
 
     def mark(self, fields: frozenset[str]) -> frozenset[str]:
         """The largest of the format's marks that is contained in these fields; empty if none is."""

@@ -48,12 +48,20 @@ def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
     return pieces or Nothing("conversation without turns")
 
 
+#: Columns of OvertonBench, and the names that people give them in tables of their own.
+_OVERTONBENCH = {"response": "llm_response", "rating": "representation_rating", "group": "cluster_kmeans"}
+
+
 def overton(record: Record, feedback: str) -> Iterable[Piece]:
-    """One rating of one response by one participant: ``question``, ``response``, ``rating``, ``model``, ``group``."""
-    prompt, rating = record.text("question"), record.number("rating")
-    group = record.optional_name("group")
+    """One rating of one response by one participant: ``question``, ``response``, ``rating``, ``model``, ``group``.
+
+    OvertonBench calls three of them ``llm_response``, ``representation_rating`` and ``cluster_kmeans``.
+    """
+    columns = {name: theirs if theirs in record else name for name, theirs in _OVERTONBENCH.items()}
+    prompt, rating = record.text("question"), record.number(columns["rating"])
+    group = record.optional_name(columns["group"])
     response = Response(
-        record.text("response"),
+        record.text(columns["response"]),
         rating,
         responder=record.optional_name("model"),
         group_scores=None if group is None else {group: rating},
@@ -159,12 +167,12 @@ PRISM = Format(
 )
 OVERTON = Format(
     "overton",
-    "Overton-style ratings: question, response, rating, model, group",
+    "OvertonBench (question, llm_response, representation_rating, model, cluster_kmeans) and ratings of that kind",
     ("rating",),
     per_record(overton),
     scattered=True,
     repeats="mean",
-    marks=("question response rating",),
+    marks=("question response rating", "question llm_response representation_rating"),
 )
 POLIS = Format(
     "polis",

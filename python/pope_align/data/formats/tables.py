@@ -33,8 +33,6 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
     without one, the same prompt) make a slate. A recorded log-probability is a total in ``logging_logprob`` (nats) or a
     list of its tokens' in ``token_logprobs``, which are summed.
     """
-    if unknown := sorted(set(source.mapping) - set(COLUMNS)):
-        raise ValueError(f"mapping: expected names among {', '.join(COLUMNS)}, got {', '.join(unknown)}")
     columns = {**COLUMNS, **source.mapping}
 
     def of_record(record: Record, feedback: str) -> list[Piece]:
@@ -118,6 +116,7 @@ TABLE = Format(
     scattered=True,
     marks=("prompt completion score",),
     any_columns=True,
+    maps=tuple(COLUMNS),
 )
 SLATES = Format(
     "slates",
