@@ -34,7 +34,13 @@ from pope_align.data.formats import FORMATS, Source
 from pope_align.data.readers import read_records
 from pope_align.data.records import Record
 
-SAMPLES = Path(__file__).parents[1] / "tests" / "formats"
+TESTS = Path(__file__).parents[1] / "tests"
+SAMPLES = TESTS / "formats"
+MAPPINGS = {
+    "table": {"prompt": "question", "completion": "answer", "score": "stars", "key": "ticket"},
+    "otel": {"score": "thumb"},
+    "tinker": {"tokenizer": str(TESTS / "golden" / "chatml")},
+}
 MAX_SECONDS, MAX_BYTES = 5.0, 512 << 20
 
 Row = dict[str, Any]
@@ -158,10 +164,7 @@ def samples(name: str) -> list[Row]:
 
 
 def options(name: str) -> ConvertOptions:
-    mapping = (
-        {"prompt": "question", "completion": "answer", "score": "stars", "key": "ticket"} if name == "table" else {}
-    )
-    return ConvertOptions(skip_bad_rows=True, min_k=1, missing_prompt="item {key}", mapping=mapping)
+    return ConvertOptions(skip_bad_rows=True, min_k=1, missing_prompt="item {key}", mapping=MAPPINGS.get(name, {}))
 
 
 def fuzz_rows(name: str, count: int, seed: int, folder: Path, meter: Meter) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pope_align.data import Slate, group_split, read_slates, slate_group, write_slates
 from pope_align.data.convert import ConvertOptions, ConvertReport, convert
+from pope_align.data import gather as gather_module
 from pope_align.data.gather import gather
 from pope_align.data.markup import html_to_text
 from pope_align.data.merge import merge
@@ -63,7 +64,10 @@ pieces = st.builds(
 def test_gathering_is_a_stable_sort_by_the_bytes_of_the_key(log: list[Piece]) -> None:
     ordered = sorted(log, key=lambda piece: piece.key.encode())
     expected = [list(group) for _, group in itertools.groupby(ordered, key=lambda piece: piece.key)]
-    assert list(gather(log)) == expected
+    assert list(gather(log, Piece)) == expected
+    with pytest.MonkeyPatch.context() as patch:  # more than are sorted in memory
+        patch.setattr(gather_module, "_FEW", 2)
+        assert list(gather(log, Piece)) == expected
 
 
 @given(group=st.lists(st.builds(Piece, key=st.just("a"), responses=st.lists(responses, max_size=3)), min_size=1))

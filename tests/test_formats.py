@@ -33,8 +33,14 @@ OPTIONS = {
             "logging_logprob": "lp",
             "completion_tokens": "n",
         }
-    }
+    },
+    "otel": {"mapping": {"score": "thumb"}},
+    "tinker": {"mapping": {"tokenizer": str(Path(__file__).parent / "golden" / "chatml")}},
 }
+
+
+def source_of(name: str, paths: list[Path], *, skip_bad_rows: bool = False) -> Source:
+    return Source(paths, skip_bad_rows, dict(OPTIONS.get(name, {}).get("mapping", {})))
 
 
 def inputs(name: str) -> list[Path]:
@@ -132,7 +138,7 @@ def test_a_field_of_a_wrong_type_is_named_or_fine_but_never_a_crash(name: str, t
             values = (None, 7, -0.5, True, "", "x", [], [1], ["a", "b"], [{}], {}, {"a": 1}, float("nan"))
             path.write_text("".join(json.dumps({**record, field: value}) + "\n" for value in values))
             for feedback in FORMATS[name].feedback:
-                source = Source([path], skip_bad_rows=True)
+                source = source_of(name, [path], skip_bad_rows=True)
                 list(FORMATS[name].read(source, feedback))  # anything but a SlateError would come through
                 errors += source.bad_rows
                 assert source.records_read == len(values)
@@ -148,9 +154,9 @@ def test_a_broken_line_is_named_and_can_be_skipped(name: str, tmp_path: Path) ->
     good = [json.dumps(record) for record in json_records(name)]
     path.write_text("\n".join([good[0], "", '{"half": "a li', *good[1:], "[1, 2]"]) + "\n")
     with pytest.raises(SlateError, match=rf"{re.escape(str(path))}, row 3: row: expected JSON \(.*\), got '") as caught:
-        list(FORMATS[name].read(Source([path]), FORMATS[name].feedback[0]))
+        list(FORMATS[name].read(source_of(name, [path]), FORMATS[name].feedback[0]))
     assert caught.value.row == 3
-    source = Source([path], skip_bad_rows=True)
+    source = source_of(name, [path], skip_bad_rows=True)
     list(FORMATS[name].read(source, FORMATS[name].feedback[0]))
     assert [re.search(r"row (\d+)", reason).group(1) for reason in source.bad_rows] == ["3", str(len(good) + 3)]
     assert source.records_read == len(good) + 2
@@ -231,6 +237,32 @@ BAD = [
         {"overall_preference": 4},
         "overall_preference: expected a number from -3 (the first is much better) to 3, got 4.0",
     ),
+    ("openai", {"scores": [1]}, "scores: expected 2 numbers or nulls, one for each response, got [1]"),
+    (
+        "openai",
+        {"response": {"id": "c", "choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [0.5]}}]}},
+        "response.choices[0].logprobs.token_logprobs[0]: expected a log-probability <= 0 (nats), got 0.5",
+    ),
+    (
+        "vllm",
+        {"outputs": [{"text": "a", "token_ids": [1, 2], "logprobs": [{"1": {"logprob": -1.0}}]}]},
+        "outputs[0].logprobs: expected 2 entries, one for each of token_ids, got [{'1': {'logprob': -1.0}}]",
+    ),
+    (
+        "sglang",
+        {"response": {"text": "a", "meta_info": {"output_token_logprobs": [[-1.0]]}}},
+        "response.meta_info.output_token_logprobs[0]: expected [log-probability, token id, text], got [-1.0]",
+    ),
+    (
+        "tinker",
+        {"samples": [{"tokens": [1, 2], "logprobs": [-1.0]}]},
+        "samples[0].logprobs: expected 2 numbers, one for each token, got [-1.0]",
+    ),
+    (
+        "otel",
+        {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": [{"key": "a", "value": 1}]}]}]}]},
+        "resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value: expected an object with one of stringValue",
+    ),
     ("nemo-rl", {"completions": [{"rank": -1}]}, "completions[0].rank: expected an integer >= 0 (0 is best), got -1"),
     ("hh-rlhf", {"chosen": "Hello"}, "chosen: expected turns of Human and Assistant, the last by the Assistant"),
 ]
@@ -241,7 +273,7 @@ def test_what_a_format_forbids_is_told_in_its_terms(name: str, change: dict, tol
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps({**next(json_records(name)), **change}) + "\n")
     with pytest.raises(SlateError, match=re.escape(f"{path}, row 1: {told}")):
-        list(FORMATS[name].read(Source([path]), FORMATS[name].feedback[0]))
+        list(FORMATS[name].read(source_of(name, [path]), FORMATS[name].feedback[0]))
 
 
 def test_a_polis_export_is_a_folder_with_a_topic(tmp_path: Path) -> None:

@@ -185,6 +185,9 @@ def show(report: ConvertReport) -> None:
     rows += [[f"  without a response: {reason}", f"{n:,}"] for reason, n in report.without_response.most_common()]
     rows += [["responses read", f"{report.responses_read:,}"], ["responses kept", f"{report.responses_kept:,}"]]
     rows += [[f"  dropped: {reason}", f"{n:,}"] for reason, n in report.responses_dropped.most_common() if n]
+    if report.with_propensity or report.without_propensity:
+        rows += [["  with a recorded propensity", f"{report.with_propensity:,}"]]
+    rows += [[f"  without one: {reason}", f"{n:,}"] for reason, n in report.without_propensity.most_common()]
     rows += [["slates kept", f"{report.slates_kept:,}"]]
     rows += [[f"  dropped: {reason}", f"{n:,}"] for reason, n in report.slates_dropped.most_common()]
     rows += [[f"  in {name}", f"{n:,}"] for name, n in sorted(report.splits.items()) if name != "all"]

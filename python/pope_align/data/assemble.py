@@ -15,7 +15,7 @@ from .formats import Format, Source
 from .gather import gather
 from .merge import content, merge
 from .options import SPLITS, ConvertOptions, ConvertReport
-from .pieces import Piece, Response
+from .pieces import ORIGIN_LISTS, Piece, Response
 from .schema import Slate, parse_row, text_of
 from .split import group_column, grouping
 
@@ -40,7 +40,7 @@ class Assembler:
     def slates(self) -> Iterator[tuple[str | None, Slate]]:
         """Every slate that is kept, with its split (None without splits)."""
         pieces = self.counted(self.kind.read(self.source, self.feedback))
-        groups: Iterable[list[Piece]] = gather(pieces) if self.kind.scattered else ([piece] for piece in pieces)
+        groups: Iterable[list[Piece]] = gather(pieces, Piece) if self.kind.scattered else ([piece] for piece in pieces)
         dropped = self.report.responses_dropped
         for group in groups:
             whole, copies = merge(group, self.kind.repeats)
@@ -97,6 +97,10 @@ class Assembler:
         report.slates_sampled += len(responses) < logged
         report.slates_kept += 1
         report.responses_kept += len(responses)
+        if slate.logging_logprobs is not None:
+            report.with_propensity += len(responses)
+        elif lost := sum(response.logprob is not None for response in responses):
+            self.source.without_propensity["another response of its slate has none"] += lost
         if is_constant(slate.scores):
             report.constant += 1
         else:
@@ -148,6 +152,7 @@ class Assembler:
         prompt = piece.prompt
         if isinstance(prompt, str):
             prompt = options.prompt_template.replace("{prompt}", prompt)
+        origin |= _origin_lists(responses)
         row = {
             "prompt": prompt,
             "completions": [response.completion for response in responses],
@@ -228,6 +233,12 @@ def _corrected(place: Place, responses: list[Response], scale_days: float, as_of
 def _groups(responses: list[Response]) -> list[dict[str, float]] | None:
     groups = [response.group_scores for response in responses]
     return [group or {} for group in groups] if any(groups) else None
+
+
+def _origin_lists(responses: list[Response]) -> dict[str, Any]:
+    """What the log has of each response and a slate has no field for; in the order of the responses."""
+    lists = {name: _all([getattr(response, each) for response in responses]) for name, each in ORIGIN_LISTS.items()}
+    return {name: values for name, values in lists.items() if values is not None}
 
 
 def _all(values: list[Any]) -> list[Any] | None:

@@ -86,6 +86,7 @@ def convert(
         for split, slate in Assembler(kind, feedback, source, options, report, progress).slates():
             writers[split].write(slate)
         report.records_read, report.without_response = source.records_read, source.nothing
+        report.without_propensity = source.without_propensity
         report.bad_row_count, report.bad_rows = source.bad_row_count, source.bad_rows
         if not report.slates_kept:
             raise ValueError(_nothing_kept(report, options))

@@ -136,6 +136,8 @@ class ConvertReport:
     responses_read: int = 0
     responses_kept: int = 0
     responses_dropped: Counter[str] = field(default_factory=Counter)
+    with_propensity: int = 0  # kept responses that have a recorded propensity
+    without_propensity: Counter[str] = field(default_factory=Counter)  # of a log of requests: why responses have none
     slates_kept: int = 0
     slates_dropped: Counter[str] = field(default_factory=Counter)
     prompts_missing: int = 0  # replaced by missing_prompt

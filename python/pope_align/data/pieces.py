@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -25,8 +26,13 @@ class Response:
     rank: int | None = None
     finished: bool | None = None  # False: cut at a limit
     ids: list[int] | None = None  # the sampled tokens
+    model_logprob: float | None = None  # total of the model without the sampler's settings: no propensity
+    sampled: list[str] | None = None  # texts of the sampled tokens, where the log has no ids
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
+
+#: Lists in an origin that have one entry for each response, and the field of `Response` that has it.
+ORIGIN_LISTS = {"model_logprobs": "model_logprob", "sampled_tokens": "sampled"}
 
 _RESPONSE = tuple(entry.name for entry in fields(Response) if entry.name != "place")
 
@@ -102,6 +108,8 @@ def _checked(place: Place, response: Response, index: int | None) -> Response:
         rank=_optional(place.positive_integer, named("rank"), response.rank),
         finished=_optional(place.boolean, named("finished"), response.finished),
         ids=_optional(place.token_ids, named("completion_ids"), response.ids),
+        model_logprob=_optional(place.logprob, named("model_logprob"), response.model_logprob),
+        sampled=response.sampled,
         place=place,
     )
 
@@ -113,3 +121,8 @@ def _optional(check: Callable[[str, Any], Any], field: str, value: Any) -> Any:
 def spelled(value: Any) -> str:
     """A stable text form of any JSON value."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def text_key(text: str) -> str:
+    """A key for records that have none: the same for the same prompt."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

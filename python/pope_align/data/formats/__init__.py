@@ -5,6 +5,8 @@ from __future__ import annotations
 from .amazon import AMAZON_2014, AMAZON_2018, AMAZON_2023
 from .base import Format, Nothing, Source
 from .community import COMMUNITY_ALIGNMENT
+from .completions import OPENAI
+from .engines import SGLANG, VLLM
 from .helpsteer import HELPSTEER2, HELPSTEER_PREFERENCE
 from .instructions import ALPACA, ALPACA_EVAL, ULTRAFEEDBACK
 from .nemo_rl import NEMO_RL
@@ -13,6 +15,8 @@ from .preferences import HH_RLHF, PREFERENCE, REWARDS, SHP, UNPAIRED
 from .reddit import REDDIT, REDDIT_MOVIE
 from .stackexchange import STACKEXCHANGE, STACKEXCHANGE_PAIRED
 from .tables import SLATES, TABLE
+from .telemetry import OTEL
+from .tinker import TINKER
 
 FORMATS = {
     entry.name: entry
@@ -39,6 +43,11 @@ FORMATS = {
         NEMO_RL,
         UNPAIRED,
         REWARDS,
+        OTEL,
+        OPENAI,
+        VLLM,
+        SGLANG,
+        TINKER,
         TABLE,
         SLATES,
     )

@@ -39,6 +39,7 @@ class Source:
     bad_row_count: int = 0
     bad_rows: list[str] = field(default_factory=list)  # the first messages
     nothing: Counter[str] = field(default_factory=Counter)
+    without_propensity: Counter[str] = field(default_factory=Counter)  # responses, by why they have none
 
     def records(self, paths: Sequence[Path] | None = None) -> Iterator[Record]:
         """Records of all files in order; a bad one is raised or counted."""

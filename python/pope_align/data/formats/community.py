@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..checks import Turn
-from ..pieces import Piece, Response, spelled
+from ..pieces import Piece, Response, spelled, text_key
 from ..records import Record
 from .base import Format, Nothing, Source, per_record
-from .instructions import text_key
 
 _TURNS = ("first", "second", "third", "fourth")
 _CANDIDATES = ("response_a", "response_b", "response_c", "response_d")

@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable
 
 from ..checks import Turn
-from ..pieces import Piece, Response, spelled
+from ..pieces import Piece, Response, spelled, text_key
 from ..records import Record
 from .base import Format, per_record
-from .instructions import text_key
 
 #: In the prompts of HelpSteer2, which are text, this begins a later turn.
 _LATER_TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")

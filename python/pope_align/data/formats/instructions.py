@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
-from ..pieces import Piece, Response
+from ..pieces import Piece, Response, text_key
 from ..records import Record
 from .base import Format, Nothing, per_record
-
-
-def text_key(text: str) -> str:
-    """A key for records that have none: the same for the same prompt."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def alpaca(record: Record, feedback: str) -> Iterable[Piece] | Nothing:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..pieces import Piece, Response, spelled
+from ..pieces import Piece, Response, spelled, text_key
 from ..records import Record
 from .base import Format, Nothing, per_record
-from .instructions import text_key
 
 
 def nemo_rl(record: Record, feedback: str) -> Iterable[Piece] | Nothing:

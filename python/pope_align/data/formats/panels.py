@@ -9,11 +9,10 @@ from pathlib import Path
 
 from ..checks import Place, SlateError, Turn
 from ..feedback import group_utility, shrunk_rate
-from ..pieces import Piece, Response
+from ..pieces import Piece, Response, text_key
 from ..readers import read_records
 from ..records import Record
 from .base import Format, Nothing, Source, per_record
-from .instructions import text_key
 
 
 def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..markup import unescaped
-from ..pieces import Piece, Response, spelled
+from ..pieces import Piece, Response, spelled, text_key
 from ..records import Record
 from .base import Format, Nothing, per_record
-from .instructions import text_key
 
 
 def preference(record: Record, feedback: str) -> Iterable[Piece]:

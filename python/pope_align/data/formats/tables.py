@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..checks import SlateError
-from ..pieces import Piece, Response, spelled
+from ..pieces import ORIGIN_LISTS, Piece, Response, spelled, text_key
 from ..records import Record
 from ..schema import parse_row
 from .base import Format, Source, per_record
-from .instructions import text_key
 
 #: The names that ``--map`` accepts, and their default columns.
 COLUMNS = {
@@ -105,7 +105,12 @@ def slates(record: Record, feedback: str) -> list[Piece]:
         )
     ]
     key = slate.slate_id or text_key(spelled(slate.prompt))
-    return [Piece(key, slate.prompt, responses, logging_policy=slate.logging_policy, origin=slate.origin)]
+    origin = dict(slate.origin or {})
+    for name, field in ORIGIN_LISTS.items():  # of each response, and so to be filtered and sampled with them
+        if (values := origin.pop(name, None)) is not None:
+            values = record.place.each(f"origin.{name}", values, k, lambda _, value: value)
+            responses = [replace(response, **{field: value}) for response, value in zip(responses, values, strict=True)]
+    return [Piece(key, slate.prompt, responses, logging_policy=slate.logging_policy, origin=origin or None)]
 
 
 TABLE = Format(
