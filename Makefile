@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test examples lint format bench docs gpu-check clean
+.PHONY: demo test examples integrations lint format bench docs gpu-check clean
 
 # The native sources are part of the stamp: touching them rebuilds the extension.
 STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
@@ -35,6 +35,10 @@ test: $(VENV)/.dev lint  ## Lint, types and all tests
 
 examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; installs after installs
 	$(BIN)/python -m pytest tests -m "examples or release" $(ARGS)
+
+integrations: $(VENV)/.dev  ## The scripts of examples/integrations/ with the real packages, some of which are large
+	$(PIP) -e ".[inspect]"
+	$(BIN)/python -m pytest tests/test_integrations.py -s -q $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -39,6 +39,8 @@ SAMPLES = TESTS / "formats"
 MAPPINGS = {
     "table": {"prompt": "question", "completion": "answer", "score": "stars", "key": "ticket"},
     "otel": {"score": "thumb"},
+    "inspect": {"score": "includes"},
+    "lm-eval": {"filter": "none"},
     "tinker": {"tokenizer": str(TESTS / "golden" / "chatml")},
 }
 MAX_SECONDS, MAX_BYTES = 5.0, 512 << 20

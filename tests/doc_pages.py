@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,30 @@ def data(where: Path, fixture: Fixture) -> None:
     write_amazon(where)
 
 
+def samples_of(where: Path, name: str, files: dict[str, str]) -> None:
+    """Files of a format's examples, under the names that a page gives them."""
+    for source, target in files.items():
+        (where / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(__file__).parent / "formats" / name / source, where / target)
+
+
+def logs(where: Path, fixture: Fixture) -> None:
+    samples_of(where, "openai", {"log.jsonl": "requests.jsonl", "feedback.jsonl": "ratings.jsonl"})
+    samples_of(where, "otel", {"spans.jsonl": "traces.jsonl", "otlp.jsonl": "evaluations.jsonl"})
+
+
+def inspect(where: Path, fixture: Fixture) -> None:
+    samples_of(where, "inspect", {"tea.eval": "logs/tea.eval"})
+
+
+def lm_eval(where: Path, fixture: Fixture) -> None:
+    rows = (Path(__file__).parent / "formats" / "lm-eval" / "samples_tea_2026-01-02.jsonl").read_text().splitlines()
+    for model, answer in (("a", " Coffee"), ("b", " Sencha")):
+        folder = where / "results" / f"model-{model}"
+        folder.mkdir(parents=True)
+        (folder / "samples_gsm8k_2026.jsonl").write_text(rows[0].replace(" Coffee", answer) + "\n")
+
+
 def evaluation(where: Path, fixture: Fixture) -> None:
     write_log(where / "scored.parquet", fixture, scored=True)
     save_model(where / "base", fixture)
@@ -180,7 +205,10 @@ PAGES = {
     "README.md": Page(readme, LOSS),
     "docs/data.md": Page(data),
     "docs/evaluation.md": Page(evaluation, ARRAYS),
+    "docs/inspect.md": Page(inspect),
     "docs/judge.md": Page(nothing),
+    "docs/lm-eval.md": Page(lm_eval),
+    "docs/logs.md": Page(logs),
     "docs/metrics.md": Page(metrics),
     "docs/training.md": Page(training),
 }

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pope_align.data import Slate, group_split, read_slates, slate_group, write_slates
-from pope_align.data.convert import ConvertOptions, ConvertReport, convert
 from pope_align.data import gather as gather_module
+from pope_align.data.convert import ConvertOptions, ConvertReport, convert
 from pope_align.data.gather import gather
 from pope_align.data.markup import html_to_text
 from pope_align.data.merge import merge

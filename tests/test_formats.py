@@ -35,6 +35,8 @@ OPTIONS = {
         }
     },
     "otel": {"mapping": {"score": "thumb"}},
+    "inspect": {"mapping": {"score": "includes"}},
+    "lm-eval": {"mapping": {"filter": "none"}},
     "tinker": {"mapping": {"tokenizer": str(Path(__file__).parent / "golden" / "chatml")}},
 }
 
@@ -237,7 +239,11 @@ BAD = [
         {"overall_preference": 4},
         "overall_preference: expected a number from -3 (the first is much better) to 3, got 4.0",
     ),
-    ("openai", {"scores": [1]}, "scores: expected 2 numbers or nulls, one for each response, got [1]"),
+    (
+        "openai",
+        {"response": {"id": "c", "choices": [{"text": "a"}, {"text": "b"}]}, "scores": [1]},
+        "scores: expected 2 numbers or nulls, one for each response, got [1]",
+    ),
     (
         "openai",
         {"response": {"id": "c", "choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [0.5]}}]}},
@@ -262,6 +268,18 @@ BAD = [
         "otel",
         {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": [{"key": "a", "value": 1}]}]}]}]},
         "resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value: expected an object with one of stringValue",
+    ),
+    ("lm-eval", {"exact_match": [1.0]}, "exact_match: expected a number, or 2, one for each answer, got [1.0]"),
+    ("lm-eval", {"metrics": ["a", "b"]}, "metrics: expected one metric, or --map score=NAME to choose, got 'a, b'"),
+    (
+        "inspect",
+        {"scores": {"includes": {"value": {"a": 1, "b": 2}}}},
+        "scores.includes.value: expected one value, or --map score=includes.KEY to choose one, got 'a, b'",
+    ),
+    (
+        "inspect",
+        {"scores": {"includes": {"value": "good"}}},
+        "scores.includes.value: expected a finite number, got 'good'",
     ),
     ("nemo-rl", {"completions": [{"rank": -1}]}, "completions[0].rank: expected an integer >= 0 (0 is best), got -1"),
     ("hh-rlhf", {"chosen": "Hello"}, "chosen: expected turns of Human and Assistant, the last by the Assistant"),

@@ -2,8 +2,8 @@
 
     python examples/integrations/otel_spans.py FOLDER
 
-Needs opentelemetry-sdk; with opentelemetry-exporter-otlp-json-file, the official writer of OTLP's JSON encoding, that form
-is written and read, too.
+Needs opentelemetry-sdk. With opentelemetry-exporter-otlp-json-file, the official writer of OTLP's JSON encoding, that
+form is written and read, too.
 """
 
 from __future__ import annotations

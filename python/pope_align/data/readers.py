@@ -21,6 +21,7 @@ from xml.parsers import expat
 from .._extras import require
 from .._files import note_reading
 from . import streams
+from .archives import eval_records
 from .checks import SlateError
 from .records import Record
 
@@ -31,7 +32,9 @@ Rows = Iterator[Record | SlateError]
 
 
 def read_records(path: Path) -> Rows:
-    """The records of a file by its ending: .jsonl, .ndjson, .json (lines or one array), .csv, .tsv, .parquet, .xml.
+    """The records of a file by its ending.
+
+    Endings: .jsonl, .ndjson, .json (lines or one array), .csv, .tsv, .parquet, .xml; .eval (samples of Inspect).
 
     For an invalid record (a bad line, or the last record of a truncated file) an error is yielded, which the caller may
     raise or count. A truncated archive raises.
@@ -40,13 +43,15 @@ def read_records(path: Path) -> Rows:
         return _hub(str(path).removeprefix("hub:"))
     plain = Path(path.stem) if path.suffix in streams.COMPRESSED else path
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".xml": _xml}
+    if path.suffix == ".eval":
+        return _noted(path, eval_records(path, _parsed))
     readers |= dict.fromkeys((".jsonl", ".ndjson", ".json"), _json)
     if path.suffix == ".zst":
         readers[""] = _json  # dumps of Reddit are called RC_2020-01.zst
     if plain.suffix not in readers:
         raise ValueError(
-            "input: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .xml, also with "
-            f"{', '.join(streams.COMPRESSED)}, got {str(path)!r}"
+            "input: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .xml, also with "
+            f"{', '.join(streams.COMPRESSED)}, or in .eval, got {str(path)!r}"
         )
     return _noted(path, readers[plain.suffix](path))
 

@@ -7,6 +7,7 @@ from .base import Format, Nothing, Source
 from .community import COMMUNITY_ALIGNMENT
 from .completions import OPENAI
 from .engines import SGLANG, VLLM
+from .evaluations import INSPECT, LM_EVAL
 from .helpsteer import HELPSTEER2, HELPSTEER_PREFERENCE
 from .instructions import ALPACA, ALPACA_EVAL, ULTRAFEEDBACK
 from .nemo_rl import NEMO_RL
@@ -48,6 +49,8 @@ FORMATS = {
         VLLM,
         SGLANG,
         TINKER,
+        INSPECT,
+        LM_EVAL,
         TABLE,
         SLATES,
     )

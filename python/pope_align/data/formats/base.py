@@ -65,7 +65,7 @@ class Source:
 
 
 #: Converts a record to pieces of slates, or says why it has none. The text is the requested kind of feedback.
-OfRecord = Callable[[Record, str], Iterable[Piece] | Nothing]
+OfRecord = Callable[[Record, str], Iterable["Piece | Nothing"] | Nothing]
 Read = Callable[[Source, str], Iterator[Piece]]
 
 
@@ -128,7 +128,12 @@ def per_record(of_record: OfRecord) -> Read:
     return read
 
 
-def _grouped(record: Record, pieces: Iterable[Piece], column: str | None) -> list[Piece]:
+def _grouped(record: Record, found: Iterable[Piece | Nothing], column: str | None) -> list[Piece | Nothing]:
     """The checked pieces of a record, with the group from its column."""
     group = None if column is None else column_text(record.values, column)
-    return [(piece if group is None else replace(piece, group=group)).checked(record.place) for piece in pieces]
+    return [
+        each
+        if isinstance(each, Nothing)
+        else (each if group is None else replace(each, group=group)).checked(record.place)
+        for each in found
+    ]

@@ -22,8 +22,8 @@ _PLACE = ("iteration", "group_idx", "traj_idx")
 def tinker(source: Source, feedback: str) -> Iterator[Piece]:
     """``capture/sample.jsonl`` (or rows of the capture store) and ``*_rollout_summaries.jsonl``.
 
-    A sample is joined with the reward of its trajectory by the ``split``, ``iteration``, ``group_idx`` and ``traj_idx`` of its
-    scope. Without ``traj_idx``, the samples of one call are trajectories 0, 1, ... A row may have ``scores`` itself.
+    A sample is joined with the reward of its trajectory by the ``split``, ``iteration``, ``group_idx`` and ``traj_idx``
+    of its scope. Without ``traj_idx``, the samples of one call are trajectories 0, 1, ... A row may have ``scores``.
     """
     if "tokenizer" not in source.mapping:
         raise ValueError(
