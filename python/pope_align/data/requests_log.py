@@ -29,6 +29,7 @@ class Asked:
     model: str | None = None
     user: str | None = None
     engine: str | None = None  # a name in ENGINES; None: its log has no log-probabilities
+    tokenizer: str | None = None  # fingerprint of the tokenizer of the sampled tokens, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,8 @@ def _piece(
     policy = None
     if asked.engine is not None:
         policy = {"how": "recorded", "model": answer.model or asked.model, "engine": engine.name, "sampling": settings}
+        if asked.tokenizer is not None:
+            policy["tokenizer_fingerprint"] = asked.tokenizer
         response = _with_logprobs(response, answer, asked, without)
     drawn_by = [policy["engine"], policy["model"], altered] if policy else [altered] if altered else []
     drawn = hashlib.sha256(spelled(drawn_by).encode()).hexdigest()[:8] if drawn_by else ""
@@ -196,7 +199,11 @@ def _with_logprobs(response: Response, answer: Answer, asked: Asked, without: Co
         without[answer.unusable or "no token log-probabilities in the log"] += 1
         return response
     found = recorded(ENGINES[asked.engine], answer.logprobs, asked.settings)
-    response = replace(response, tokens=found.tokens, sampled=answer.tokens)
+    tokens = answer.tokens or []
+    if all(isinstance(token, int) for token in tokens):
+        response = replace(response, tokens=found.tokens, ids=tokens or None)
+    else:
+        response = replace(response, tokens=found.tokens, sampled=tokens)
     if found.is_propensity:
         # Without the end-of-turn token in the total, no policy's total may have it.
         return replace(response, logprob=found.total, finished=answer.finished if answer.ends else False)

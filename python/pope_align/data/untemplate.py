@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .._extras import require
 from .checks import Turn
+from .tokenize import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,10 +34,14 @@ class Untemplate:
                 return turns
         return None
 
-    def response(self, ids: Sequence[int]) -> str | None:
-        """The text of sampled tokens, without an end of turn; None if the text gives other tokens."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        return text if self.tokenizer(text, add_special_tokens=False)["input_ids"] == list(ids) else None
+    @cached_property
+    def fingerprint(self) -> str:
+        """The tokenizer's, as provenance has it."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def response(self, ids: Sequence[int]) -> str:
+        """The text of sampled tokens without the end of the turn."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def is_end(self, token: int) -> bool:
         """Whether a token is one that no text gives, as those that end a turn."""

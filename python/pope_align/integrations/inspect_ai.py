@@ -1,8 +1,8 @@
 """Our metrics as scorers and epoch reducers of Inspect AI.
 
 A metric of `pope_align.metrics.registry` describes the set of a model's answers to one prompt. In Inspect these are the
-choices of a sample's output (``num_choices``), which the scorer measures, or the answers of its epochs, which the reducer
-measures. The target's entries are the references.
+choices of a sample's output (``num_choices``), which the scorer measures, or the answers of all its epochs, which the
+reducer measures. The target's entries are the references.
 """
 
 from __future__ import annotations

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import Turn
 from ..pieces import Piece
 from ..records import Record
 from ..requests_log import Answer, Asked, Part, read_requests
 from ..token_logprobs import NEUTRAL_SETTINGS
-from ..untemplate import Untemplate
 from .base import Format, Nothing, Source
 from .completions import as_logprob, inner
+
+if TYPE_CHECKING:
+    from ..untemplate import Untemplate
 
 #: What tells a trajectory of a run; the names of a capture's scope and of a rollout summary are the same.
 _PLACE = ("iteration", "group_idx", "traj_idx")
@@ -50,6 +52,7 @@ def tinker(source: Source, feedback: str) -> Iterator[Piece]:
 @lru_cache(maxsize=1)
 def _texts(tokenizer: str) -> Untemplate:
     from ...models.loading import load_tokenizer
+    from ..untemplate import Untemplate
 
     return Untemplate(load_tokenizer(tokenizer))
 
@@ -94,7 +97,7 @@ def _samples(record: Record, scope: Record, samples: list[Record], texts: Untemp
             found.append(answer)
         else:
             key = _trajectory(record, scope, index) or f"{record.source}:{record.row}:{index}"
-            asked = Asked(prompt, known, model, None, "tinker" if settings else "tinker-unknown")
+            asked = Asked(prompt, known, model, None, "tinker" if settings else "tinker-unknown", texts.fingerprint)
             found.append(Part(key, asked=asked, answers=[answer], scores=given))
     return found
 
@@ -110,8 +113,6 @@ def _answer(sample: Record, prompt: str | list[Turn] | None, texts: Untemplate) 
         return Nothing("sample without tokens")
     ends = texts.is_end(ids[-1])
     text = texts.response(ids[:-1] if ends else ids)
-    if text is None:
-        return Nothing("response whose text gives other tokens than were sampled")
     completion: Any = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
     return Answer(completion, finished=ends, tokens=ids, logprobs=logprobs, ends=ends)
 
