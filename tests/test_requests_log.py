@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pope_align.data.convert import ConvertOptions, convert
 from pope_align.data.token_logprobs import ENGINES, NOT_LOGGED, left_out, recorded
 from pope_align.data.untemplate import Untemplate
 from pope_align.models.loading import load_tokenizer
+from pope_align.ope import evaluate_policies
+from pope_align.propensity.scores import encode_log, score_model
 
 CHATML = Path(__file__).parent / "golden" / "chatml"
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
@@ -168,3 +171,33 @@ def test_turns_are_recovered_from_token_ids_only_if_they_give_the_same_ids() -> 
     (end,) = ids("<|im_end|>")
     assert texts.is_end(end)
     assert not texts.is_end(ids("y")[0])
+
+
+@pytest.mark.parametrize(("factor", "low", "high"), [(1.0, 0.0, 1e-5), (1.3, 0.2, 9.0)])
+def test_recorded_propensities_are_checked_against_the_model_that_wrote_the_log(
+    factor: float, low: float, high: float, make_tiny_model: Any, tiny_tokenizer: Any, make_slates: Any, tmp_path: Path
+) -> None:
+    """A log of vLLM with the model's own log-probabilities, and one of a temperature that it does not tell."""
+    model = make_tiny_model(0)
+    drawn = make_slates(8, scored=False, sizes=(2, 3))
+    slates = [replace(s, prompt=[{"role": "user", "content": f"{s.prompt} {at}"}]) for at, s in enumerate(drawn)]
+    encoded = encode_log(slates, tiny_tokenizer, max_length=64)
+    totals = score_model(encoded, model, tiny_tokenizer, max_length=64).totals
+    rows = []
+    for slate, ids, of_slate in zip(slates, encoded, totals, strict=True):
+        outputs = [
+            {
+                "text": text,
+                "token_ids": tokens,
+                "logprobs": [{str(token): {"logprob": factor * total / len(tokens)}} for token in tokens],
+                "finish_reason": "stop",
+            }
+            for text, tokens, total in zip(slate.completions, ids.completion_ids, of_slate, strict=True)
+        ]
+        rows.append({"messages": slate.prompt, "outputs": outputs, "sampling_params": NEUTRAL, "scores": slate.scores})
+    convert("vllm", [write(tmp_path / "log.jsonl", rows)], tmp_path / "slates.jsonl", ConvertOptions(min_k=1))
+    log = list(read_slates(tmp_path / "slates.jsonl"))
+    policies = {"old": (model, tiny_tokenizer), "new": (make_tiny_model(1), tiny_tokenizer)}
+    found = evaluate_policies(log, policies, logging_policy=policies["old"])
+    assert found.log.how == "recorded"
+    assert low <= found.log.rescored_gap <= high
