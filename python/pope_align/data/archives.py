@@ -86,8 +86,11 @@ def _member(archive: zipfile.ZipFile, file: BinaryIO, member: zipfile.ZipInfo) -
         with archive.open(member) as opened:
             content = opened.read(limit + 1)
         return content if len(content) <= limit else None
-    file.seek(member.header_offset)
-    name, extra = struct.unpack("<HH", file.read(_LOCAL_HEADER)[26:30])
+    file.seek(max(member.header_offset, 0))
+    header = file.read(_LOCAL_HEADER)
+    if not header.startswith(b"PK\3\4"):
+        raise zipfile.BadZipFile(f"no header for file {member.filename!r}")
+    name, extra = struct.unpack("<HH", header[26:30])
     file.seek(name + extra, 1)
     zstandard = require("zstandard", extra="train", purpose="to read logs of Inspect")
     packed = file.read(min(member.compress_size, limit))
