@@ -63,7 +63,9 @@ def eval_records(path: Path, parse: Any) -> Iterator[Record | SlateError]:
     except _BROKEN as error:
         if isinstance(error, SlateError):
             raise
-        raise SlateError(source, row + 1, "row", "a whole log of Inspect (a zip archive)", str(error)[:200]) from None
+        raise SlateError(
+            source, max(row, 1), "row", "a whole log of Inspect (a zip archive)", str(error)[:200]
+        ) from None
 
 
 def _about(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, Any]:
