@@ -170,6 +170,14 @@ def metrics(where: Path, fixture: Fixture) -> None:
     (where / "ratings.csv").write_text("\n".join([header, *ratings, ""]), encoding="utf-8")
 
 
+def scale(where: Path, fixture: Fixture) -> None:
+    save_model(where / "MODEL", fixture)
+    save_model(where / "NEW", fixture, seed=1)
+    (where / "logs").mkdir()
+    for name in ("a.parquet", "b.jsonl"):
+        write_log(where / "logs" / name, fixture, scored=False, count=20, seed=ord(name[0]))
+
+
 ARRAYS = """
 import numpy as np
 from pope_align.ope import Predictions
@@ -210,5 +218,6 @@ PAGES = {
     "docs/lm-eval.md": Page(lm_eval),
     "docs/logs.md": Page(logs),
     "docs/metrics.md": Page(metrics),
+    "docs/scale.md": Page(scale),
     "docs/training.md": Page(training),
 }

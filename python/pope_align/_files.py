@@ -11,11 +11,14 @@ import logging
 import os
 import secrets
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from . import _paths
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,14 @@ _claimed: set[Path] = set()  # files that this process has locked
 _writing: set[Path] = set()  # files that a thread of this process is writing
 
 
-def check_output(path: StrPath, *, overwrite: bool = False, endings: Sequence[str] = (), argument: str = "out") -> Path:
+def check_output(
+    path: StrPath,
+    *,
+    overwrite: bool = False,
+    endings: Sequence[str] = (),
+    argument: str = "out",
+    remote: bool = False,
+) -> Path:
     """Refuse an output that cannot be written, before anything is computed for it.
 
     Args:
@@ -34,6 +44,7 @@ def check_output(path: StrPath, *, overwrite: bool = False, endings: Sequence[st
         overwrite: whether the file may already exist.
         endings: allowed endings, such as ``(".jsonl", ".parquet")``; empty for any.
         argument: the name of the path in errors.
+        remote: whether the file may be on an object store.
 
     Returns:
         ``path`` as a `pathlib.Path`.
@@ -44,7 +55,14 @@ def check_output(path: StrPath, *, overwrite: bool = False, endings: Sequence[st
     """
     path = Path(path)
     if endings and path.suffix not in endings:
-        raise ValueError(f"{argument}: expected a file ending in {_either(endings)}, got {str(path)!r}")
+        raise ValueError(f"{argument}: expected a file ending in {_either(endings)}, got {_paths.address(path)!r}")
+    if _paths.is_remote(path):
+        where = _paths.address(path)
+        if not remote:
+            raise ValueError(f"{argument}: expected a local file here, got {where!r}")
+        if not overwrite and _paths.exists(path):
+            raise ValueError(f"{argument}: {where}: exists already; pass --overwrite to replace it, or name another")
+        return path
     target = _target(path)
     if not target.parent.is_dir():
         raise ValueError(f"{argument}: {path}: expected a folder that exists, got {str(target.parent)!r}")
@@ -80,14 +98,22 @@ def check_output_folder(path: StrPath, *, overwrite: bool = False, argument: str
 
 @contextmanager
 def claim_output(
-    path: StrPath, *, overwrite: bool = False, endings: Sequence[str] = (), argument: str = "out"
+    path: StrPath,
+    *,
+    overwrite: bool = False,
+    endings: Sequence[str] = (),
+    argument: str = "out",
+    remote: bool = False,
 ) -> Iterator[Path]:
-    """`check_output`, and lock the file against other processes until the block ends.
+    """`check_output`, and lock the file against other processes until the block ends; an object store has no locks.
 
     Raises:
         ValueError: as `check_output`; another process is writing the same output.
     """
-    path = check_output(path, overwrite=overwrite, endings=endings, argument=argument)
+    path = check_output(path, overwrite=overwrite, endings=endings, argument=argument, remote=remote)
+    if _paths.is_remote(path):
+        yield path
+        return
     with _lock(_target(path)):
         yield path
 
@@ -111,11 +137,19 @@ def replacing(path: StrPath) -> Iterator[Path]:
 
     The new file is in the same folder, has a unique name with the ending of ``path``, and is synced to disk before it
     replaces ``path``, so readers see either the old or the new content. After an error it is removed. A symbolic link
-    is kept, and the file that it points to is replaced.
+    is kept, and the file that it points to is replaced. A file on an object store is written to a temporary folder and
+    uploaded at the end.
 
     Raises:
         ValueError: another process, or another thread, is writing the same file.
     """
+    if _paths.is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="pope-upload-") as folder:
+            partial = Path(folder, Path(path).name)
+            partial.touch()
+            yield partial
+            _paths.upload(partial, path)
+        return
     target = _target(Path(path))
     claimed = target in _claimed
     with _guard:

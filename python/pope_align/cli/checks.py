@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .._files import check_output, check_output_folder, claim_folder, claim_output
+from .._paths import address, exists
 from .command import until_the_end
 
 T = TypeVar("T")
@@ -19,19 +21,16 @@ NAME = re.compile(r"[\w][\w.-]*")
 
 
 def check_log(path: str | os.PathLike[str], argument: str) -> None:
-    """Refuse a log that is not a file or has an unknown ending.
+    """Refuse a log that is not there or has an unknown ending; see `pope_align.data.schema.slate_files`.
 
     Raises:
         ValueError: names the argument.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{argument}: expected a file of slates, found none at {path}")
-    if path.suffix not in (".jsonl", ".json", ".parquet"):
-        raise ValueError(
-            f"{argument}: expected slates in a file ending in .jsonl, .json or .parquet, got {path}; `pope convert` "
-            "turns logs of other formats into slates"
-        )
+    from ..data.schema import slate_files
+
+    if not (glob.has_magic(os.fspath(path)) or exists(path)):
+        raise ValueError(f"{argument}: expected a file of slates, found none at {address(path)}")
+    slate_files(path, argument)
 
 
 def required(value: T | None, option: str) -> T:
@@ -83,6 +82,17 @@ def check_file(path: Path, what: str) -> Path:
     if path.is_dir():
         raise ValueError(f"{what}: expected a file, got the folder {str(path)!r}")
     return path
+
+
+def check_input(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse an input that is not there: no such file, an empty folder, a glob that fits nothing.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    from ..data.shards import input_files
+
+    input_files(path, argument=what)
 
 
 def check_folder(path: Path | None, holds: str, what: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from pope_core.objective import Objective
 
 from ._objective_options import with_objective
-from .checks import check_file, check_json, check_model, check_template_date, pairs, required
+from .checks import check_input, check_json, check_log, check_model, check_template_date, pairs, required
 from .command import date_option, group_option
 
 if TYPE_CHECKING:
@@ -127,12 +127,12 @@ def evaluate(
     from .console import err, show_json
 
     cluster = None if group is None else grouping(group)
-    check_file(log, "log")
+    check_log(log, "log")
     check_template_date(template_date)
     policies = pairs("--policy", required(policy, "--policy"), "MODEL")
     sampled = pairs("--samples", samples or [], "FILE")
     for name, file in sampled.items():
-        check_file(Path(file), f"--samples {name}")
+        check_input(file, f"--samples {name}")
     if unknown := sorted(set(sampled) - set(policies)):
         raise ValueError(f"--samples: expected names among {', '.join(policies)}, got {', '.join(unknown)}")
     check_json(json, overwrite=overwrite)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def fit_logger(
-    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
+    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet; a folder, glob or address of such files.")],
     model: Annotated[str, typer.Option(help="Model to start from: hub name, folder, or GGUF file.")],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder of the fitted policy; with --folds, a file of scored slates.")

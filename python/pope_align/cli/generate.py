@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ._engine_options import (
+    address_option,
+    engine_of,
+    gpus_option,
+    is_folder_output,
+    make_shards,
+    rows_option,
+    workers_option,
+)
 from .command import date_option
 
 if TYPE_CHECKING:
-    from ..generation.generate import Engine, TransformersEngine
+    from ..generation.generate import Engine
 
 _MODEL, _SAMPLING, _ENDPOINT = "The model", "Sampling", "Endpoints (--engine openai)"
 
@@ -28,7 +37,12 @@ def generate(
             rich_help_panel=_MODEL,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Generations: .parquet or .jsonl.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Generations: .parquet or .jsonl; without ending: a folder of shards."
+        ),
+    ],
     n: Annotated[int, typer.Option("--n", "-n", metavar="N", help="Answers per prompt.", min=1)] = 10,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first prompts.", min=1)] = None,
     logprobs: Annotated[
@@ -43,8 +57,12 @@ def generate(
         Path | None, typer.Option(metavar="DIR", help="Adapter for the model.", rich_help_panel=_MODEL)
     ] = None,
     engine: Annotated[
-        Literal["transformers", "vllm", "openai"],
-        typer.Option(metavar="NAME", help="transformers, vllm or openai.", rich_help_panel=_MODEL),
+        Literal["transformers", "ray", "vllm", "openai"],
+        typer.Option(
+            metavar="NAME",
+            help="transformers; ray: the same in processes of Ray; vllm; openai.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "transformers",
     name: Annotated[
         str | None,
@@ -96,23 +114,28 @@ def generate(
     concurrency: Annotated[
         int, typer.Option(metavar="N", min=1, help="Concurrent requests.", rich_help_panel=_ENDPOINT)
     ] = 8,
+    workers: Annotated[int, workers_option()] = 1,
+    gpus_per_worker: Annotated[float, gpus_option()] = 0,
+    address: Annotated[str | None, address_option()] = None,
+    shard_rows: Annotated[int, rows_option()] = 1024,
 ) -> None:
     """Sample answers of a model to the prompts of a log.
 
-    A killed run continues where it stopped and ends with the same file. Example:
+    A killed run continues where it stopped and ends with the same file. Into a folder, answers are written as shards of
+    Parquet, and slates that cannot be answered have the reason in the column error. Example:
 
         pope generate slates.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct -n 10 -o gens.parquet
     """
     from .._files import claim_output
     from ..generation.sampling import Sampling
-    from .checks import check_file, check_folder, check_json, check_key, check_model, check_template_date
+    from .checks import check_folder, check_json, check_key, check_log, check_model, check_template_date
 
-    check_file(log, "log")
+    check_log(log, "log")
     check_template_date(template_date)
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
     if logprobs:
         sampling.check_logprobs()
-        if engine != "transformers":
+        if engine not in ("transformers", "ray"):
             raise ValueError(f"logprobs: expected --engine transformers, which has all probabilities, got {engine}")
     if engine == "openai":
         check_key("OPENAI_API_KEY", base_url)
@@ -122,17 +145,50 @@ def generate(
             raise ValueError("adapter: expected none with --engine openai, whose models are fixed")
     check_folder(adapter, "adapter_config.json", "--adapter")
     check_json(json_out, overwrite=overwrite)
+    run = engine_of(engine, workers, gpus_per_worker, address)
+    if is_folder_output(out, engine):
+        from ..scale.generator import Generator
+
+        if engine in ("vllm", "openai"):
+            raise ValueError(f"out: expected a file with --engine {engine}, got the folder {str(out)!r}")
+        if limit is not None:
+            raise ValueError(f"limit: expected none with a folder, whose shards are made from all rows, got {limit}")
+        check_model(model)
+        step = Generator(
+            model,
+            name=name,
+            n=n,
+            sampling=sampling,
+            seed=seed,
+            adapter=None if adapter is None else str(adapter),
+            batch_size=batch_size,
+            dtype=dtype,
+            logprobs=logprobs,
+            template_date=template_date,
+        )
+        manifest = make_shards(step, log, out, "generating", engine=run, shard_rows=shard_rows, overwrite=overwrite)
+        from .console import show_json
+
+        show_json({"out": str(out), "shards": len(manifest.shards), "settings": step.settings()}, json_out)
+        return
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         if engine != "openai":
             check_model(model)
         from ..data import read_slates
-        from ..generation.generate import generate_for_slates
+        from ..generation.generate import generate_for_slates, load_engine
         from ..generation.generations import write_generations
         from .console import err, progress, show_json
 
         slates = list(read_slates(log))[:limit]
         if engine == "transformers":
-            runner: Engine = _transformers(model, adapter, dtype, batch_size, logprobs, template_date)
+            runner: Engine = load_engine(
+                model,
+                adapter=adapter,
+                dtype=dtype,
+                batch_size=batch_size,
+                logprobs=logprobs,
+                template_date=template_date,
+            )
         elif engine == "vllm":
             from ..generation.engines import VllmEngine
 
@@ -164,28 +220,3 @@ def generate(
             os.remove(journal)
     err.print(f"wrote {generations} to {out}")
     show_json({"out": str(out), **generations.counts(), "settings": generations.settings}, json_out)
-
-
-def _transformers(
-    model: str, adapter: Path | None, dtype: str, batch_size: int, logprobs: bool, template_date: str | None
-) -> TransformersEngine:
-    from ..generation.generate import TransformersEngine, load_adapter
-    from ..models.loading import best_device, load_model, load_tokenizer
-    from ..propensity.scoring import model_fingerprint
-
-    policy = load_model(model, dtype=dtype)
-    if adapter is not None:
-        policy = load_adapter(policy, adapter)
-    about = {
-        "model": model,
-        "adapter": str(adapter) if adapter is not None else None,
-        "model_fingerprint": model_fingerprint(policy),
-    }
-    return TransformersEngine(
-        policy.to(best_device()),
-        load_tokenizer(model),
-        batch_size=batch_size,
-        about=about,
-        logprobs=logprobs,
-        template_date=template_date,
-    )

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
+    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet; a folder, glob or address of such files.")],
     against: Annotated[
         Path | None,
-        typer.Option(metavar="LOG", help="Another split, which should share no prompt or group.", exists=True),
+        typer.Option(metavar="LOG", help="Another split, which should share no prompt or group."),
     ] = None,
     group: Annotated[
         str | None, group_option("as written by convert, or the id up to its first #, or the prompt")
@@ -45,13 +45,16 @@ def inspect(
     from ..data.schema import read_slates
     from ..data.split import grouping
     from ..inspect import inspect_slates, plot_inspection
-    from .checks import check_json
+    from .checks import check_json, check_log
     from .console import err, show_json
 
     grouping(group)
     check_json(json, overwrite=overwrite)
     if out is not None:
         check_output(out, overwrite=overwrite, endings=(".png", ".pdf", ".svg"))
+    check_log(log, "LOG")
+    if against is not None:
+        check_log(against, "--against")
     slates = read_slates(log, skip_bad_rows=skip_bad_rows)
     other = None if against is None else read_slates(against, skip_bad_rows=skip_bad_rows)
     inspection = inspect_slates(slates, transform=transform, against=other, group=group)

@@ -94,15 +94,14 @@ def judge(
         pope judge pope=pope.parquet sft=sft.parquet --refs slates.jsonl --model gpt-4o -o judge
     """
     from .._files import check_output_folder, write_json
-    from .checks import check_file, check_json, check_key, hold_folder
+    from .checks import check_input, check_json, check_key, check_log, hold_folder
 
     if len(gens) < 2:
         raise ValueError(f"generations: expected at least two sets to compare, got {len(gens)}")
-    given = [
-        (name or None, check_file(Path(file), "generations"))
-        for name, _, file in (each.rpartition("=") for each in gens)
-    ]
-    check_file(refs, "--refs")
+    given = [(name or None, Path(file)) for name, _, file in (each.rpartition("=") for each in gens)]
+    for _, file in given:
+        check_input(file, "generations")
+    check_log(refs, "--refs")
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number in (0, 1), got {level}")
     if not dry_run:

@@ -83,9 +83,9 @@ def label(
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
     from .._files import claim_output
-    from .checks import check_file, check_json, check_key, required
+    from .checks import check_input, check_json, check_key, check_log, required
 
-    check_file(gens, "gens")
+    check_input(gens, "gens")
     given = {"refs": refs, "command": command, "function": function, "model": model}
     for name, value in given.items():
         if name != _NEEDS.get(by) and value is not None:
@@ -94,7 +94,7 @@ def label(
         if name == _NEEDS.get(by) and by != "set-utility":  # slates with group_scores need no references
             required(value, f"--{name} (for --with {by})")
     if refs is not None:
-        check_file(refs, "--refs")
+        check_log(refs, "--refs")
     if by == "judge":
         check_key(key_variable, base_url)
     check_json(json_out, overwrite=overwrite)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .checks import check_file, check_folder, check_json, check_model, hold_folder
+from .checks import check_file, check_folder, check_input, check_json, check_log, check_model, hold_folder
 from .command import group_option
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def metrics(
     from .console import err, progress, show_json
 
     cluster = None if group is None else grouping(group)
-    check_file(refs, "--refs")
+    check_log(refs, "--refs")
     for given in gens:
-        check_file(Path(given.rpartition("=")[2]), "generations")
+        check_input(given.rpartition("=")[2], "generations")
     policies = _policies(policy, adapter, len(gens))
     for _, folder in policies:
         check_folder(None if folder is None else Path(folder), "adapter_config.json", "--adapter")

@@ -33,10 +33,10 @@ def overton(
     from ..data import read_slates
     from ..metrics.overton import human_coverage, overton_scores
     from ..stats.intervals import Confidence
-    from .checks import check_file, check_json
+    from .checks import check_file, check_json, check_log
     from .console import out, show_json, table
 
-    check_file(ratings, "ratings")
+    check_log(ratings, "ratings")
     if metrics is not None:
         check_file(metrics, "--metrics")
     check_json(json_out, overwrite=True)

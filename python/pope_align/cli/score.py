@@ -7,17 +7,28 @@ from typing import Annotated, Literal
 
 import typer
 
+from ._engine_options import (
+    address_option,
+    engine_of,
+    gpus_option,
+    is_folder_output,
+    make_shards,
+    rows_option,
+    workers_option,
+)
 from .command import date_option
 
 
 def score(
-    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet.", exists=True, dir_okay=False)],
+    log: Annotated[Path, typer.Argument(help="Slates: .jsonl or .parquet; a folder, glob or address of such files.")],
     model: Annotated[str, typer.Option(help="The logging policy: hub name, folder, or GGUF file.")],
     how: Annotated[
         Literal["recorded", "behaviour_cloned", "proxy"],
         typer.Option(help="Relation of the model to the log: it wrote it, was fitted to it, or is a stand-in."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Scored slates: .jsonl or .parquet.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Scored slates: .jsonl or .parquet; without ending: a folder of shards.")
+    ],
     max_length: Annotated[int, typer.Option(min=2, help="Maximum number of tokens of prompt and response.")] = 1024,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum tokens of a forward pass (rows times length).")
@@ -33,10 +44,19 @@ def score(
         bool, typer.Option(help="Replace an existing file, and log-probabilities that the log already has.")
     ] = False,
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip and count bad rows; default: stop.")] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Where the model runs: in this process, or in Ray's.")
+    ] = "local",
+    workers: Annotated[int, workers_option()] = 1,
+    gpus_per_worker: Annotated[float, gpus_option()] = 0,
+    address: Annotated[str | None, address_option()] = None,
+    shard_rows: Annotated[int, rows_option()] = 1024,
 ) -> None:
     """Compute the log-probability of every response under a logging policy, and record where it came from.
 
-    Training and evaluation use them as propensities. Example:
+    Training and evaluation use them as propensities. Into a folder, slates are written as shards of Parquet, rows that
+    cannot be scored have the reason in the column error, and a repeated command makes what is missing; there is no
+    cache. Example:
 
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy -o scored.jsonl
     """
@@ -45,7 +65,23 @@ def score(
 
     check_log(log, "LOG")
     check_template_date(template_date)
-    with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+    run = engine_of(engine, workers, gpus_per_worker, address)
+    if is_folder_output(out, engine):
+        from ..scale.scorer import Scorer
+
+        check_model(model)
+        step = Scorer(
+            model,
+            how=how,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            template_date=template_date,
+            overwrite=overwrite,
+        )
+        make_shards(step, log, out, "scoring", engine=run, shard_rows=shard_rows, overwrite=overwrite)
+        return
+    with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet"), remote=True):
         check_model(model)
         from ..data import read_slates, write_slates
         from ..propensity.unscored import check_unscored

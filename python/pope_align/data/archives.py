@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._extras import require
+from .._paths import open_binary
 from . import streams
 from .checks import SlateError
 from .records import Record
@@ -42,7 +43,7 @@ def eval_records(path: Path, parse: Any) -> Iterator[Record | SlateError]:
     """
     source, row = str(path), 0
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with open_binary(path) as file, zipfile.ZipFile(file) as archive:
             about = _about(archive, file)
             for member in archive.infolist():
                 if not member.filename.startswith("samples/") or not member.filename.endswith(".json"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -10,13 +11,17 @@ from typing import Literal
 
 from .._extras import require
 from .._files import check_output, claim_output, report_path
+from .._paths import address, exists
 from .assemble import Assembler, OnRecords
 from .formats import FORMATS, Format, Source
 from .formats.detect import detect, foreign
 from .options import SPLITS, ConvertOptions, ConvertReport, SplitBy
 from .pairs import pair_writer
 from .ranked import ranked_writer
+from .readers import ENDINGS as READ
+from .shards import input_files
 from .split import group_column
+from .streams import COMPRESSED
 from .write import ENDINGS, Writer, slate_writer
 
 __all__ = ["SPLITS", "ConvertOptions", "ConvertReport", "SplitBy", "To", "convert"]
@@ -44,8 +49,9 @@ def convert(
 
     Args:
         format: a name in ``pope_align.data.formats.FORMATS``, or "auto" to detect it from the first records.
-        inputs: files or folders, or ``hub:NAME@SPLIT`` for a dataset of the Hugging Face hub.
-        output: the file to write.
+        inputs: files, folders of files, globs, or addresses of these (``s3://``, ``gs://``, ``hf://``); or
+            ``hub:NAME@SPLIT`` for a dataset of the Hugging Face hub.
+        output: the file to write, which may be remote.
         options: see `ConvertOptions`; None for its defaults.
         to: "slates", "preference" for TRL's prompt, chosen and rejected, or "nemo-rl" for NeMo-RL's ranked completions.
         overwrite: whether existing files may be replaced.
@@ -78,8 +84,8 @@ def convert(
     files = {split: _split_path(Path(output), split) for split in options.files}
     with ExitStack() as stack:
         for path in files.values():
-            stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS))
-        check_output(report_path(output), overwrite=True)  # a report is useless without its file
+            stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS, remote=True))
+        check_output(report_path(output), overwrite=True, remote=True)  # a report is useless without its file
         make = _WRITERS[to]
         writing = stack.enter_context(ExitStack())
         writers: dict[str | None, Writer] = {split: writing.enter_context(make(path)) for split, path in files.items()}
@@ -103,10 +109,18 @@ def _inputs(inputs: Sequence[str | Path], options: ConvertOptions, format: str) 
         return []
     if not inputs:
         raise ValueError("inputs: expected at least one file, got none")
-    for given in inputs:
-        if not str(given).startswith("hub:") and not Path(given).exists():
-            raise ValueError(f"inputs: expected a file or folder, got {str(given)!r}, which does not exist")
-    return [Path(path) for path in inputs]
+    return [path for given in inputs for path in _files_of(given, format)]
+
+
+def _files_of(given: str | Path, format: str) -> list[Path]:
+    """A folder is its files, unless it is an export of Polis."""
+    if str(given).startswith("hub:"):
+        return [Path(given)]
+    if not glob.has_magic(str(given)) and not exists(given):
+        raise ValueError(f"inputs: expected a file or folder, got {address(given)!r}, which does not exist")
+    if format == "polis" or Path(given, "comments.csv").is_file():
+        return [Path(given)]
+    return input_files(given, tuple(f"{ending}{packed}" for ending in READ for packed in ("", *COMPRESSED)), "inputs")
 
 
 def _format(name: str, paths: Sequence[Path]) -> Format:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +22,7 @@ from xml.parsers import expat
 
 from .._extras import require
 from .._files import note_reading
+from .._paths import address, is_remote, open_binary
 from . import streams
 from .archives import eval_records
 from .checks import SlateError
@@ -27,6 +30,9 @@ from .records import Record
 
 #: A parsed Python literal takes many times its size in memory; lines of the Amazon metadata have kilobytes.
 _MAX_LITERAL_BYTES = 1 << 20
+
+#: Endings of files that can be read, also with one of `streams.COMPRESSED`.
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xml", ".eval")
 
 Rows = Iterator[Record | SlateError]
 
@@ -42,7 +48,7 @@ def read_records(path: Path) -> Rows:
     if str(path).startswith("hub:"):
         return _hub(str(path).removeprefix("hub:"))
     plain = Path(path.stem) if path.suffix in streams.COMPRESSED else path
-    readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".xml": _xml}
+    readers = {".csv": _csv, ".tsv": _csv, ".parquet": parquet_rows, ".xml": _xml}
     if path.suffix == ".eval":
         return _noted(path, eval_records(path, _parsed))
     readers |= dict.fromkeys((".jsonl", ".ndjson", ".json"), _json)
@@ -51,7 +57,7 @@ def read_records(path: Path) -> Rows:
     if plain.suffix not in readers:
         raise ValueError(
             "input: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .xml, also with "
-            f"{', '.join(streams.COMPRESSED)}, or in .eval, got {str(path)!r}"
+            f"{', '.join(streams.COMPRESSED)}, or in .eval, got {address(path)!r}"
         )
     return _noted(path, readers[plain.suffix](path))
 
@@ -108,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 
 def _json(path: Path) -> Rows:
-    source, row = str(path), [0]
+    source, row = address(path), [0]
     with streams.whole(path, row), streams.open_bytes(path) as file:
         row[0] += streams.skip_blank(file)
         if file.peek(1)[:1] == b"[":
@@ -167,7 +173,7 @@ def _too_long(source: str, row: int) -> SlateError:
 
 
 def _csv(path: Path) -> Rows:
-    source, row = str(path), [0]
+    source, row = address(path), [0]
     csv.field_size_limit(streams.MAX_RECORD_BYTES)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with streams.whole(path, row), streams.open_bytes(path) as file:
@@ -228,24 +234,49 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _parquet(path: Path) -> Rows:
+def parquet_rows(path: Path, start: int = 0, stop: int | None = None) -> Rows:
+    """The rows ``[start, stop)`` of a Parquet file, counted from 0; row groups outside are not read."""
     if streams.is_pipe(path):
         raise ValueError(f"{path}: expected a file, since Parquet is read from its end, got a pipe")
     pa = require("pyarrow", extra="train", purpose="to read Parquet files")
     parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
-    row = 0
+    row = start
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for values in batch.to_pylist():
-                    row += 1
-                    yield Record(str(path), row, plain_values(values))
+        with _opened(path) as source, parquet.ParquetFile(source) as file:
+            groups, first = _row_groups(file.metadata, start, stop)
+            rows = (values for batch in file.iter_batches(1024, row_groups=groups) for values in batch.to_pylist())
+            for values in itertools.islice(rows, start - first, None if stop is None else stop - first):
+                row += 1
+                yield Record(address(path), row, plain_values(values))
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SlateError(str(path), row + 1, "row", "a Parquet file", str(error).partition("\n")[0]) from None
+        raise SlateError(address(path), row + 1, "row", "a Parquet file", str(error).partition("\n")[0]) from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise SlateError(str(path), row + 1, "row", "a Parquet file", str(error).partition("\n")[0]) from None
+        raise SlateError(address(path), row + 1, "row", "a Parquet file", str(error).partition("\n")[0]) from None
+
+
+def _row_groups(metadata: Any, start: int, stop: int | None) -> tuple[list[int], int]:
+    """The row groups that hold rows of a range, and the number of the first row in them."""
+    before, first = 0, start
+    groups: list[int] = []
+    for number in range(metadata.num_row_groups):
+        count = metadata.row_group(number).num_rows
+        if before + count > start and (stop is None or before < stop):
+            first = first if groups else before
+            groups.append(number)
+        before += count
+    return groups, first
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """What pyarrow reads: a local file by its name, without Python in between."""
+    if not is_remote(path):
+        yield path
+        return
+    with open_binary(path) as file:
+        yield file
 
 
 def _hub(name: str) -> Rows:
@@ -262,7 +293,7 @@ def _hub(name: str) -> Rows:
 
 def _xml(path: Path) -> Rows:
     """The attributes of every ``<row .../>``, as in the Stack Exchange dumps."""
-    source, row = str(path), [0]
+    source, row = address(path), [0]
     found: list[dict[str, str]] = []
     parser = expat.ParserCreate()
     parser.StartElementHandler = lambda name, attributes: found.append(attributes) if name == "row" else None

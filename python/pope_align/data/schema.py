@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
+from .._paths import address, is_folder
 from .checks import Place, SlateError, Turn
 from .readers import read_records
+from .shards import input_files
 
 __all__ = ["FIELDS", "Slate", "SlateError", "SlateLog", "Turn", "parse_row", "read_slates", "text_of"]
 
@@ -45,6 +48,12 @@ FIELDS = tuple(field.name for field in fields(Slate))
 
 #: A column of files that is no field: log-probabilities per token, which become ``logging_logprobs`` when read.
 MEANS = "logging_means"
+
+#: Another: why a step could not process the row. Such a row is skipped and counted.
+ERROR = "error"
+
+#: Endings of files of slates.
+ENDINGS = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,13 @@ def read_slates(
 
     Columns that are not fields of `Slate` are dropped and listed in ``SlateLog.ignored_fields``. A field that is None
     counts as absent. A column ``logging_means`` (nats per token) is multiplied by ``completion_tokens`` and becomes
-    ``logging_logprobs``.
+    ``logging_logprobs``. A row with a text in the column ``error``, which a step on many rows leaves in a row that it
+    could not process, is skipped and counted.
 
     Args:
-        source: a ``.jsonl`` or ``.json`` file (one JSON object a line, or an array of them), a ``.parquet`` file, or
-            any iterable of mappings, such as a ``datasets.Dataset`` or a list of dicts.
+        source: a ``.jsonl`` or ``.json`` file (one JSON object a line, or an array of them), a ``.parquet`` file, a
+            folder of such files, a glob, an address of one of these (``s3://``, ``gs://``, ``hf://``), or any iterable
+            of mappings, such as a ``datasets.Dataset`` or a list of dicts.
         skip_bad_rows: skip bad rows and keep their error messages in ``SlateLog.skip_reasons``, instead of raising at
             the first.
 
@@ -103,14 +114,13 @@ def read_slates(
     slates: list[Slate] = []
     skip_reasons: list[str] = []
     ignored: set[str] = set()
-    for number, row in rows:
+    for file, number, row in rows:
         try:
-            if isinstance(row, SlateError):
-                raise row
-            if not isinstance(row, Mapping):
-                raise Place(name, number).error("row", "an object with the fields of a slate", row)
-            slates.append(parse_row(name, number, row))
-            ignored.update(str(column) for column in row if column not in (*FIELDS, MEANS))
+            if isinstance(row, Mapping) and row.get(ERROR):
+                skip_reasons.append(str(row[ERROR]))
+                continue
+            slates.append(slate_of(file, number, row))
+            ignored.update(str(column) for column in row if column not in (*FIELDS, MEANS, ERROR))
         except SlateError as error:
             if not skip_bad_rows:
                 raise
@@ -119,6 +129,19 @@ def read_slates(
         got = "none" if not skip_reasons else f"{len(skip_reasons)} bad rows, the first: {skip_reasons[0]}"
         raise SlateError(name, None, "log", "at least one slate", got)
     return SlateLog(tuple(slates), name, tuple(skip_reasons), tuple(sorted(ignored)))
+
+
+def slate_of(source: str, row: int, value: Any) -> Slate:
+    """`parse_row` of whatever stands in a row, which may be the error of its reader.
+
+    Raises:
+        SlateError: the row is not a slate.
+    """
+    if isinstance(value, SlateError):
+        raise value
+    if not isinstance(value, Mapping):
+        raise Place(source, row).error("row", "an object with the fields of a slate", value)
+    return parse_row(source, row, value)
 
 
 def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
@@ -194,17 +217,34 @@ def _completions(place: Place, value: Any) -> list[Any]:
     return turns
 
 
-def _open(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> tuple[str, Iterator[tuple[int, Any]]]:
-    """The source's name and its rows, numbered from 1, with an error in place of an unreadable row."""
+def _open(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> tuple[str, Iterator[tuple[str, int, Any]]]:
+    """The source's name, and of each row its file, its number from 1 and its columns, or the error of reading it."""
     if isinstance(source, Mapping):
         raise TypeError(f"source: expected a file or rows, got a {type(source).__name__}; pass one of its splits")
     if not isinstance(source, (str, os.PathLike)):
-        return type(source).__name__, iter(enumerate(source, start=1))
-    path = Path(source)
-    if path.suffix not in (".jsonl", ".json", ".parquet"):
-        raise ValueError(
-            f"source: expected slates in a file ending in .jsonl, .json or .parquet, got {str(path)!r}; `pope convert` "
-            "turns logs of other formats into slates"
-        )
-    records = read_records(path)
-    return str(path), ((r.row or 0, r if isinstance(r, SlateError) else r.values) for r in records)
+        name = type(source).__name__
+        return name, ((name, number, row) for number, row in enumerate(source, start=1))
+    return address(source), (row for path in slate_files(source, "source") for row in file_rows(path))
+
+
+def slate_files(source: str | os.PathLike[str], argument: str) -> list[Path]:
+    """The files of slates that a path stands for, see `shards.input_files`.
+
+    Raises:
+        ValueError: there is none; one has another ending.
+    """
+    single = not glob.has_magic(os.fspath(source)) and not is_folder(source)
+    paths = [Path(source)] if single else input_files(source, ENDINGS, argument)
+    for path in paths:
+        if path.suffix not in ENDINGS:
+            raise ValueError(
+                f"{argument}: expected slates in a file ending in .jsonl, .json or .parquet, got {address(path)!r}; "
+                "`pope convert` turns logs of other formats into slates"
+            )
+    return paths
+
+
+def file_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Of every row of a file: the file's address, the row's number from 1, its columns or the error of reading it."""
+    for record in read_records(path):
+        yield address(path), record.row or 0, record if isinstance(record, SlateError) else record.values

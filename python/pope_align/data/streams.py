@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, Literal, cast
 
+from .. import _paths
 from .._extras import require
 from .checks import SlateError
 
@@ -61,11 +62,13 @@ def whole(path: Path, row: Iterable[int]) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the file system, not of the archive
         (last,) = row
-        raise SlateError(str(path), last + 1, "row", "a whole archive", f"one that breaks off ({error})") from None
+        raise SlateError(
+            _paths.address(path), last + 1, "row", "a whole archive", f"one that breaks off ({error})"
+        ) from None
     except _Expanded as error:
         (last,) = row
         expected = f"an archive of at most {MAX_EXPANSION} bytes for each of its own"
-        raise SlateError(str(path), last + 1, "row", expected, str(error)) from None
+        raise SlateError(_paths.address(path), last + 1, "row", expected, str(error)) from None
 
 
 def is_pipe(path: Path) -> bool:
@@ -194,16 +197,16 @@ def too_deep(text: bytes, language: Literal["json", "python"]) -> bool:
 
 def _open(path: Path) -> Any:
     if path.suffix not in COMPRESSED:
-        return path.open("rb")
+        return _paths.open_binary(path)
     if is_pipe(path):
         raise ValueError(f"{path}: expected a file, got a pipe, which is read as it comes: decompress before it")
     if path.suffix == ".zst":
         zstandard = require("zstandard", extra="train", purpose="to read .zst files")
-        file: Any = _Zstandard(path.open("rb"), zstandard)
+        file: Any = _Zstandard(_paths.open_binary(path), zstandard)
     else:
         openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-        file = openers[path.suffix](path, "rb")
-    return _Bounded(file, MAX_RECORD_BYTES + MAX_EXPANSION * path.stat().st_size)
+        file = openers[path.suffix](_paths.open_binary(path) if _paths.is_remote(path) else path, "rb")
+    return _Bounded(file, MAX_RECORD_BYTES + MAX_EXPANSION * _paths.size(path))
 
 
 class _Bounded(io.RawIOBase):

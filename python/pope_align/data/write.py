@@ -16,7 +16,7 @@ from .schema import FIELDS, Slate
 #: Endings of files that slates can be written to.
 ENDINGS = (".jsonl", ".parquet")
 #: Columns that Parquet stores as JSON text, because they have no single type.
-_JSON_COLUMNS = ("logging_policy", "group_scores", "origin")
+JSON_COLUMNS = ("logging_policy", "group_scores", "origin")
 _ROW_GROUP = 1000
 
 Row = dict[str, Any]
@@ -81,12 +81,44 @@ def _row(slate: Slate) -> Row:
     return {name: value for name in FIELDS if (value := getattr(slate, name)) is not None}
 
 
+def columns_of(slate: Slate) -> Row:
+    """The row of a slate as Parquet stores it: objects without a single type are JSON text."""
+    row = _row(slate)
+    for name in JSON_COLUMNS:
+        if name in row:
+            row[name] = json.dumps(row[name], ensure_ascii=False, allow_nan=False)
+    return row
+
+
+def slate_schema(pa: Any, rows: Iterable[Row]) -> Row:
+    """The columns of a Parquet file of these rows, of which some may have neither prompt nor responses.
+
+    Raises:
+        ValueError: some have text and others turns.
+    """
+    turns: dict[str, bool] = {}
+    for row in rows:
+        _one_kind(turns, "prompt", [row.get("prompt")])
+        _one_kind(turns, "completions", row.get("completions") or [])
+    return _schema(pa, turns)
+
+
+def _one_kind(turns: dict[str, bool], field: str, entries: Iterable[Any]) -> None:
+    """Note whether a field holds turns, which a Parquet file cannot mix with text."""
+    for entry in entries:
+        if entry is not None and turns.setdefault(field, isinstance(entry, list)) != isinstance(entry, list):
+            raise ValueError(
+                f"{field}: expected all text or all turns in a Parquet file, got both; write .jsonl instead"
+            )
+
+
 def turns_type(pa: Any) -> Any:
     """The Parquet type of a list of turns."""
     return pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
 def _schema(pa: Any, turns: dict[str, bool]) -> Row:
+    """The columns of a Parquet file, given which fields hold turns."""
     return {
         "prompt": turns_type(pa) if turns.get("prompt") else pa.string(),
         "completions": pa.list_(turns_type(pa) if turns.get("completions") else pa.string()),
@@ -98,7 +130,7 @@ def _schema(pa: Any, turns: dict[str, bool]) -> Row:
         "responders": pa.list_(pa.string()),
         "finished": pa.list_(pa.bool_()),
         "completion_ids": pa.list_(pa.list_(pa.int64())),
-        **{name: pa.string() for name in _JSON_COLUMNS},
+        **{name: pa.string() for name in JSON_COLUMNS},
     }
 
 
@@ -138,20 +170,13 @@ class _Parquet:
         if row is None:
             return
         for name in self.fields:
-            self.one_kind(name, row[name])
-        for name in _JSON_COLUMNS:
+            _one_kind(self.turns, name, row[name] if name == "completions" else [row[name]])
+        for name in JSON_COLUMNS:
             if name in row:
                 row[name] = json.dumps(row[name], ensure_ascii=False, allow_nan=False)
         self.rows.append(row)
         if len(self.rows) == _ROW_GROUP:
             self.flush()
-
-    def one_kind(self, field: str, value: Any) -> None:
-        for entry in value if field == "completions" else [value]:
-            if self.turns.setdefault(field, isinstance(entry, list)) != isinstance(entry, list):
-                raise ValueError(
-                    f"{field}: expected all text or all turns in a Parquet file, got both; write .jsonl instead"
-                )
 
     def flush(self) -> None:
         if self.writer is None:

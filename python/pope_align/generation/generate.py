@@ -196,6 +196,37 @@ def load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> Pre
     return merged(peft.PeftModel.from_pretrained(model, os.fspath(adapter)))
 
 
+def load_engine(
+    model: str,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    logprobs: bool = False,
+    template_date: str | None = None,
+) -> TransformersEngine:
+    """A `TransformersEngine` with a model by name on the best device, and with its fingerprint among the settings."""
+    from ..models.loading import best_device, load_model, load_tokenizer
+    from ..propensity.scoring import model_fingerprint
+
+    policy = load_model(model, dtype=dtype)
+    if adapter is not None:
+        policy = load_adapter(policy, adapter)
+    about = {
+        "model": model,
+        "adapter": os.fspath(adapter) if adapter is not None else None,
+        "model_fingerprint": model_fingerprint(policy),
+    }
+    return TransformersEngine(
+        policy.to(best_device()),
+        load_tokenizer(model),
+        batch_size=batch_size,
+        about=about,
+        logprobs=logprobs,
+        template_date=template_date,
+    )
+
+
 class TransformersEngine:
     """A causal language model of transformers on this machine.
 

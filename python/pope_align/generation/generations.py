@@ -9,13 +9,16 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from .._extras import require
 from .._files import replacing, write_text
+from .._paths import StrPath, address, is_folder, open_binary
 from .._text import utf8
-from ..data.schema import Slate, Turn, text_of
+from ..data.schema import ERROR, Slate, Turn, text_of
+from ..data.shards import input_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +115,16 @@ def of_slates(slates: Sequence[Slate], name: str) -> GenerationSet:
 
 def holds_slates(path: str | os.PathLike[str]) -> bool:
     """Whether a file has the column ``completions`` of slates rather than the ``texts`` of generations."""
-    path = Path(path)
+    path = _files(path)[0]
     check_path(path)
     if path.suffix == ".parquet":
         parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
         try:
-            return "completions" in parquet.read_schema(path).names
+            with open_binary(path) as file:
+                return "completions" in parquet.read_schema(file).names
         except ValueError:  # its reader raises the error
             return False
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         first = next((line for line in file if line.strip()), b"")
     try:
         row = json.loads(first)
@@ -161,23 +165,29 @@ def write_generations(generations: GenerationSet, path: str | os.PathLike[str]) 
     else:
         pa = require("pyarrow", extra="train", purpose="to write Parquet files")
         parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
-        kinds = {isinstance(row["prompt"], list) for row in rows}
-        if len(kinds) > 1:
-            raise ValueError("prompt: expected all text or all turns in a Parquet file, got both; write .jsonl instead")
-        turns = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
-        schema = pa.schema(
-            {
-                "key": pa.string(),
-                "prompt": turns if kinds == {True} else pa.string(),
-                "texts": pa.list_(pa.string()),
-                "tokens": pa.list_(pa.int64()),
-                "finished": pa.list_(pa.bool_()),
-                "propensities": pa.list_(_propensity_type(pa)),
-            },
-            metadata={"pope_generations": json.dumps(head)},
-        )
+        schema = pa.schema(generation_schema(pa, rows), metadata={"pope_generations": json.dumps(head)})
         with replacing(path) as partial:
             parquet.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+
+
+def generation_schema(pa: Any, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns of a Parquet file of these rows, of which some may have no prompt.
+
+    Raises:
+        ValueError: some prompts are text and others turns.
+    """
+    kinds = {isinstance(row["prompt"], list) for row in rows if row["prompt"] is not None}
+    if len(kinds) > 1:
+        raise ValueError("prompt: expected all text or all turns in a Parquet file, got both; write .jsonl instead")
+    turns = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+    return {
+        "key": pa.string(),
+        "prompt": turns if kinds == {True} else pa.string(),
+        "texts": pa.list_(pa.string()),
+        "tokens": pa.list_(pa.int64()),
+        "finished": pa.list_(pa.bool_()),
+        "propensities": pa.list_(_propensity_type(pa)),
+    }
 
 
 def _propensity_type(pa: Any) -> Any:
@@ -190,8 +200,9 @@ def _propensity_type(pa: Any) -> Any:
 def read_generations(path: str | os.PathLike[str], *, model: str | None = None) -> GenerationSet:
     """Read a set of generations, checking every row.
 
-    Files from elsewhere work if their rows have ``prompt`` and ``texts``; ``key`` is then made from the prompt as in
-    `slate_keys`.
+    The path is a file, a folder of files of one set, a glob, or an address of one of these (``s3://``, ``gs://``,
+    ``hf://``). A row with a text in the column ``error`` is left out. Files from elsewhere work if their rows have
+    ``prompt`` and ``texts``; ``key`` is then made from the prompt as in `slate_keys`.
 
     Args:
         model: name of the model, instead of the one in the file; without either it is the file's name.
@@ -199,23 +210,22 @@ def read_generations(path: str | os.PathLike[str], *, model: str | None = None) 
     Raises:
         ValueError: an invalid file; a row without valid prompt or texts; a repeated key.
     """
-    path = Path(path)
-    check_path(path)
-    head, rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    _check_head(head, path)
+    head: dict[str, Any] = {}
     seen: Counter[str] = Counter()
     read = []
-    for number, row in rows:
-        generation = _row(row, f"{path}, row {number}")
+    for file, number, row in _all_rows(_files(path), head):
+        if isinstance(row, Mapping) and row.get(ERROR):
+            continue
+        generation = _row(row, f"{file}, row {number}")
         seen[generation.key] += 1
         if seen[generation.key] > 1:
             if row.get("key"):
-                raise ValueError(f"{path}, row {number}: key: expected a new one, got {generation.key!r} again")
+                raise ValueError(f"{file}, row {number}: key: expected a new one, got {generation.key!r} again")
             generation = replace(generation, key=f"{generation.key}#{seen[generation.key]}")
         read.append(generation)
     if not read:
-        raise ValueError(f"{path}: expected at least one row of generations, got none")
-    return GenerationSet(model or head.get("model") or path.stem, tuple(read), head.get("settings") or {})
+        raise ValueError(f"{address(path)}: expected at least one row of generations, got none")
+    return GenerationSet(model or head.get("model") or Path(path).stem, tuple(read), head.get("settings") or {})
 
 
 def check_path(path: str | os.PathLike[str]) -> None:
@@ -224,15 +234,35 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
 
 
+def _files(path: StrPath) -> list[Path]:
+    """The files that a path of generations stands for."""
+    if Path(path).suffix and not is_folder(path) and not has_magic(os.fspath(path)):
+        check_path(path)
+        return [Path(path)]
+    return input_files(path, (".jsonl", ".parquet"))
+
+
+def _all_rows(files: Sequence[Path], head: dict[str, Any]) -> Iterable[tuple[str, int, Any]]:
+    """The rows of all files, with file and number; ``head`` gets the model and settings, which must be the same."""
+    for at, path in enumerate(files):
+        check_path(path)
+        its, rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
+        _check_head(its, path)
+        if at and dict(its) != head:
+            raise ValueError(f"{address(path)}: expected the model and settings of {address(files[0])}, got others")
+        head.update(its)
+        yield from ((address(path), number, row) for number, row in rows)
+
+
 def _read_jsonl(path: Path) -> tuple[Mapping[str, Any], Iterable[tuple[int, Any]]]:
     rows = []
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
                     rows.append((number, json.loads(line)))
                 except (ValueError, RecursionError) as error:  # also integers of 5,000 digits, and 20,000 brackets
-                    raise ValueError(f"{path}, row {number}: expected a JSON object, got {error}") from None
+                    raise ValueError(f"{address(path)}, row {number}: expected a JSON object, got {error}") from None
     is_head = bool(rows) and isinstance(rows[0][1], Mapping) and "settings" in rows[0][1]
     return (rows[0][1], rows[1:]) if is_head else ({}, rows)
 
@@ -248,10 +278,11 @@ def _check_head(head: Any, path: Path) -> None:
 def _read_parquet(path: Path) -> tuple[Mapping[str, Any], Iterable[tuple[int, Any]]]:
     parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
     try:
-        table = parquet.read_table(path)
+        with open_binary(path) as file:
+            table = parquet.read_table(file)
         head = json.loads((table.schema.metadata or {}).get(b"pope_generations", b"{}"))
     except (ValueError, RecursionError) as error:  # pyarrow's errors of content are ValueErrors
-        raise ValueError(f"{path}: expected a Parquet file of generations, got {error}") from None
+        raise ValueError(f"{address(path)}: expected a Parquet file of generations, got {error}") from None
     return head, enumerate(table.to_pylist(), start=1)
 
 

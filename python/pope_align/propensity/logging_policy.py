@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -89,14 +89,60 @@ def score_slates(
         ValueError: an unknown ``how``; a ``fit`` with another ``how``, or made at another ``max_length``; a slate that
             already has ``logging_logprobs`` without ``overwrite``; errors of `encode_slate`; an invalid cache file.
     """
-    if how not in get_args(HowLogged):
-        raise ValueError(f"how: expected one of {', '.join(get_args(HowLogged))}, got {how!r}")
-    if fit is not None:
-        _check_fit(fit, how, max_length, template_date)
-        template_date = fit.config.template_date or template_date
+    template_date = check_how(how, fit, max_length, template_date)
     if not overwrite:
         check_unscored(slates)
     encoded = encode_log(slates, tokenizer, max_length=max_length, template_date=template_date)
+    return fill_in(
+        slates,
+        encoded,
+        model,
+        tokenizer,
+        how=how,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        cache_dir=cache_dir,
+        fit=fit,
+        fold=fold,
+        progress=progress,
+    )
+
+
+def check_how(how: HowLogged, fit: FitReport | None, max_length: int, template_date: str | None) -> str | None:
+    """Refuse what does not go together; returns the date for the chat template.
+
+    Raises:
+        ValueError: as `score_slates`.
+    """
+    if how not in get_args(HowLogged):
+        raise ValueError(f"how: expected one of {', '.join(get_args(HowLogged))}, got {how!r}")
+    if fit is None:
+        return template_date
+    _check_fit(fit, how, max_length, template_date)
+    return fit.config.template_date or template_date
+
+
+def fill_in(
+    slates: Sequence[Slate],
+    encoded: Sequence[EncodedSlate],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    how: HowLogged,
+    max_length: int,
+    batch_tokens: int = 8192,
+    cache_dir: str | os.PathLike[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    fit: FitReport | None = None,
+    fold: tuple[int, int] | None = None,
+    progress: OnProgress | None = None,
+) -> list[Slate]:
+    """`score_slates` of slates that are checked and tokenised.
+
+    Args:
+        encoded: the slates' tokens, by `encode_slates` with this tokenizer and ``max_length``.
+        provenance: as in `scores.score_model`.
+    """
     scores = score_model(
         encoded,
         model,
@@ -104,6 +150,7 @@ def score_slates(
         max_length=max_length,
         batch_tokens=batch_tokens,
         cache_dir=cache_dir,
+        provenance=provenance,
         progress=progress,
     )
     policy = {"how": how, **scores.provenance}
