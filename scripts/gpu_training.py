@@ -173,7 +173,9 @@ def trained(at: Place, *, lora: bool, attention: str, **options: Any) -> Any:
     )
     adapter = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear") if lora else None
     model = model_of(at, attention=attention)
-    trainer = PopeTrainer(model, args, scored_slates_of(at), None, tokenizer_of(at), peft_config=adapter)
+    trainer = PopeTrainer(
+        model, args, train_dataset=scored_slates_of(at), processing_class=tokenizer_of(at), peft_config=adapter
+    )
     trainer.train()
     return trainer
 

@@ -68,9 +68,11 @@ def test_a_trained_adapter_is_what_was_trained(name, make_tiny_model, make_slate
     model = make_tiny_model(3)
     if name == "both, trained as one":
         with pytest.raises(ValueError, match="output layer that is a plain torch"):
-            PopeTrainer(model, args, make_slates(4), processing_class=tiny_tokenizer, peft_config=adapter)
+            PopeTrainer(model, args, train_dataset=make_slates(4), processing_class=tiny_tokenizer, peft_config=adapter)
         return
-    trainer = PopeTrainer(model, args, make_slates(4), processing_class=tiny_tokenizer, peft_config=adapter)
+    trainer = PopeTrainer(
+        model, args, train_dataset=make_slates(4), processing_class=tiny_tokenizer, peft_config=adapter
+    )
     trainer.train()
     trainer.save_model(tmp_path / "adapter")
     whole = load_adapter(make_tiny_model(3), tmp_path / "adapter")

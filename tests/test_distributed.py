@@ -125,7 +125,7 @@ def test_two_processes_train_as_one(wrapper: str, work: Path, single: Path) -> N
 def test_deepspeed_in_16_bits_does_not_round_log_probabilities(work: Path, tmp_path: Path) -> None:
     """Trainer casts all floats of a batch to the dtype of DeepSpeed's model."""
     args = PopeConfig(str(tmp_path), max_length=64, report_to="none", use_cpu=True)
-    trainer = PopeTrainer(str(work / "model"), args, str(work / "slates.jsonl"))
+    trainer = PopeTrainer(str(work / "model"), args, train_dataset=str(work / "slates.jsonl"))
     trainer.is_deepspeed_enabled = True
     batch = trainer.data_collator([trainer.train_dataset[0]])
     moved = trainer._prepare_inputs(batch)["log"].logging_logprobs

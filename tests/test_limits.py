@@ -83,9 +83,15 @@ def test_training_and_generation_refuse_them_too(make_tiny_model, tiny_tokenizer
     slates = [Slate("tea?", ["green", "black"], [1.0, 0.0], logging_logprobs=[-30.0, -40.0])]
     args = PopeConfig(str(tmp_path), report_to="none", use_cpu=True, max_length=64)
     with pytest.raises(ValueError, match="train_dataset: slate 1: expected token ids below 200"):
-        PopeTrainer(small, args, slates, None, tiny_tokenizer)
+        PopeTrainer(small, args, train_dataset=slates, processing_class=tiny_tokenizer)
     with pytest.raises(ValueError, match="eval_dataset: slate 1: expected prompt and response of at most 24 tokens"):
-        PopeTrainer(make(TABLES["gpt2"]), args, slates, [Slate("tea " * 9, ["b"], [1.0], [-3.0])], tiny_tokenizer)
+        PopeTrainer(
+            make(TABLES["gpt2"]),
+            args,
+            train_dataset=slates,
+            eval_dataset=[Slate("tea " * 9, ["b"], [1.0], [-3.0])],
+            processing_class=tiny_tokenizer,
+        )
     with pytest.raises(ValueError, match="prompt 1: expected token ids below 200"):
         generate(small, tiny_tokenizer, ["tea?"], sampling=Sampling(4))
 

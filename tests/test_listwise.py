@@ -232,7 +232,14 @@ def test_the_loss_and_gradient_of_a_step_are_those_of_the_formula(
 ) -> None:
     """On the model's own log-probabilities, after the model has moved, and however the step is split."""
     slates = make_slates(4)
-    trainer = ListwiseTrainer(make_tiny_model(), config(tmp_path, name), slates, slates, tiny_tokenizer)
+    trainer = ListwiseTrainer(
+        make_tiny_model(),
+        config(tmp_path, name),
+        train_dataset=slates,
+        eval_dataset=slates,
+        processing_class=tiny_tokenizer,
+    )
+    trainer.score_start()
     trainer.model.load_state_dict(make_tiny_model(seed=1).state_dict())
     trainer.model.train()
     batches = [trainer.data_collator([trainer.train_dataset[i] for i in part]) for part in ([0, 1, 2], [3])]
@@ -282,7 +289,9 @@ def test_a_method_that_compares_with_the_logging_policy_needs_its_log_probabilit
 ) -> None:
     slates = make_slates(2, scored=False)
     with pytest.raises(ValueError, match=r"train_dataset: slate 1 .*logging_logprobs: expected one per response"):
-        ListwiseTrainer(make_tiny_model(), config(tmp_path, "oapl"), slates, None, tiny_tokenizer)
+        ListwiseTrainer(
+            make_tiny_model(), config(tmp_path, "oapl"), train_dataset=slates, processing_class=tiny_tokenizer
+        )
 
 
 def test_a_list_wise_run_resumes_to_the_same_bits(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
@@ -349,4 +358,6 @@ def test_a_log_that_teaches_a_method_nothing_is_refused(
 ) -> None:
     slates = [replace(each, scores=[1.0] * len(each.scores)) if equal else each for each in make_slates(3, sizes=sizes)]
     with pytest.raises(ValueError, match=f"train_dataset: expected {expected}.* for method '{method}'"):
-        ListwiseTrainer(make_tiny_model(), config(tmp_path, method), slates, None, tiny_tokenizer)
+        ListwiseTrainer(
+            make_tiny_model(), config(tmp_path, method), train_dataset=slates, processing_class=tiny_tokenizer
+        )

@@ -122,10 +122,15 @@ def test_a_model_with_a_recurrent_state_is_refused_with_the_reason_or_falls_back
     options = {"report_to": "none", "use_cpu": True, "max_length": 64}
     with pytest.raises(ValueError, match="model: "):
         PopeTrainer(
-            model, PopeConfig(str(tmp_path), prompt_sharing="on", **options), make_slates(2), None, tiny_tokenizer
+            model,
+            PopeConfig(str(tmp_path), prompt_sharing="on", **options),
+            train_dataset=make_slates(2),
+            processing_class=tiny_tokenizer,
         )
     with caplog.at_level(logging.WARNING):
-        trainer = PopeTrainer(model, PopeConfig(str(tmp_path), **options), make_slates(2), None, tiny_tokenizer)
+        trainer = PopeTrainer(
+            model, PopeConfig(str(tmp_path), **options), train_dataset=make_slates(2), processing_class=tiny_tokenizer
+        )
     assert "prompt_sharing: off, every response computes its prompt again" in caplog.text
     assert not trainer.data_collator.collate.share_prompt
 
@@ -145,7 +150,7 @@ def test_the_loss_and_its_gradient_do_not_depend_on_sharing(
             prompt_sharing=sharing,
             max_tokens_per_row=max_tokens,
         )
-        trainer = PopeTrainer(make(architecture, "sdpa"), args, slates, None, tiny_tokenizer)
+        trainer = PopeTrainer(make(architecture, "sdpa"), args, train_dataset=slates, processing_class=tiny_tokenizer)
         assert trainer.data_collator.collate.share_prompt == (sharing == "on")
         batch = trainer.data_collator([trainer.train_dataset[index] for index in range(5)])
         loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=5)

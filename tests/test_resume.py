@@ -102,16 +102,16 @@ def config(path: Path, **options) -> PopeConfig:
 
 def test_other_slates_are_refused_on_resume(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     args = config(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
-    PopeTrainer(make_tiny_model(), args, make_slates(4), processing_class=tiny_tokenizer).train()
+    PopeTrainer(make_tiny_model(), args, train_dataset=make_slates(4), processing_class=tiny_tokenizer).train()
     args.max_steps = 2
-    other = PopeTrainer(make_tiny_model(), args, make_slates(4, seed=1), processing_class=tiny_tokenizer)
+    other = PopeTrainer(make_tiny_model(), args, train_dataset=make_slates(4, seed=1), processing_class=tiny_tokenizer)
     with pytest.raises(ValueError, match="made while training on other slates"):
         other.train("last")
 
 
 def test_last_begins_anew_where_there_is_no_checkpoint(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     args = config(tmp_path, max_steps=1)
-    trainer = PopeTrainer(make_tiny_model(), args, make_slates(2), processing_class=tiny_tokenizer)
+    trainer = PopeTrainer(make_tiny_model(), args, train_dataset=make_slates(2), processing_class=tiny_tokenizer)
     assert trainer.train("last").global_step == 1
     with pytest.raises(ValueError, match="No valid checkpoint"):
         trainer.train(True)
@@ -129,7 +129,13 @@ def test_noise_depends_on_neither_evaluation_nor_order(make_tiny_model, tiny_tok
     for evaluate in (False, True):
         args = config(tmp_path, num_train_epochs=1, eval_strategy="steps" if evaluate else "no", eval_steps=1)
         model = make_tiny_model(attention_dropout=0.2)
-        trainer = PopeTrainer(model, args, slates, slates if evaluate else None, tiny_tokenizer)
+        trainer = PopeTrainer(
+            model,
+            args,
+            train_dataset=slates,
+            eval_dataset=slates if evaluate else None,
+            processing_class=tiny_tokenizer,
+        )
         torch.manual_seed(int(evaluate))  # does not reach the order
         order = [index for batch in trainer.get_train_dataloader() for index in batch["slate_index"].tolist()]
         torch.manual_seed(0)

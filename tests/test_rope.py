@@ -124,7 +124,9 @@ def test_training_falls_back_for_long_slates_alone(kind, tiny_tokenizer, tmp_pat
     def shares(text: str) -> bool:
         args = PopeConfig(str(tmp_path), report_to="none", use_cpu=True, max_length=200)
         slates = [Slate("a", [text, "b"], [1.0, 0.0], logging_logprobs=[-9.0, -5.0])]
-        return PopeTrainer(make(kind), args, slates, None, tiny_tokenizer).data_collator.collate.share_prompt
+        return PopeTrainer(
+            make(kind), args, train_dataset=slates, processing_class=tiny_tokenizer
+        ).data_collator.collate.share_prompt
 
     assert shares("short")
     assert not shares("long " * 10)

@@ -163,7 +163,7 @@ def test_a_model_that_takes_no_mask_is_trained_without_sharing_unless_it_was_ask
         args = PopeConfig(str(tmp_path), prompt_sharing=sharing, max_length=64, **options)
         slates = [Slate("tea?", ["green", "black"], [1.0, 0.0], logging_logprobs=[-30.0, -40.0])] * 2
         model = hf.AutoModelForCausalLM.from_config(hf.OpenAIGPTConfig(**GPT))
-        trainer = PopeTrainer(model, args, slates, None, tiny_tokenizer)
+        trainer = PopeTrainer(model, args, train_dataset=slates, processing_class=tiny_tokenizer)
         return float(trainer.train().training_loss)
 
     with pytest.raises(ValueError, match=r"prompt_sharing: model: OpenAIGPT.* it takes no mask of its own"):

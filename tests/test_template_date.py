@@ -194,7 +194,7 @@ def test_training_resumes_after_midnight(dated_log, tokenizer, make_tiny_model, 
             disable_tqdm=True,
             gradient_accumulation_steps=1,
         )
-        return PopeTrainer(make_tiny_model(), args, slates, processing_class=tokenizer)
+        return PopeTrainer(make_tiny_model(), args, train_dataset=slates, processing_class=tokenizer)
 
     clock(27)
     slates = make_slates(4)

@@ -14,9 +14,9 @@ from plain import plain
 from pope_align.data import SlateCollator, Tree
 from pope_align.models.causal_lm import check_head, lm_head, response_hidden_states, response_logprobs
 from pope_align.models.loading import load_model, load_tokenizer
+from pope_align.models.modes import disable_dropout
 from pope_align.training.config import PopeConfig
 from pope_align.training.examples import IndexedCollator, slate_dataset
-from pope_align.training.policy_trainer import disable_dropout
 from pope_align.training.trainer import PopeTrainer
 from torch.nn.functional import softplus
 from transformers import (
@@ -175,7 +175,7 @@ def test_a_step_has_the_loss_and_gradient_of_the_reference(
 ) -> None:
     args = config(tmp_path, length_normalize=length_normalize, diversity_weight=0.3, clip=2.0)
     slates = make_slates(4)
-    trainer = PopeTrainer(make_tiny_model(), args, slates, processing_class=tiny_tokenizer)
+    trainer = PopeTrainer(make_tiny_model(), args, train_dataset=slates, processing_class=tiny_tokenizer)
     batch = batch_of(slates, tiny_tokenizer, args)
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
@@ -191,7 +191,7 @@ def test_a_step_has_the_loss_and_gradient_of_the_reference(
 
 
 def trained(model, slates, tokenizer, args: PopeConfig, **options) -> tuple[PopeTrainer, torch.Tensor]:
-    trainer = PopeTrainer(model, args, slates, processing_class=tokenizer, **options)
+    trainer = PopeTrainer(model, args, train_dataset=slates, processing_class=tokenizer, **options)
     trainer.train()
     return trainer, torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters() if p.requires_grad])
 
@@ -216,7 +216,7 @@ def test_micro_batches_add_up_to_the_batch(make_tiny_model, tiny_tokenizer, make
         results[size] = trained(make_tiny_model(), make_slates(10), tiny_tokenizer, args)
     (trainer, weights), start = (
         results[4],
-        PopeTrainer(make_tiny_model(), config(tmp_path), make_slates(1), processing_class=tiny_tokenizer),
+        PopeTrainer(make_tiny_model(), config(tmp_path), train_dataset=make_slates(1), processing_class=tiny_tokenizer),
     )
     assert not torch.allclose(weights, torch.cat([p.reshape(-1) for p in start.model.parameters()]), atol=1e-3)
     for size in (1, 2):
@@ -303,7 +303,11 @@ def test_evaluation_does_not_depend_on_its_batches(make_tiny_model, tiny_tokeniz
     slates = make_slates(5)
     one, all_ = (
         PopeTrainer(
-            make_tiny_model(), config(tmp_path, per_device_eval_batch_size=size), slates, slates, tiny_tokenizer
+            make_tiny_model(),
+            config(tmp_path, per_device_eval_batch_size=size),
+            train_dataset=slates,
+            eval_dataset=slates,
+            processing_class=tiny_tokenizer,
         ).evaluate()
         for size in (1, 5)
     )
@@ -315,7 +319,9 @@ def test_evaluation_does_not_depend_on_its_batches(make_tiny_model, tiny_tokeniz
 def test_logged_metrics_are_those_of_the_reference(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     slates = make_slates(5)
     args = config(tmp_path, clip=1.5)
-    metrics = PopeTrainer(make_tiny_model(), args, slates, slates, tiny_tokenizer).evaluate()
+    metrics = PopeTrainer(
+        make_tiny_model(), args, train_dataset=slates, eval_dataset=slates, processing_class=tiny_tokenizer
+    ).evaluate()
     batch = batch_of(slates, tiny_tokenizer, args)
     raw = reference_output(make_tiny_model(), batch, args.objective)
     normalised = reference_output(make_tiny_model(), batch, replace(args.objective, normalization="batch"))
@@ -348,9 +354,8 @@ def test_dropout_is_off(make_tiny_model, make_slates, tiny_tokenizer, tmp_path) 
     kept = PopeTrainer(
         make_tiny_model(attention_dropout=0.5),
         config(tmp_path, disable_dropout=False),
-        make_slates(1),
-        None,
-        tiny_tokenizer,
+        train_dataset=make_slates(1),
+        processing_class=tiny_tokenizer,
     )
     assert kept.model.model.layers[0].self_attn.attention_dropout == 0.5
 
@@ -362,7 +367,7 @@ def test_unscored_slates_are_refused_before_a_model_is_loaded(make_slates, tmp_p
     with pytest.raises(
         ValueError, match=r"train_dataset: slate 1 \(colour/0#slate00\): logging_logprobs: .*pope score"
     ):
-        PopeTrainer("no/such-model", config(tmp_path), make_slates(2, scored=False))
+        PopeTrainer("no/such-model", config(tmp_path), train_dataset=make_slates(2, scored=False))
 
 
 def test_log_probabilities_of_other_tokens_are_refused(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
@@ -370,7 +375,7 @@ def test_log_probabilities_of_other_tokens_are_refused(make_tiny_model, tiny_tok
 
     scored = score_slates(make_slates(2, scored=False), make_tiny_model(), tiny_tokenizer, how="proxy", max_length=12)
     with pytest.raises(ValueError, match=r"train_dataset: slate 1 .*max_length"):
-        PopeTrainer(make_tiny_model(), config(tmp_path), scored, processing_class=tiny_tokenizer)
+        PopeTrainer(make_tiny_model(), config(tmp_path), train_dataset=scored, processing_class=tiny_tokenizer)
 
 
 def test_slates_come_as_rows_files_and_datasets(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
@@ -385,7 +390,10 @@ def test_slates_come_as_rows_files_and_datasets(make_tiny_model, tiny_tokenizer,
         for s in slates
     ]
     sources = [slates, log, tmp_path / "slates.jsonl", rows, datasets.Dataset.from_list(rows)]
-    trainers = [PopeTrainer(make_tiny_model(), config(tmp_path), source, None, tiny_tokenizer) for source in sources]
+    trainers = [
+        PopeTrainer(make_tiny_model(), config(tmp_path), train_dataset=source, processing_class=tiny_tokenizer)
+        for source in sources
+    ]
     assert all(trainer.train_dataset.examples == trainers[0].train_dataset.examples for trainer in trainers)
 
 
@@ -460,7 +468,7 @@ def test_slates_of_one_with_slate_normalisation_are_refused(
 ) -> None:
     args = config(tmp_path, normalization="slate", diversity_form="entropy")
     with pytest.raises(ValueError, match="whose weight cancels"):
-        PopeTrainer(make_tiny_model(), args, make_slates(2, sizes=(1,)), None, tiny_tokenizer)
+        PopeTrainer(make_tiny_model(), args, train_dataset=make_slates(2, sizes=(1,)), processing_class=tiny_tokenizer)
 
 
 def test_options_that_do_not_exist_are_refused_by_name(tmp_path) -> None:

@@ -48,7 +48,7 @@ def test_the_plan_is_what_training_then_does(make_tiny_model, tiny_tokenizer, ma
     for sharing in ("auto", "off"):
         args.prompt_sharing = sharing
         plan = plan_training(str(tmp_path / "model"), args, slates, slates[:2])
-        trainer = PopeTrainer(str(tmp_path / "model"), args, slates)
+        trainer = PopeTrainer(str(tmp_path / "model"), args, train_dataset=slates)
         batches = list(trainer.get_train_dataloader())
         assert plan.positions == sum(int((batch["tree"] >= 0).sum()) for batch in batches)
         assert plan.longest_row == max(batch["input_ids"].shape[1] for batch in batches)
@@ -213,7 +213,7 @@ def test_curves_have_whole_steps_and_plain_numbers(tmp_path, monkeypatch) -> Non
 def test_text_of_others_stays_text_in_a_card() -> None:
     evil = "a: {b} | <script>x</script> [click](http://x)\n---\n# title\x1b[31m"
     facts = RunFacts("pope", f"/runs/{evil}", evil, False, [], {"utility_transform": evil}, {"steps": 1})
-    card = model_card(facts, evil)
+    card = model_card(facts, {"": evil})
     front, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(front)["base_model"] == printable(evil)
     assert "\x1b" not in card
@@ -222,7 +222,7 @@ def test_text_of_others_stays_text_in_a_card() -> None:
         f"# {in_markdown(evil.rpartition('/')[2])}"
     ]
     assert body.count(in_markdown(evil)) == 3  # the model, the table, the reason that there is no estimate
-    plain = model_card(RunFacts("pope", "run", "org/model-1.5_b", False, [], {}, {}), "no")
+    plain = model_card(RunFacts("pope", "run", "org/model-1.5_b", False, [], {}, {}), {"": "no"})
     assert "base_model: org/model-1.5_b\n" in plain
 
 

@@ -36,7 +36,9 @@ def config(path: Path, **options) -> PopeConfig:
 def test_a_loss_that_is_no_number_names_its_slates_and_the_cause(
     make_tiny_model, tiny_tokenizer, make_slates, tmp_path
 ) -> None:
-    trainer = PopeTrainer(make_tiny_model(), config(tmp_path), make_slates(3), None, tiny_tokenizer)
+    trainer = PopeTrainer(
+        make_tiny_model(), config(tmp_path), train_dataset=make_slates(3), processing_class=tiny_tokenizer
+    )
     batch = trainer.data_collator([trainer.train_dataset[2], trainer.train_dataset[0]])
     trainer.model.train()
     with torch.no_grad():
@@ -49,7 +51,9 @@ def test_a_loss_that_is_no_number_names_its_slates_and_the_cause(
 def test_a_weight_beyond_all_bounds_names_its_slates(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     slates = make_slates(1)
     slates[0].logging_logprobs[1] = -1e4
-    trainer = PopeTrainer(make_tiny_model(), config(tmp_path, clip=None), slates, None, tiny_tokenizer)
+    trainer = PopeTrainer(
+        make_tiny_model(), config(tmp_path, clip=None), train_dataset=slates, processing_class=tiny_tokenizer
+    )
     with pytest.raises(ValueError, match=r"step 1, slates colour/0#slate00: .*clip"):
         trainer.train()
 
@@ -82,7 +86,7 @@ def test_a_run_without_overlap_stops_itself(make_tiny_model, tiny_tokenizer, mak
     for slate in slates:
         slate.logging_logprobs[0] -= 100.0  # one response of four has all the weight
     args = config(tmp_path, per_device_train_batch_size=8, clip=10.0, max_steps=9, stop_if_ess_below=0.5)
-    trainer = PopeTrainer(make_tiny_model(), args, slates, None, tiny_tokenizer)
+    trainer = PopeTrainer(make_tiny_model(), args, train_dataset=slates, processing_class=tiny_tokenizer)
     assert trainer.train().global_step == 1
 
 
@@ -103,8 +107,11 @@ def test_the_penalty_has_its_weight_and_its_gradient(make_tiny_model, tiny_token
     """Against the sum of objective and penalty on the model's own log-probabilities, after the model has moved."""
     slates = make_slates(4)
     args = config(tmp_path, kl_weight=0.7, clip=2.0, optim="sgd")
-    trainer = PopeTrainer(make_tiny_model(), args, slates, slates, tiny_tokenizer)
+    trainer = PopeTrainer(
+        make_tiny_model(), args, train_dataset=slates, eval_dataset=slates, processing_class=tiny_tokenizer
+    )
     start = make_tiny_model()
+    trainer.score_start()
     trainer.model.load_state_dict(make_tiny_model(seed=1).state_dict())
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=4)
@@ -136,7 +143,7 @@ def test_a_penalty_anchors_what_would_run_away(make_tiny_model, tiny_tokenizer, 
         args = config(
             tmp_path, kl_weight=weight, per_device_train_batch_size=8, max_steps=20, learning_rate=3e-3, **options
         )
-        trainer = PopeTrainer(make_tiny_model(), args, slates, None, tiny_tokenizer)
+        trainer = PopeTrainer(make_tiny_model(), args, train_dataset=slates, processing_class=tiny_tokenizer)
         trainer.train()
         policy = [entry["logps/policy"] for entry in trainer.state.log_history if "loss" in entry]
         falls.append(policy[0] - policy[-1])
@@ -189,7 +196,9 @@ def test_early_stopping_keeps_the_model_of_the_best_held_out_gain(
 ) -> None:
     train = make_slates(4, sizes=(3,))
     args = config(tmp_path, diversity_weight=0.0, **STOPPING)
-    trainer = PopeTrainer(make_tiny_model(), args, train, opposite(train), tiny_tokenizer)
+    trainer = PopeTrainer(
+        make_tiny_model(), args, train_dataset=train, eval_dataset=opposite(train), processing_class=tiny_tokenizer
+    )
     trainer.train()
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     gains = [entry["eval_index/gain"] for entry in evaluations]
@@ -228,14 +237,16 @@ def test_early_stopping_needs_held_out_slates_that_can_show_a_gain(
     train, alone = make_slates(4, sizes=(3,)), make_slates(4, sizes=(1,))
     args = config(tmp_path, diversity_weight=0.0, **STOPPING)
     with pytest.raises(ValueError, match=r"eval_dataset: expected a slate of two or more responses with early_stop"):
-        PopeTrainer(make_tiny_model(), args, train, alone, tiny_tokenizer)
+        PopeTrainer(make_tiny_model(), args, train_dataset=train, eval_dataset=alone, processing_class=tiny_tokenizer)
 
 
 def test_another_metric_may_be_watched(make_tiny_model, tiny_tokenizer, make_slates, tmp_path) -> None:
     train = make_slates(4, sizes=(3,))
     watched = "eval_pope/value_self_normalized"
     args = config(tmp_path, diversity_weight=0.0, metric_for_best_model=watched, greater_is_better=True, **STOPPING)
-    trainer = PopeTrainer(make_tiny_model(), args, train, opposite(train), tiny_tokenizer)
+    trainer = PopeTrainer(
+        make_tiny_model(), args, train_dataset=train, eval_dataset=opposite(train), processing_class=tiny_tokenizer
+    )
     trainer.train()
     values = [entry[watched] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_metric == max(values)

@@ -101,8 +101,8 @@ def train(run: dict[str, Any]) -> None:
     trainer = PopeTrainer(
         run["model"],
         args,
-        slates,
-        slates if args.do_eval else None,
+        train_dataset=slates,
+        eval_dataset=slates if args.do_eval else None,
         callbacks=[DieAfter(run["die_after"])] if "die_after" in run else None,
     )
     if zero3:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .collate import SlateCollator as SlateCollator
     from .collate import SlateExample as SlateExample
     from .feedback import to_utility as to_utility
+    from .preference_rows import read_preferences as read_preferences
     from .rows import TokenRows as TokenRows
     from .rows import Tree as Tree
     from .rows import lay_out as lay_out
@@ -39,6 +40,7 @@ __all__ = [
     "group_folds",
     "group_split",
     "lay_out",
+    "read_preferences",
     "read_slates",
     "slate_group",
     "slate_writer",
@@ -52,6 +54,7 @@ _HOMES = {
     "TokenRows": "rows",
     "Tree": "rows",
     "lay_out": "rows",
+    "read_preferences": "preference_rows",
     "to_utility": "feedback",
 }
 

@@ -103,7 +103,9 @@ def run(log: Path, model: str, study: AblationStudy) -> dict[str, Any]:
     train, before = logged(train), logged(validation)
     rows = []
     for setting in SETTINGS:
-        trainer = PopeTrainer(copy.deepcopy(policy.model), _arguments(setting, study), train, None, tokenizer)
+        trainer = PopeTrainer(
+            copy.deepcopy(policy.model), _arguments(setting, study), train_dataset=train, processing_class=tokenizer
+        )
         trainer.train()
         with progress("scoring", "tokens") as report:
             after = score_model(

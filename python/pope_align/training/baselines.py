@@ -17,8 +17,8 @@ from .._extras import require
 from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates
 from ..models.loading import load_model, load_tokenizer
-from .examples import SlateSource, as_slates
 from .options import Pairs
+from .sources import SlateSource, as_slates
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -58,7 +58,7 @@ class ProgressLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **rest: Any,
     ) -> None:
-        prefix = "eval_" if "eval_loss" in (logs or {}) else ""
+        prefix = evaluated_prefix(logs or {})
         if not logs or f"{prefix}loss" not in logs or not state.is_world_process_zero:
             return
         now = time.monotonic()
@@ -68,7 +68,12 @@ class ProgressLines(TrainerCallback):
         self.shown = now
         shown = _SHOWN if f"{prefix}pope/value" in logs else [("loss", "loss", ".4f"), *_SHOWN]
         figures = [f"{label} {logs[prefix + name]:{form}}" for name, label, form in shown if f"{prefix}{name}" in logs]
-        where = "held out" if prefix else f"step {state.global_step} of {state.max_steps}"
+        name = prefix.removeprefix("eval_").removesuffix("_")
+        where = (
+            (f"held out, {name}" if name else "held out")
+            if prefix
+            else f"step {state.global_step} of {state.max_steps}"
+        )
         if not prefix and state.global_step:
             left = (now - self.started) / state.global_step * (state.max_steps - state.global_step)
             figures.append(f"{left:.0f} s left")
@@ -130,11 +135,44 @@ class OverlapWatch(TrainerCallback):
 GAIN, EVALUATIONS, P_OF_BEST = "eval_index/gain", "evaluations", "p_of_best"
 
 
+def evaluated_prefix(logs: Mapping[str, Any]) -> str:
+    """The prefix of the metrics of an evaluation ("eval_", or "eval_NAME_"), from what was logged; else ""."""
+    found = [name.removesuffix("loss") for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+    return min(found, key=len, default="")
+
+
 class StopWithPlacebo(EarlyStoppingCallback):
-    """Stops when the held-out metric no longer improves, and warns if the best gain is no larger than its placebo."""
+    """Stops when the held-out metric no longer improves, and warns if the best gain is no larger than its placebo.
+
+    Args:
+        early_stopping_patience, early_stopping_threshold: as in transformers, which restores the callback of a resumed
+            run by these names.
+        prefix: of the metrics of the evaluation set that is watched.
+    """
+
+    def __init__(
+        self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0, prefix: str = "eval_"
+    ) -> None:
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self.prefix = prefix
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().state()
+        return {**state, "args": {**state["args"], "prefix": self.prefix}}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **rest: Any,
+    ) -> None:
+        if evaluated_prefix(metrics) == self.prefix:  # not another set
+            super().on_evaluate(args, state, control, metrics, **rest)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        best = best_evaluation(state)
+        best = best_evaluation(state, self.prefix)
         if GAIN not in best:
             return
         found = best["step"], best[GAIN], best[P_OF_BEST], best[EVALUATIONS]
@@ -151,15 +189,21 @@ class StopWithPlacebo(EarlyStoppingCallback):
             )
 
 
-def best_evaluation(state: TrainerState) -> dict[str, Any]:
+def best_evaluation(state: TrainerState, prefix: str = "eval_") -> dict[str, Any]:
     """What was logged at the evaluation of the best model; empty if there is none.
 
     With `GAIN` also `EVALUATIONS`, how many there were, and `P_OF_BEST`: the p-value times that number (Bonferroni),
     because the best of several evaluations was chosen on the same slates.
+
+    Args:
+        prefix: of the metrics of the evaluation set that is watched; "eval_" takes its place in the result.
     """
-    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+    evaluations = [entry for entry in state.log_history if f"{prefix}loss" in entry]
     best = next((entry for entry in reversed(evaluations) if entry["step"] == state.best_global_step), None)
-    if best is None or GAIN not in best:
-        return best or {}
+    if best is None:
+        return {}
+    best = {f"eval_{name.removeprefix(prefix)}" if name.startswith(prefix) else name: best[name] for name in best}
+    if GAIN not in best:
+        return best
     count = len({entry["step"] for entry in evaluations})
     return {**best, EVALUATIONS: count, P_OF_BEST: min(1.0, count * best["eval_index/p_value"])}

@@ -40,6 +40,21 @@ _HOW = {
 
 
 @dataclass(frozen=True)
+class CardOptions:
+    """What `transformers.Trainer.create_model_card` lets a caller say; see `PolicyTrainer.create_model_card`."""
+
+    language: str | Sequence[str] | None = None
+    license: str | None = None
+    tags: str | Sequence[str] | None = None
+    model_name: str | None = None
+    finetuned_from: str | None = None
+    tasks: str | Sequence[str] | None = None
+    dataset_tags: str | Sequence[str] | None = None
+    dataset: str | Sequence[str] | None = None
+    dataset_args: str | Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """The contents of a card, for any method."""
 
@@ -50,6 +65,7 @@ class RunFacts:
     slates: Sequence[Slate]  # trained on
     objective: Mapping[str, Any]
     training: Mapping[str, Any]
+    options: CardOptions = CardOptions()
 
     @classmethod
     def of(
@@ -113,36 +129,36 @@ def logging_how(slates: Sequence[Slate]) -> str:
     return str(ways.pop()) if len(ways) == 1 else "unknown"
 
 
-def write_card(facts: RunFacts, estimate: Estimate | str) -> None:
+def write_card(facts: RunFacts, estimates: Mapping[str, Estimate | str]) -> None:
     """Write ``README.md`` into the model's folder."""
-    write_text(Path(facts.folder, CARD_NAME), model_card(facts, estimate))
+    write_text(Path(facts.folder, CARD_NAME), model_card(facts, estimates))
 
 
-def model_card(facts: RunFacts, estimate: Estimate | str) -> str:
+def model_card(facts: RunFacts, estimates: Mapping[str, Estimate | str]) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
     Args:
-        estimate: of `held_out_estimate`, or the reason why there is none.
+        estimates: by evaluation set ("" for the only one), of `held_out_estimate`, or the reason why there is none.
     """
+    options = facts.options
     responses = sum(len(slate.completions) for slate in facts.slates)
     libraries = ("torch", "transformers", "accelerate", *(("peft",) if facts.adapter else ()))
     scored = any(slate.logging_logprobs is not None for slate in facts.slates)
     policy = f" Log-probabilities of the logging policy: {_HOW[logging_how(facts.slates)]}." if scored else ""
+    base = options.finetuned_from or facts.base
+    data = "; ".join(in_markdown(text) for text in [*_listed(options.dataset), *_listed(options.dataset_args)])
     return f"""---
-base_model: {_yaml(facts.base or "unknown")}
-library_name: {"peft" if facts.adapter else "transformers"}
-pipeline_tag: text-generation
-tags: [{facts.method}, off-policy, alignment]
+{_metadata(facts, base)}
 ---
 
-# {in_markdown(facts.folder.rstrip("/").rpartition("/")[2])}
+# {in_markdown(options.model_name or facts.folder.rstrip("/").rpartition("/")[2])}
 
-{in_markdown(facts.base) or "A causal language model"}, aligned with logged responses and people's feedback by
+{in_markdown(base) or "A causal language model"}, aligned with logged responses and people's feedback by
 {ABOUT[facts.method]} (pope-core {__version__}).
 
 ## Data
 
-{len(facts.slates)} slates, {responses} responses.{policy}
+{data + ": " if data else ""}{len(facts.slates)} slates, {responses} responses.{policy}
 
 ## Objective
 
@@ -152,14 +168,43 @@ tags: [{facts.method}, off-policy, alignment]
 
 {_table(facts.training)}
 
-## Held-out estimate
-
-{_estimate(estimate)}
+{_held_out(estimates)}
 
 ## Versions
 
 {", ".join(f"{name} {version(name)}" for name in libraries)}, Python {platform.python_version()}
 """
+
+
+def _metadata(facts: RunFacts, base: str) -> str:
+    """The front matter; names of others are quoted where YAML would read them as something else."""
+    options = facts.options
+    own = [facts.method, "off-policy", "alignment"]
+    entries = {
+        "language": _listed(options.language),
+        "license": options.license,
+        "base_model": base or "unknown",
+        "datasets": _listed(options.dataset_tags),
+        "library_name": "peft" if facts.adapter else "transformers",
+        "pipeline_tag": next(iter(_listed(options.tasks)), "text-generation"),
+        "tags": list(dict.fromkeys([*own, *_listed(options.tags)])),
+    }
+    return "\n".join(
+        f"{name}: {_yaml(value) if isinstance(value, str) else '[' + ', '.join(map(_yaml, value)) + ']'}"
+        for name, value in entries.items()
+        if value
+    )
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _held_out(estimates: Mapping[str, Estimate | str]) -> str:
+    if set(estimates) == {""}:
+        return f"## Held-out estimate\n\n{_estimate(estimates[''])}"
+    parts = [f"### {in_markdown(name)}\n\n{_estimate(estimate)}" for name, estimate in estimates.items()]
+    return "\n\n".join(["## Held-out estimates", *parts])
 
 
 def _estimate(estimate: Estimate | str) -> str:
@@ -191,6 +236,11 @@ def _cell(value: object) -> str:
     return text if text.replace("_", "").isalnum() else in_markdown(text)
 
 
+#: What YAML reads as a truth value or as nothing, such as the code of Norwegian.
+_NOT_TEXT = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
 def _yaml(name: str) -> str:
     """A name as a YAML value: plain where it has letters and signs of paths only, else JSON, which YAML reads."""
-    return name if re.fullmatch(r"[A-Za-z0-9][\w./-]*", name, re.ASCII) else json.dumps(printable(name))
+    plain = re.fullmatch(r"[A-Za-z][\w./-]*|[0-9][\w./-]*[A-Za-z][\w./-]*", name, re.ASCII)
+    return name if plain and name.lower() not in _NOT_TEXT else json.dumps(printable(name))

@@ -53,6 +53,9 @@ class PopeConfig(PopeOptions, SlateConfig):
             first evaluation and now.
 
     Data:
+        logging_policy: where propensities come from. "log": the ``logging_logprobs`` of the slates. "start": the model
+            before training, a proxy, which scores the slates when training begins. None: "start" for preference
+            datasets in TRL's formats, which have no propensities, and "log" for slates.
         utility_transform: how the scores of a slate become utilities; see `utilities.utilities_of`.
         max_length: maximum number of tokens of prompt and response.
         template_date: the date (2026-11-28) for chat templates that write today's date; None for the date with which

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from .._extras import require
 from .._files import replacing
+from .callbacks import evaluated_prefix
 
 _Panels = list[tuple[str, dict[str, str]]]
 
@@ -68,7 +70,8 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
 
     logged = {name for entry in history for name in entry}
     panels = _PANELS if "pope/value" in logged else _LISTWISE_PANELS if "slate/k_mean" in logged else _BASELINE_PANELS
-    panels = [*panels, *(_INDEX if "eval_index/gain" in logged else [])]
+    panels = [*panels, *(_INDEX if any(name.endswith("_index/gain") for name in logged) else [])]
+    prefixes = sorted({prefix for entry in history if (prefix := evaluated_prefix(entry))})
     columns = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(4 * columns, 6.5), layout="constrained")
     places = figure.subplots(2, columns).flat
@@ -80,9 +83,11 @@ def plot_training(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[
             steps, values = _series(history, name)
             if steps:
                 axes.plot(steps, values, color=color, alpha=0.8, linewidth=1.2, label=label)
-            steps, values = _series(history, f"eval_{name}")
-            if steps:
-                axes.plot(steps, values, "o--", color=color, linewidth=0.8, label=f"{label}, held out")
+            for prefix, marker in zip(prefixes, itertools.cycle("osv^D")):
+                steps, values = _series(history, prefix + name)
+                held_out = " ".join(["held out", *prefix.removeprefix("eval_").split()]).removesuffix("_")
+                if steps:
+                    axes.plot(steps, values, f"{marker}--", color=color, linewidth=0.8, label=f"{label}, {held_out}")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))  # there is no half step

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -14,8 +13,8 @@ import torch
 from accelerate.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collate import ResponseExample, RowCollator, SlateExample
-from ..data.schema import Slate, SlateLog, read_slates
+from ..data.collate import ResponseExample, SlateExample
+from ..data.schema import Slate
 from ..data.tokenize import reads_clock, today
 from ..distributed import from_main_process
 from ..propensity.logging_policy import check_token_counts
@@ -27,14 +26,15 @@ from .utilities import log_transform, utilities_of
 
 logger = get_logger(__name__)  # of the main process alone
 
-#: Types of a log of slates: slates, rows (a list of dicts or a ``datasets.Dataset``), or a file.
-SlateSource = Sequence[Slate] | Iterable[Mapping[str, Any]] | str | os.PathLike[str]
-
 #: The index of padding, which fills the last batches of an epoch so that all processes have equal numbers.
 PADDING = -1
 
 #: A batch with only padding still runs the model, because other processes wait for it; its loss is multiplied by 0.
 _STAND_IN = SlateExample(prompt_ids=[0], completion_ids=[[0]], utility=[0.0], logging_logprobs=[0.0])
+
+
+#: From the examples of some slates to a batch with the entries of `SlateCollator`'s.
+Collator = Callable[[Sequence[SlateExample]], dict[str, Any]]
 
 
 class Item(NamedTuple):
@@ -50,6 +50,8 @@ class SlateDataset:
     """Examples with their positions, and their slates for errors and tables.
 
     ``start_logprobs`` is set where a KL penalty, a loss that compares with the start, or early stopping needs it.
+    ``lacks_policy`` says that the model before training will score the slates in the place of the logging policy, and
+    ``by_start`` that it has.
     """
 
     examples: Sequence[ResponseExample]
@@ -57,6 +59,8 @@ class SlateDataset:
     title: str = "slates"  # in errors
     start_logprobs: list[list[float]] | None = None
     epoch: int = 0
+    lacks_policy: bool = False
+    by_start: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -75,15 +79,26 @@ class SlateDataset:
         """``[k]`` utilities of a slate."""
         return cast(SlateExample, self.examples[index])["utility"]
 
+    def set_policy(self, slates: Sequence[Slate]) -> None:
+        """The same slates with the log-probabilities of the logging policy."""
+        examples = cast("Sequence[SlateExample]", self.examples)
+        for example, slate in zip(examples, slates, strict=True):
+            assert slate.logging_logprobs is not None
+            example["logging_logprobs"] = slate.logging_logprobs
+        self.slates, self.lacks_policy, self.by_start = slates, False, True
+
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader of accelerate, which does not always reach the sampler."""
         self.epoch = epoch
 
     def fingerprint(self) -> str:
-        """A hash of all examples, in order."""
+        """A hash of all examples, in order; without propensities that were computed here, which may differ in rounding
+        where a run is resumed.
+        """
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(repr(list(example.values())).encode())
+            values = {**example, "logging_logprobs": None} if self.by_start else example
+            digest.update(repr(list(values.values())).encode())
         return digest.hexdigest()[:32]
 
 
@@ -119,17 +134,18 @@ class SlateSampler(torch.utils.data.Sampler[int]):
 
 @dataclass(frozen=True)
 class IndexedCollator:
-    """`RowCollator` or `SlateCollator` for items of `SlateDataset`.
+    """`RowCollator`, `SlateCollator` or a user's collator for items of `SlateDataset`.
 
     Adds ``slate_index`` ``[S]``, the slates' positions in the data, and ``start_logprobs`` ``[R]``, totals in float64,
     if items have them. Padding is left out; a batch with only padding has a stand-in slate without ``slate_index``.
     """
 
-    collate: RowCollator
+    collate: Collator
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         real = [item for item in items if item.example is not None]
-        batch = self.collate([item.example for item in real if item.example is not None] or [_STAND_IN])
+        examples = cast("list[SlateExample]", [item.example for item in real])
+        batch = self.collate(examples or [_STAND_IN])
         batch["slate_index"] = torch.tensor([item.position for item in real], dtype=torch.int64)
         if all(item.start_logprobs is not None for item in items):
             totals = [total for item in real for total in item.start_logprobs or ()] or [0.0]  # of the stand-in
@@ -158,7 +174,8 @@ def slate_dataset(
     name: str, slates: Sequence[Slate], tokenizer: PreTrainedTokenizerBase, args: SlateConfig
 ) -> SlateDataset:
     """Slates as a data set; ``name`` is used in errors and reports."""
-    return SlateDataset(slate_examples(name, slates, tokenizer, args), slates, name)
+    lacks_policy = args.needs_propensities and slates[0].logging_logprobs is None
+    return SlateDataset(slate_examples(name, slates, tokenizer, args), slates, name, lacks_policy=lacks_policy)
 
 
 def slate_examples(
@@ -178,7 +195,7 @@ def slate_examples(
     encoded = encode_log(slates, tokenizer, max_length=args.max_length, template_date=args.template_date, name=name)
     examples = []
     for number, (slate, ids) in enumerate(zip(slates, encoded, strict=True), start=1):
-        place = _place(name, number, slate)
+        place = place_of(name, number, slate)
         if slate.logging_logprobs is not None:
             check_token_counts(slate, ids, place)
         examples.append(
@@ -202,32 +219,5 @@ def _utility(place: str, slate: Slate, transform: TrainingTransform, args: Slate
     return utility
 
 
-def slates_for(args: SlateConfig, name: str, source: SlateSource) -> Sequence[Slate]:
-    """The slates of ``source``, checked for what the method needs.
-
-    Raises:
-        ValueError: a slate without ``logging_logprobs``, for a method that compares with the logging policy.
-    """
-    slates = as_slates(source)
-    for number, slate in enumerate(slates, start=1):
-        if args.needs_propensities and slate.logging_logprobs is None:
-            raise ValueError(
-                f"{_place(name, number, slate)}: logging_logprobs: expected one per response, got none; obtain them "
-                "with `pope score LOG --model MODEL --how HOW -o SCORED` or pope_align.score_slates"
-            )
-    return slates
-
-
-def as_slates(source: SlateSource) -> Sequence[Slate]:
-    """The slates of any `SlateSource`, read and validated unless they are slates already."""
-    if isinstance(source, SlateLog):
-        return source
-    if isinstance(source, list) and all(isinstance(row, Slate) for row in source):
-        if not source:
-            raise ValueError("slates: expected at least one slate, got none")
-        return source
-    return read_slates(cast("str | os.PathLike[str] | Iterable[Mapping[str, Any]]", source))
-
-
-def _place(name: str, number: int, slate: Slate) -> str:
+def place_of(name: str, number: int, slate: Slate) -> str:
     return f"{name}: slate {number}" + (f" ({slate.slate_id})" if slate.slate_id else "")

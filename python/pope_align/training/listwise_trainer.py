@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from pope_core.slates import LogData
 
@@ -15,15 +14,10 @@ from ..data.schema import Slate
 from ..models.causal_lm import LmHead
 from . import listwise
 from .config import ListwiseConfig, SlateConfig
-from .examples import SlateSource
-from .methods import LISTWISE
+from .methods import LISTWISE, ListwiseName, Reference
 from .policy_loss import response_totals
 from .policy_trainer import PolicyTrainer
 from .window import ResponseWindow
-
-if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
-
 
 logger = logging.getLogger(__name__)
 
@@ -36,29 +30,26 @@ class ListwiseTrainer(PolicyTrainer):
     method compares with the logging policy.
 
     Args:
-        model, train_dataset, eval_dataset, processing_class, peft_config, callbacks: as in `PopeTrainer`.
-        args: the run and its method; see `ListwiseConfig`.
+        model, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
+            peft_config: as in `PopeTrainer`.
+        args: the run and its method; see `ListwiseConfig`. None for the defaults.
 
     Raises:
         ValueError: as in `PopeTrainer`.
+        TypeError: as in `PopeTrainer`.
     """
 
     args: ListwiseConfig
+    config_class = ListwiseConfig
 
-    def __init__(
-        self,
-        model: str | PreTrainedModel | PeftModel,
-        args: ListwiseConfig,
-        train_dataset: SlateSource,
-        eval_dataset: SlateSource | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-    ) -> None:
-        self.method = args.method
-        self.reference = LISTWISE[args.method].reference
-        self.losses = getattr(listwise, LISTWISE[args.method].loss)
-        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks)
+    @property
+    def method(self) -> ListwiseName:
+        return self.args.method
+
+    @property
+    def reference(self) -> Reference:
+        """The policy that the loss compares with."""
+        return LISTWISE[self.method].reference
 
     def _check_slates(self, slates: Sequence[Slate], args: SlateConfig) -> None:
         """Refuse a log from which nothing can be learnt."""
@@ -97,8 +88,8 @@ class ListwiseTrainer(PolicyTrainer):
         """``[S]`` losses of the slates."""
         reference = {"start": at_start, "logging": log.logging_logprobs, "none": None}[self.reference]
         scored = listwise.ScoredSlates(totals, reference, log.utility, log.slate_offsets, log.tokens)
-        losses: torch.Tensor = self.losses(scored, **self.args.loss_options)
-        return losses
+        loss = getattr(listwise, LISTWISE[self.method].loss)
+        return cast(torch.Tensor, loss(scored, **self.args.loss_options))
 
     def _held_out_metrics(self) -> dict[str, float]:
         window = self.eval_window

@@ -92,6 +92,13 @@ class SlateOptions:
     )
 
     # data
+    logging_policy: Literal["log", "start"] | None = field(
+        default=None,
+        metadata=_about(
+            "Where propensities come from: log, the slates'; start, the model before training; none: start for "
+            "preference datasets, which have none."
+        ),
+    )
     utility_transform: TrainingTransform = field(
         default="auto",
         metadata=_about("Transform of a slate's scores to utilities; auto: the log's, else minmax."),
@@ -137,6 +144,8 @@ class SlateOptions:
                 raise ValueError(f"{name}: expected False, got True. {why}")
         for each in fields(self):
             check_range(each.name, getattr(self, each.name), each.metadata)
+        if self.logging_policy not in ("log", "start", None):
+            raise ValueError(f"logging_policy: expected 'log', 'start' or None, got {self.logging_policy!r}")
         if self.template_date is not None:
             check_day(self.template_date)
 

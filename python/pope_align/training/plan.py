@@ -16,7 +16,8 @@ from ..models.attention import why_not
 from ..models.causal_lm import lm_head
 from ..models.loading import load_config, load_tokenizer
 from .config import SlateConfig
-from .examples import SlateSource, slate_examples, slates_for
+from .examples import slate_examples
+from .sources import SlateSource, slates_for
 
 if TYPE_CHECKING:
     from peft import PeftConfig

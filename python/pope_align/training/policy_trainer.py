@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.logging import get_logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
 
 from .._extras import require
 from ..data.collate import SlateCollator
 from ..data.schema import Slate
-from ..data.tokenize import EncodedSlate
-from ..distributed import from_main_process, whole_while_called
+from ..distributed import whole_while_called
 from ..models.causal_lm import LmHead
-from ..models.loading import load_model, load_tokenizer
-from ..propensity.scoring import score_responses
+from ..models.loading import load_model
+from ..models.modes import disable_dropout
+from .arguments import (
+    check_collator,
+    check_config,
+    check_functions,
+    check_optimizer,
+    check_watched,
+    model_name,
+    tokenizer_of,
+    watched_set,
+)
 from .callbacks import EVALUATIONS, GAIN, P_OF_BEST, StopWithPlacebo, best_evaluation
-from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
+from .card import NO_HELD_OUT, CardOptions, RunFacts, held_out_estimate, write_card
 from .config import SlateConfig
-from .examples import SlateDataset, SlateSource, fix_template_date, num_slates, slate_dataset, slates_for
+from .examples import Collator, IndexedCollator, SlateDataset, fix_template_date, num_slates, slate_dataset
 from .methods import TrainingMethod
 from .objective_file import write_training_objective
 from .policy_loss import ShareOfStep, policy_loss
-from .slate_trainer import SlateTrainer, pad_token_id, refuse_several_gpus
+from .predictions import with_predictions
+from .slate_trainer import Optimizers, SlateTrainer, pad_token_id, refuse_several_gpus
+from .sources import EvalSource, SlateSource, eval_sources, eval_title, slates_for
+from .start import refuse_without_start, score_with_start
 from .utilities import log_transform
 from .window import ResponseWindow
 
@@ -36,67 +49,177 @@ if TYPE_CHECKING:
 
     from ..ope import Estimate
 
-logger = get_logger(__name__)  # of the main process alone
-
 
 class PolicyTrainer(SlateTrainer):
     """Slates, model, metrics and card of `PopeTrainer` and `ListwiseTrainer`, which add a loss and describe it.
 
     Args:
-        model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks: as in `PopeTrainer`.
+        model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks,
+            optimizers, peft_config: as in `PopeTrainer`.
     """
 
     args: SlateConfig
-    method: TrainingMethod
+    config_class: type[SlateConfig]
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
-        args: SlateConfig,
-        train_dataset: SlateSource,
-        eval_dataset: SlateSource | None = None,
+        model: str | Path | PreTrainedModel | PeftModel,
+        args: SlateConfig | None = None,
+        data_collator: Collator | None = None,
+        train_dataset: SlateSource | None = None,
+        eval_dataset: EvalSource | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: Optimizers = (None, None),
+        peft_config: PeftConfig | None = None,
     ) -> None:
+        name = model_name(model)
+        if args is None:
+            args = self._default_config(name)
+        check_config(args, self.config_class)
+        check_functions(args, data_collator, compute_metrics)
         refuse_several_gpus(args)
+        if train_dataset is None:
+            raise ValueError("train_dataset: expected slates to train on, got None")
         # Slates are read first, so that errors in the data appear before a model is loaded.
         train_slates = slates_for(args, "train_dataset", train_dataset)
-        eval_slates = None if eval_dataset is None else slates_for(args, "eval_dataset", eval_dataset)
+        sources = eval_sources(eval_dataset)
+        eval_slates = {each: slates_for(args, eval_title(each), source) for each, source in sources.items()}
         self._check_slates(train_slates, args)
-        _check_watched(args, eval_slates)
-        name = model if isinstance(model, str) else model.config.name_or_path
-        tokenizer = processing_class or load_tokenizer(name)
+        check_watched(args, eval_slates)
+        tokenizer = tokenizer_of(name, processing_class)
         args.utility_transform = log_transform("train_dataset", train_slates, args.utility_transform)
-        fix_template_date(args, tokenizer, [*train_slates, *(eval_slates or [])])
+        fix_template_date(args, tokenizer, [*train_slates, *itertools.chain(*eval_slates.values())])
         train_data = slate_dataset("train_dataset", train_slates, tokenizer, args)
-        eval_data = None if eval_slates is None else slate_dataset("eval_dataset", eval_slates, tokenizer, args)
-        if isinstance(model, str):
+        eval_data = {each: slate_dataset(eval_title(each), eval_slates[each], tokenizer, args) for each in eval_slates}
+        if data_collator is not None:
+            check_collator(IndexedCollator(data_collator), train_data)
+        if isinstance(model, (str, Path)):
             model = load_model(model, dtype=args.model_dtype)
         if args.disable_dropout:
             disable_dropout(model)
         if peft_config is not None:
             model = require("peft", extra="train", purpose="for peft_config").get_peft_model(model, peft_config)
+        check_optimizer(optimizers[0], model)
         super().__init__(
             model,
             args,
-            SlateCollator(pad_token_id(tokenizer)),
+            data_collator or SlateCollator(pad_token_id(tokenizer)),
             train_data,
-            eval_data,
+            eval_data.get("", eval_data or None),
             processing_class=tokenizer,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
+            optimizers=optimizers,
             prompt_sharing=args.prompt_sharing,
             max_tokens_per_row=args.max_tokens_per_row,
         )
         self.base_name = name
         if args.early_stopping_patience is not None:
-            self.add_callback(StopWithPlacebo(args.early_stopping_patience))
+            self.add_callback(StopWithPlacebo(args.early_stopping_patience, prefix=self._watched_prefix()))
         self.train_window = self._new_window()
-        self.eval_window = self._new_window()
-        needed = [train_data, eval_data] if args.needs_start else [eval_data] if args.early_stopping_patience else []
-        with whole_while_called(model):
-            for data in filter(None, needed):
-                data.start_logprobs = from_main_process(partial(self._start_logprobs, data))
+        self.eval_window = self._new_window()  # of the last evaluation
+        self.eval_windows: dict[str, ResponseWindow] = {}  # the same of each evaluation set, by its title
+        self.at_start = True  # whether the model is still the one before training
+
+    @classmethod
+    def _default_config(cls, name: str) -> SlateConfig:
+        """The configuration of a trainer that is given none: the defaults, in a folder named after the model."""
+        stem = Path(name).name
+        return cls.config_class(f"{stem}-aligned") if stem else cls.config_class()
+
+    @property
+    def eval_sets(self) -> dict[str, SlateDataset]:
+        """The evaluation sets by name; a single one has the name ""."""
+        data = self.eval_dataset
+        return data if isinstance(data, dict) else {} if data is None else {"": data}
+
+    def _own_set_evaluated(self) -> bool:
+        """Whether the last evaluation was of one of the trainer's own sets, not of slates given to `evaluate`."""
+        return any(data is self.evaluated for data in self.eval_sets.values())
+
+    def _watched_prefix(self) -> str:
+        """The prefix of the metrics of the evaluation set that ``metric_for_best_model`` watches."""
+        name = watched_set(self.args.metric_for_best_model or GAIN, self.eval_sets)
+        return f"eval_{name}_" if name else "eval_"
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+        """As `SlateTrainer.train`; before the first step, `score_start`."""
+        if self.at_start:
+            self.score_start()
+        self.at_start = False
+        return super().train(resume_from_checkpoint, **options)
+
+    def evaluate(
+        self,
+        eval_dataset: EvalSource | SlateDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As `transformers.Trainer.evaluate`, on the evaluation sets or on other slates.
+
+        Args:
+            eval_dataset: None for those of the trainer; the name of one of them; or slates, a file, or several by name.
+        """
+        if isinstance(eval_dataset, str) and eval_dataset in self.eval_sets:
+            data: Any = eval_dataset
+            ready = [self.eval_sets[eval_dataset]]
+        elif eval_dataset is None:
+            data, ready = None, list(self.eval_sets.values())
+        else:
+            sets = self._prepare_sets(eval_dataset)
+            data, ready = sets.get("", sets), list(sets.values())
+        self.score_start(ready)
+        return super().evaluate(data, ignore_keys, metric_key_prefix)
+
+    def predict(
+        self, test_dataset: SlateSource, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """As `transformers.Trainer.predict`; the predictions are a `SlatePredictions`, the labels are the utilities."""
+        (data,) = self._prepare_sets(test_dataset).values()
+        self.score_start([data])
+        return super().predict(data, ignore_keys, metric_key_prefix)
+
+    def _prepare_sets(self, source: EvalSource | SlateDataset) -> dict[str, SlateDataset]:
+        """Other evaluation sets by name, read and tokenised as those of the constructor."""
+        if isinstance(source, SlateDataset):
+            return {"": source}
+        return {name: self._prepared(eval_title(name), each) for name, each in eval_sources(source).items()}
+
+    def _prepared(self, title: str, source: SlateSource | SlateDataset) -> SlateDataset:
+        if isinstance(source, SlateDataset):
+            return source
+        slates = slates_for(self.args, title, source)
+        fix_template_date(self.args, self.processing_class, slates)
+        return slate_dataset(title, slates, self.processing_class, self.args)
+
+    def score_start(self, data: Sequence[SlateDataset] | None = None) -> None:
+        """Compute what the loss or a metric compares with and only the model before training can say, once.
+
+        These are the log-probabilities of a KL penalty, of early stopping and of "lipo", and propensities with
+        ``logging_policy="start"``. `train` calls it, and `evaluate` if it comes first.
+
+        Args:
+            data: those to score; None for all of the trainer.
+
+        Raises:
+            ValueError: propensities are needed after training has begun.
+        """
+        for_loss = self.args.needs_start
+        for_metrics = for_loss or self.args.early_stopping_patience is not None
+        with whole_while_called(self.model):
+            for each in [self.train_dataset, *self.eval_sets.values()] if data is None else data:
+                if not self.at_start:
+                    refuse_without_start(each, compare=for_loss)
+                    continue
+                compare = for_loss if each is self.train_dataset else for_metrics
+                score_with_start(each, self.model, self.processing_class, self.args, compare=compare)
+
+    @property
+    def method(self) -> TrainingMethod:
+        """The name of the method."""
+        raise NotImplementedError
 
     def _check_slates(self, slates: Sequence[Slate], args: SlateConfig) -> None:
         """Refuse training slates from which the loss learns nothing."""
@@ -163,9 +286,11 @@ class PolicyTrainer(SlateTrainer):
         self.eval_window = self._new_window(self.state.global_step)
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         self.eval_window = self.eval_window.gathered()
+        if self._own_set_evaluated():
+            self.eval_windows[self.evaluated.title] = self.eval_window
         metrics = {**self._held_out_metrics(), **self.eval_window.held_out_index()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        return with_predictions(output, self.eval_window, self.compute_metrics, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the window to the training logs, and begin the next window."""
@@ -183,28 +308,67 @@ class PolicyTrainer(SlateTrainer):
         if self.is_world_process_zero():
             write_training_objective(output_dir or self.args.output_dir, self.method, **self.about())
 
-    def create_model_card(self, **options: Any) -> None:
-        """``README.md``: data, objective, training, and the held-out estimate with its verdict (see `card`)."""
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """``README.md``: data, objective, training, and the held-out estimates with their verdicts (see `card`).
+
+        `push_to_hub` calls it as `transformers.Trainer` does. Nothing is looked up on the hub.
+
+        Args:
+            language, license, tags: metadata of the card; tags are added to those of the method.
+            model_name: the title; by default the name of the output folder.
+            finetuned_from: the base model; by default the name of the model that was given.
+            tasks: the hub's name of the task; "text-generation" by default.
+            dataset_tags: names of datasets on the hub.
+            dataset, dataset_args: the data in words, for the section on data.
+        """
         if not self.is_world_process_zero():
             return
         about = self.about()
         objective = {**(about.pop("objective") or {}), **about}
         slates, args = self.train_dataset.slates, self.args
         facts = RunFacts.of(self.method, self, self.base_name, slates, objective, args.max_length)
-        write_card(replace(facts, training={**facts.training, **self._best()}), self.held_out_estimate())
+        given = CardOptions(
+            language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
+        )
+        facts = replace(facts, training={**facts.training, **self._best()}, options=given)
+        write_card(facts, self.held_out_estimates())
 
-    def held_out_estimate(self) -> Estimate | str:
-        """The estimate of `pope evaluate` for the model on ``eval_dataset``, or the reason why there is none."""
-        data, args = self.eval_dataset, self.args
-        if data is None:
+    def held_out_estimates(self) -> dict[str, Estimate | str]:
+        """`held_out_estimate` of every evaluation set, by name; a single one, or none, has the name ""."""
+        return {name: self.held_out_estimate(name) for name in self.eval_sets or [""]}
+
+    def held_out_estimate(self, name: str = "") -> Estimate | str:
+        """The estimate of `pope evaluate` for the model on an evaluation set, or the reason why there is none.
+
+        Args:
+            name: of the set; "" for the only one.
+        """
+        sets, args = self.eval_sets, self.args
+        if not sets:
             return NO_HELD_OUT
+        if name not in sets:
+            raise ValueError(f"name: expected one of the evaluation sets {', '.join(sets)}, got {name!r}")
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        policy = self._totals_of_last_evaluation() if sharded else (self.unwrapped(), self.processing_class)
-        return held_out_estimate(data.slates, policy, max_length=args.max_length)
+        if sharded and sets[name].title not in self.eval_windows:
+            return "the model is sharded and was not evaluated on these slates; run pope evaluate on the saved one"
+        policy = self._totals(sets[name].title) if sharded else (self.unwrapped(), self.processing_class)
+        return held_out_estimate(sets[name].slates, policy, max_length=args.max_length)
 
     def _best(self) -> dict[str, Any]:
         """For the card: the evaluation of the best model, if it was chosen by its held-out gain."""
-        best = best_evaluation(self.state) if self.args.early_stopping_patience is not None else {}
+        watched = self.args.early_stopping_patience is not None
+        best = best_evaluation(self.state, self._watched_prefix()) if watched else {}
         if GAIN not in best:
             return {}
         return {
@@ -220,37 +384,9 @@ class PolicyTrainer(SlateTrainer):
     def restore_own_state(self, state: Mapping[str, Any]) -> None:
         self.train_window.load_state_dict(state["window"])
 
-    def _totals_of_last_evaluation(self) -> list[list[float]]:
-        """The totals of a sharded model, which no single process can score: in its training precision."""
-        window = self.eval_window
+    def _totals(self, title: str) -> list[list[float]]:
+        """The totals of a sharded model, which no single process can score, from the last evaluation of these data."""
+        window = self.eval_windows[title]
         parts = torch.split(torch.cat(window.policy).clamp(max=0.0), window.log.slate_offsets.diff().tolist())
         by_slate = dict(zip(torch.cat(window.index).tolist(), (part.tolist() for part in parts), strict=True))
         return [by_slate[index] for index in range(len(by_slate))]
-
-    def _start_logprobs(self, data: SlateDataset) -> list[list[float]]:
-        """Total log-probabilities under the current model (an untrained adapter does not change them)."""
-        logger.info("computing the log-probabilities of %d slates under the model before training", len(data))
-        slates = [EncodedSlate(example["prompt_ids"], example["completion_ids"]) for example in data.examples]
-        return score_responses(slates, self.model)
-
-
-def _check_watched(args: SlateConfig, eval_slates: Sequence[Slate] | None) -> None:
-    """Early stopping needs the held-out gain, which compares the responses of a slate."""
-    watched = args.early_stopping_patience is not None and args.metric_for_best_model == GAIN
-    if watched and eval_slates is not None and all(len(slate.completions) == 1 for slate in eval_slates):
-        raise ValueError(
-            "eval_dataset: expected a slate of two or more responses with early_stopping_patience, whose gain is "
-            "within slates, got one each; or name another metric_for_best_model"
-        )
-
-
-def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout probability in ``model`` to 0: of ``nn.Dropout`` modules, and numbers for functional dropout in
-    layers (``attention_dropout`` etc.).
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

@@ -18,11 +18,11 @@ from .card import NO_HELD_OUT, RunFacts, held_out_estimate, write_card
 from .checkpoint import last_checkpoint
 from .config import ListwiseConfig, PopeConfig
 from .curves import plot_training
-from .examples import SlateSource, as_slates
 from .listwise_trainer import ListwiseTrainer
 from .objective_file import write_training_objective
 from .options import Pairs
 from .policy_trainer import PolicyTrainer
+from .sources import EvalSource, SlateSource, as_slates
 from .trainer import PopeTrainer
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run_training(
     model: str | PreTrainedModel,
     args: PopeConfig | ListwiseConfig,
     train_data: SlateSource,
-    eval_data: SlateSource | None = None,
+    eval_data: EvalSource | None = None,
     *,
     processing_class: PreTrainedTokenizerBase | None = None,
     peft_config: PeftConfig | None = None,
@@ -47,7 +47,8 @@ def run_training(
     """Train, and write model, tokenizer, model card, ``metrics.json`` and ``training.png`` to ``args.output_dir``.
 
     ``metrics.json`` has the method, the objective and everything that was logged, step by step. With ``eval_data``, the
-    model is evaluated at the end, and the card has the estimate with its verdict.
+    model is evaluated at the end, and the card has the estimate with its verdict. With ``args.push_to_hub`` all of it
+    is uploaded at the end.
 
     Args:
         args: the run, and by its type the trainer.
@@ -55,15 +56,27 @@ def run_training(
     Raises:
         ValueError: errors of `PopeTrainer`.
     """
-    data = (train_data, eval_data, processing_class, peft_config, callbacks)
-    trainer = PopeTrainer(model, args, *data) if isinstance(args, PopeConfig) else ListwiseTrainer(model, args, *data)
+    kind: Any = PopeTrainer if isinstance(args, PopeConfig) else ListwiseTrainer
+    trainer: PopeTrainer | ListwiseTrainer = kind(
+        model,
+        args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=processing_class,
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
     _quiet(trainer, callbacks)
-    _train_and_save(trainer)
+    _train(trainer)
+    trainer.save_model(_internal_call=True)  # pushed below, with the card and the metrics
     if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
-    trainer.create_model_card()
     if trainer.is_world_process_zero():
         _write_metrics(trainer, {"method": trainer.method, **trainer.about()})
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()  # everything is written before any process continues
     return trainer
 
@@ -97,7 +110,8 @@ def run_baseline(
     for callback in callbacks or ():
         trainer.add_callback(callback)
     _quiet(trainer, callbacks)
-    _train_and_save(trainer)
+    _train(trainer)
+    trainer.save_model()
     if held_out is not None and not any("eval_loss" in entry for entry in trainer.state.log_history[-2:]):
         trainer.evaluate()
     if trainer.is_world_process_zero():
@@ -106,7 +120,7 @@ def run_baseline(
         _write_metrics(trainer, {"method": method})
         max_length = int(getattr(args, "max_length", 0))
         facts = RunFacts.of(method, trainer, base, slates, options, max_length)
-        write_card(facts, _baseline_estimate(trainer, tokenizer, held_out, max_length))
+        write_card(facts, {"": _baseline_estimate(trainer, tokenizer, held_out, max_length)})
     trainer.accelerator.wait_for_everyone()
     return trainer
 
@@ -134,10 +148,9 @@ def _quiet(trainer: Trainer, callbacks: list[TrainerCallback] | None) -> None:
         trainer.remove_callback(ProgressCallback)
 
 
-def _train_and_save(trainer: Trainer) -> None:
+def _train(trainer: Trainer) -> None:
     resume = trainer.args.resume_from_checkpoint
     trainer.train(last_checkpoint(trainer.args.output_dir) if resume == "last" else resume)
-    trainer.save_model()
 
 
 def _evaluated_as_it_is(trainer: PolicyTrainer) -> bool:

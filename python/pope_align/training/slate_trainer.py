@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
 from .._files import replacing
 from ..data.collate import RowCollator
@@ -22,13 +22,16 @@ from ..models.causal_lm import check_head, compile_body
 from ..models.limits import check_limits
 from ..models.sharing import sharing_obstacle
 from .checkpoint import STATE_FILE, last_checkpoint
-from .examples import IndexedCollator, SlateDataset, SlateSampler
+from .examples import Collator, IndexedCollator, SlateDataset, SlateSampler
 from .options import PromptSharing
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 logger = get_logger(__name__)  # of the main process alone
+
+#: An optimizer and its scheduler, as `transformers.Trainer` takes them; None for those of the arguments.
+Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None]
 
 
 class SlateTrainer(Trainer):
@@ -40,8 +43,11 @@ class SlateTrainer(Trainer):
 
     Args:
         model: on any device; a causal language model of transformers, or a ``PeftModel`` around one.
-        collator: makes batches of examples; `SlateTrainer` sets whether prompts are shared.
-        train_data, eval_data: examples for the collator.
+        collator: makes batches of examples. Of a `RowCollator` the trainer sets whether prompts are shared; any other
+            function is used as it is.
+        train_data: examples for the collator.
+        eval_data: the same, or several by name.
+        compute_metrics, optimizers: as in `transformers.Trainer`.
         max_tokens_per_row: as in `pope_align.data.lay_out`.
 
     Raises:
@@ -53,18 +59,21 @@ class SlateTrainer(Trainer):
         self,
         model: PreTrainedModel | PeftModel,
         args: TrainingArguments,
-        collator: RowCollator,
+        collator: RowCollator | Collator,
         train_data: SlateDataset,
-        eval_data: SlateDataset | None = None,
+        eval_data: SlateDataset | dict[str, SlateDataset] | None = None,
         *,
         processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: Optimizers = (None, None),
         prompt_sharing: PromptSharing = "auto",
         max_tokens_per_row: int | None = None,
     ) -> None:
         refuse_several_gpus(args)
         trees: list[Tree] = []
-        for data in filter(None, (train_data, eval_data)):
+        evaluated = eval_data.values() if isinstance(eval_data, dict) else filter(None, [eval_data])
+        for data in [train_data, *evaluated]:
             of_data = [Tree(slate["prompt_ids"], slate["completion_ids"]) for slate in data.examples]
             check_limits(model, of_data, name=f"{data.title}: slate")
             trees += of_data
@@ -75,17 +84,18 @@ class SlateTrainer(Trainer):
             train_dataset=train_data,
             eval_dataset=eval_data,
             processing_class=processing_class,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
+            optimizers=optimizers,
         )
         # The loss is already that of the accumulation window: Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
+        sharing: PromptSharing = prompt_sharing if isinstance(collator, RowCollator) else "off"
         with whole_while_called(model):
-            share_prompt = from_main_process(
-                lambda: shares_prompt(self.model, trees, prompt_sharing, max_tokens_per_row)
-            )
-        self.data_collator = IndexedCollator(
-            replace(collator, share_prompt=share_prompt, max_tokens_per_row=max_tokens_per_row)
-        )
+            share_prompt = from_main_process(lambda: shares_prompt(self.model, trees, sharing, max_tokens_per_row))
+        if isinstance(collator, RowCollator):
+            collator = replace(collator, share_prompt=share_prompt, max_tokens_per_row=max_tokens_per_row)
+            self.data_collator = IndexedCollator(collator)
         if args.torch_compile:
             # accelerate compiles the model's own forward, which a loss without logits does not call.
             compile_body(self.model, args.torch_compile_backend, args.torch_compile_mode)
@@ -148,7 +158,7 @@ class SlateTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As Trainer's, without changing the random state of training."""
-        self.evaluated = dataloader.dataset
+        self.evaluated = cast(SlateDataset, dataloader.dataset)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             return super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
@@ -205,7 +215,6 @@ class SlateTrainer(Trainer):
             yield
         except ValueError as error:
             dataset = self.train_dataset if self.model.training else self.evaluated
-            assert isinstance(dataset, SlateDataset)
             names = [dataset.name(index) for index in batch["slate_index"].tolist()]
             where = f"step {self.state.global_step + 1}, slates {', '.join(names) or '(none: padding)'}"
             parameters = self.model.named_parameters()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import EvalPrediction
 
 from ..data.schema import Slate
 from ..models.causal_lm import LmHead
 from .callbacks import OverlapWatch
 from .config import PopeConfig, SlateConfig
-from .examples import SlateSource
+from .examples import Collator
 from .methods import TrainingMethod
 from .policy_loss import pope_share
 from .policy_trainer import PolicyTrainer
 from .slate_table import SlateTable
+from .slate_trainer import Optimizers
+from .sources import EvalSource, SlateSource
 from .window import SlateWindow
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ class PopeTrainer(PolicyTrainer):
 
     ::
 
-        trainer = PopeTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", PopeConfig("out"), "scored.jsonl")
+        trainer = PopeTrainer("HuggingFaceTB/SmolLM2-135M-Instruct", train_dataset="scored.jsonl")
         trainer.train()
 
     Hidden states of response tokens go to `pope_core.linear_pope_loss`; no logits of prompts or padding are computed,
@@ -37,37 +41,69 @@ class PopeTrainer(PolicyTrainer):
 
     Args:
         model: a causal language model of transformers, a ``PeftModel`` around one, or what `load_model` takes.
-        args: the run; see `PopeConfig`.
-        train_dataset: scored slates: a list of `Slate`, a `SlateLog`, rows (dicts, a ``datasets.Dataset``) or a file.
-        eval_dataset: the same, for evaluation; logged with the prefix ``eval_``.
+        args: the run; see `PopeConfig`. None for the defaults, in a folder named after the model.
+        data_collator: a function from a list of `SlateExample` to a batch with the entries of `SlateCollator`'s, which
+            is the default. Prompts are shared only by a `SlateCollator` (or a subclass); any other function decides
+            itself. It may change tokens and utilities, not the number of responses where the loss compares with the
+            start.
+        train_dataset: scored slates: a list of `Slate`, a `SlateLog`, rows (dicts, a ``datasets.Dataset``) or a file;
+            or preferences in TRL's formats (``prompt``, ``chosen``, ``rejected``; ``prompt``, ``completion``,
+            ``label``), which become slates with the model before training as the logging policy.
+        eval_dataset: the same, for evaluation; logged with the prefix ``eval_``. A dict of several by name is logged
+            with ``eval_NAME_``.
         processing_class: the tokenizer; by default that of the model's name.
-        peft_config: add this adapter to the model and train only the adapter.
+        compute_metrics: called once per evaluation with a ``transformers.EvalPrediction`` whose ``predictions`` are a
+            `predictions.SlatePredictions` and whose ``label_ids`` are the utilities; returns metrics by name.
         callbacks: of transformers.
+        optimizers: an optimizer of the model's parameters and its scheduler; None for those of ``args``.
+        peft_config: add this adapter to the model and train only the adapter.
 
     Raises:
-        ValueError: slates without ``logging_logprobs``, or with log-probabilities of other tokens; a model
-            whose head or logits are not supported; several GPUs in one process.
+        ValueError: slates without ``logging_logprobs``, or with log-probabilities of other tokens; rows of another
+            format; a model without a tokenizer; a model whose head or logits are not supported; several GPUs in one
+            process.
+        TypeError: an argument of another type, such as the configuration of another trainer.
     """
 
     args: PopeConfig
-    method: TrainingMethod = "pope"
+    config_class = PopeConfig
     eval_window: SlateWindow
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
-        args: PopeConfig,
-        train_dataset: SlateSource,
-        eval_dataset: SlateSource | None = None,
+        model: str | Path | PreTrainedModel | PeftModel,
+        args: PopeConfig | None = None,
+        data_collator: Collator | None = None,
+        train_dataset: SlateSource | None = None,
+        eval_dataset: EvalSource | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: Optimizers = (None, None),
+        peft_config: PeftConfig | None = None,
     ) -> None:
-        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks)
-        self.add_callback(OverlapWatch(args.stop_if_ess_below))
-        self.slate_table = SlateTable(self.eval_dataset, lambda: self.eval_window, args.log_slates)
-        if args.log_slates > 0 and self.eval_dataset is not None:
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics,
+            callbacks,
+            optimizers,
+            peft_config,
+        )
+        self.add_callback(OverlapWatch(self.args.stop_if_ess_below))
+        self.slate_table = SlateTable(
+            lambda: (self.evaluated, self.eval_window) if self._own_set_evaluated() else None, self.args.log_slates
+        )
+        if self.args.log_slates > 0 and self.eval_sets:
             self.add_callback(self.slate_table)
+
+    @property
+    def method(self) -> TrainingMethod:
+        return "pope"
 
     def _check_slates(self, slates: Sequence[Slate], args: SlateConfig) -> None:
         assert isinstance(args, PopeConfig)

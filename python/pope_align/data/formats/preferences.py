@@ -23,7 +23,10 @@ def preference(record: Record, feedback: str) -> Iterable[Piece]:
     prompt: str | list[dict[str, str]]
     whole = all(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected))
     if "prompt" not in record or (whole and isinstance(record.get("prompt"), str)):
-        prompt, chosen, rejected = _split(record, chosen, rejected)
+        if isinstance(chosen, str) and isinstance(rejected, str):
+            prompt, chosen, rejected = _split_text(record, chosen, rejected)
+        else:
+            prompt, chosen, rejected = _split(record, chosen, rejected)
     else:
         prompt = _prompt(record)
     scored = "score_chosen" in record or "score_rejected" in record
@@ -116,10 +119,25 @@ def _prompt(record: Record) -> str | list[dict[str, str]]:
     return prompt
 
 
+def _split_text(record: Record, chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The characters that both texts begin with, and the rest of each; a space before the rest belongs to it, as TRL
+    splits them.
+    """
+    differing = (at for at, (ours, theirs) in enumerate(zip(chosen, rejected)) if ours != theirs)
+    at = next(differing, min(len(chosen), len(rejected)))
+    at -= chosen[:at].endswith(" ")
+    prompt, rests = chosen[:at], (chosen[at:], rejected[at:])
+    if not prompt.strip() or not all(rest.strip() for rest in rests):
+        got = "one of the two at the beginning of the other" if prompt.strip() else "texts that begin differently"
+        expected = "a prompt, or chosen and rejected that share their beginning and end in an answer each"
+        raise record.error("prompt", expected, got)
+    return prompt, *rests
+
+
 def _split(record: Record, chosen: Any, rejected: Any) -> tuple[list[dict[str, str]], Any, Any]:
     """The turns that both conversations begin with, and their last turns."""
     if not (isinstance(chosen, list) and isinstance(rejected, list)):
-        raise record.error("prompt", "a prompt, which chosen and rejected as text need", None)
+        raise record.error("rejected", "text or turns, as chosen", rejected)
     chosen = [record.place.turn(f"chosen[{i}]", turn) for i, turn in enumerate(chosen)]
     rejected = [record.place.turn(f"rejected[{i}]", turn) for i, turn in enumerate(rejected)]
     if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
