@@ -25,7 +25,8 @@ MODULES: dict[str, tuple[str, ...] | None] = {
     "pope_core.reference": None,
     "pope_core.testing": None,
     "pope_align": None,
-    "pope_align.data": ("Slate", "SlateLog", "read_slates", "write_slates"),
+    "pope_align.data": ("Slate", "SlateLog", "read_preferences", "read_slates", "write_slates"),
+    "pope_align.integrations.trl": ("use_linear_logprobs", "use_pope_loss"),
     "pope_align.ope": None,
 }
 

@@ -84,6 +84,10 @@ def training(where: Path, fixture: Fixture) -> None:
         write_log(where / name, fixture, scored=True, seed=len(name))
 
 
+def migration(where: Path, fixture: Fixture) -> None:
+    save_model(where / HUB_NAME, fixture)
+
+
 def write_amazon(where: Path, reviews: int = 40) -> None:
     """Reviews and products as Amazon 2023 has them, under the names of its files."""
     products = [{"parent_asin": f"P{at}", "title": f"Film {at}", "features": []} for at in range(4)]
@@ -218,6 +222,7 @@ PAGES = {
     "docs/lm-eval.md": Page(lm_eval),
     "docs/logs.md": Page(logs),
     "docs/metrics.md": Page(metrics),
+    "docs/migration-from-trl.md": Page(migration),
     "docs/scale.md": Page(scale),
     "docs/training.md": Page(training),
 }

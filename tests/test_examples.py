@@ -37,3 +37,21 @@ def test_a_script_runs_from_raw_file_to_answers(name: str, tmp_path: Path) -> No
     assert json.loads((out / "evaluation.json").read_text())
     assert len((out / "generations.jsonl").read_text().splitlines()) == 3  # what made them, and two answers
     assert (out / "slates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_user_of_trl_trains_in_three_ways(make_tiny_model, tiny_tokenizer, tmp_path: Path) -> None:
+    """With the real package, whose version is printed."""
+    trl = pytest.importorskip("trl")
+    make_tiny_model(max_position_embeddings=512).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "trl_users.py"), str(tmp_path / "model"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"trl {trl.__version__}" in run.stdout
+    last = [line for line in run.stdout.splitlines() if line.startswith(("pope: ", "dpo: ", "grpo: ", "held out: "))]
+    assert [line.split(":")[0] for line in last] == ["pope", "dpo", "grpo", "held out"]
