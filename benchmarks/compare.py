@@ -119,7 +119,7 @@ def report(file: Path) -> str:
     groups = defaultdict(list)
     for row in (row for row in run["rows"] if "skipped" not in row):
         shape = row["shape"]
-        what = f"From {row['source']}: {shape['tokens']} tokens, {shape['vocab']} words"
+        what = f"From {row['source']}: {shape['tokens']} tokens, {shape['vocab']} vocabulary entries"
         what += f", width {shape['width']}" if row["source"] == "hidden" else ""
         what += f", states of {row['states']}" if row.get("states") else ""
         what += ", ragged responses" if row.get("ragged") else ""

@@ -106,7 +106,8 @@ def quack_mean_cross_entropy(case: Case) -> torch.Tensor:
     return chunked_linear_cross_entropy(*case.problem.leaves, case.problem.labels, reduction="mean")
 
 
-# Its trainers' chunk is one pair or one response; 16 responses of 128 tokens are a chunk of ours at 128k words.
+# Its trainers' chunk is one pair or one response; 16 responses of 128 tokens are a chunk of ours at 128k vocabulary
+# entries.
 NEAREST = {
     "Liger fused linear DPO": Rival(liger_dpo(1), plain_dpo, "DPO"),
     "Liger fused linear DPO, 8 pairs a chunk": Rival(liger_dpo(8), plain_dpo, "DPO"),
