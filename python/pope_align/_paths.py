@@ -108,7 +108,7 @@ def read_bytes(path: StrPath) -> bytes:
 
 
 def upload(local: StrPath, path: StrPath) -> None:
-    """Copy a local file to a remote path, where it appears whole or not at all."""
+    """Copy a local file to a remote path, where it appears complete or stays absent."""
     with _remote(path) as (system, name):
         system.put_file(os.fspath(local), name)
 

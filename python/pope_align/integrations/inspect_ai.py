@@ -61,8 +61,9 @@ def over_epochs(name: str, embed: Embed | None = None, options: MetricOptions | 
     average = _scorer.mean_score()
 
     def reduce(scores: list[Any]) -> Any:
-        facts = [(score.metadata or {}).get(_OURS) for score in scores]
-        if not all(isinstance(each, Mapping) for each in facts):
+        found = [(score.metadata or {}).get(_OURS) for score in scores]
+        facts = [each for each in found if isinstance(each, Mapping)]
+        if len(facts) < len(found):
             return average(scores)
         joined = {**facts[0], "answers": [answer for each in facts for answer in each["answers"]]}
         return _scorer.Score(value=measure(joined), answer=scores[0].answer, metadata={_OURS: joined})

@@ -90,7 +90,9 @@ def _samples(record: Record, scope: Record, samples: list[Record], texts: Untemp
     found: list[Part | Nothing] = []
     for index, sample in enumerate(samples):
         answer = _answer(sample, prompt, texts)
-        given = [] if scores is None else [(0, record.as_number(f"scores[{index}]", scores[index]))]
+        given: list[tuple[int | None, float]] = []
+        if scores is not None:
+            given = [(0, record.as_number(f"scores[{index}]", scores[index]))]
         if prompt is None:
             found.append(Nothing("prompt that no conversation gives with this tokenizer's chat template"))
         elif isinstance(answer, Nothing):
