@@ -317,7 +317,8 @@ def test_the_same_object_runs_in_map_batches(ray: Any, model: str, log: Path) ->
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             return step(batch)
 
-    done = ray.data.from_items(rows).map_batches(Actor, batch_size=20, concurrency=1).take_all()
+    pool = ray.data.ActorPoolStrategy(size=1)
+    done = ray.data.from_items(rows).map_batches(Actor, batch_size=20, compute=pool).take_all()
     expected = score_slates(slates, load_model(model), load_tokenizer(model), how="proxy", max_length=128)
     by_id = {row["slate_id"]: row for row in done}
     assert len(done) == 40

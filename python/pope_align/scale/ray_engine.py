@@ -47,11 +47,9 @@ class RayEngine:
             _ShardActor,
             fn_constructor_kwargs={"worker": worker},
             batch_size=1,
-            concurrency=min(self.workers, len(rows)),
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),  # dead actors are restarted
             num_gpus=self.gpus_per_worker,
             num_cpus=1,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         for row in made.iter_rows():
             yield Shard(**row)
