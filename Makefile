@@ -36,9 +36,9 @@ test: $(VENV)/.dev lint  ## Lint, types and all tests
 examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; installs after installs
 	$(BIN)/python -m pytest tests -m "examples or release" $(ARGS)
 
-integrations: $(VENV)/.dev  ## The scripts of examples/integrations/ with the real packages, some of which are large
-	$(PIP) -e ".[inspect]"
-	$(BIN)/python -m pytest tests/test_integrations.py -s -q $(ARGS)
+integrations: $(VENV)/.dev  ## Inspect and Ray with the real packages, which are large
+	$(PIP) -e ".[inspect,ray]"
+	$(BIN)/python -m pytest tests/test_integrations.py tests/test_scale.py -m "integrations or not integrations" -s -q $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

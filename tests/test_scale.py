@@ -29,7 +29,6 @@ from pope_align.scale.worker import ShardWorker
 
 pq = pytest.importorskip("pyarrow.parquet")
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pope-core[ray]")
 needs_s3 = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("moto", "flask", "s3fs"))), reason="moto, flask or s3fs is not installed"
 )
@@ -281,8 +280,7 @@ def test_a_log_of_which_no_row_can_be_scored_is_an_error(model: str, tmp_path: P
 # --- Ray ------------------------------------------------------------------------------------------------------------
 
 
-@needs_ray
-@pytest.mark.slow
+@pytest.mark.integrations
 def test_two_workers_of_ray_give_the_bytes_of_the_local_engine_although_one_is_killed(
     ray: Any, model: str, log: Path, tmp_path: Path
 ) -> None:
@@ -304,8 +302,7 @@ def test_two_workers_of_ray_give_the_bytes_of_the_local_engine_although_one_is_k
     assert manifest.shards == Manifest.read(tmp_path / "local").shards
 
 
-@needs_ray
-@pytest.mark.slow
+@pytest.mark.integrations
 def test_the_same_object_runs_in_map_batches(ray: Any, model: str, log: Path) -> None:
     slates = list(read_slates(log))
     rows = [

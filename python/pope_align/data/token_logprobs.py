@@ -61,7 +61,7 @@ MODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineLogprobs:
     """What an engine's log-probabilities are."""
 
     name: str
@@ -75,17 +75,17 @@ _SGLANG = frozenset(
 )
 #: By name, and for servers that take their defaults from the model's generation_config.json by name and "-server".
 ENGINES = {
-    "openai": Engine("openai"),
-    "vllm": Engine("vllm"),
-    "vllm-server": Engine("vllm", neutral_defaults=False),
-    "vllm-processed": Engine("vllm", _ALL),
-    "vllm-server-processed": Engine("vllm", _ALL, neutral_defaults=False),
-    "sglang": Engine("sglang", _SGLANG),
-    "sglang-server": Engine("sglang", _SGLANG, neutral_defaults=False),
-    "sglang-original": Engine("sglang", _SGLANG - {"temperature"}),
-    "sglang-server-original": Engine("sglang", _SGLANG - {"temperature"}, neutral_defaults=False),
-    "tinker": Engine("tinker"),
-    "tinker-unknown": Engine("tinker", neutral_defaults=False),  # its sampling_params were not captured
+    "openai": EngineLogprobs("openai"),
+    "vllm": EngineLogprobs("vllm"),
+    "vllm-server": EngineLogprobs("vllm", neutral_defaults=False),
+    "vllm-processed": EngineLogprobs("vllm", _ALL),
+    "vllm-server-processed": EngineLogprobs("vllm", _ALL, neutral_defaults=False),
+    "sglang": EngineLogprobs("sglang", _SGLANG),
+    "sglang-server": EngineLogprobs("sglang", _SGLANG, neutral_defaults=False),
+    "sglang-original": EngineLogprobs("sglang", _SGLANG - {"temperature"}),
+    "sglang-server-original": EngineLogprobs("sglang", _SGLANG - {"temperature"}, neutral_defaults=False),
+    "tinker": EngineLogprobs("tinker"),
+    "tinker-unknown": EngineLogprobs("tinker", neutral_defaults=False),  # its sampling_params were not captured
 }
 
 
@@ -114,7 +114,7 @@ def mode(engine: str, given: str | None) -> str:
     return modes.get(given or "", "")
 
 
-def recorded(engine: Engine, logprobs: Sequence[float], settings: Mapping[str, Any]) -> Recorded:
+def recorded(engine: EngineLogprobs, logprobs: Sequence[float], settings: Mapping[str, Any]) -> Recorded:
     """What the token log-probabilities of a response are, given the settings that it was drawn with.
 
     Args:
@@ -124,7 +124,7 @@ def recorded(engine: Engine, logprobs: Sequence[float], settings: Mapping[str, A
     return Recorded(sum(logprobs), len(logprobs), left_out(engine, settings))
 
 
-def left_out(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:
+def left_out(engine: EngineLogprobs, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that change the distribution and that the engine's log-probabilities do not reflect."""
     found = {name: value for name, value in changed(engine, settings).items() if name not in engine.reflects}
     if settings.get("temperature") == 0:  # the response that was certain: its log-probabilities are of no draw
@@ -132,7 +132,7 @@ def left_out(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def changed(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:
+def changed(engine: EngineLogprobs, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings whose values change the distribution, or may, since the log lacks them."""
     found = {name: value for name, value in sampling(settings).items() if value not in NEUTRAL_SETTINGS[name]}
     if not engine.neutral_defaults:
