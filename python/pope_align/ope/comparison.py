@@ -72,7 +72,6 @@ def compare(estimate: Estimate, baseline: Estimate, *, placebo: Placebo | None =
     ]
     verdict, reasons = judge(findings)
     index = estimate.is_index or baseline.is_index
-    draws = None if index else difference.draws("bayesian", confidence.draws, confidence.seed)[:, 0]
     return Comparison(
         policy=estimate.policy,
         baseline=baseline.policy,
@@ -80,7 +79,7 @@ def compare(estimate: Estimate, baseline: Estimate, *, placebo: Placebo | None =
         difference=value,
         utility=utility,
         diversity=diversity,
-        probability=None if draws is None else float((draws > 0).mean() + (draws == 0).mean() / 2),
+        probability=None if index else difference.probability_positive(confidence.draws, confidence.seed),
         placebo=placebo,
         findings=tuple(findings),
         verdict=verdict,

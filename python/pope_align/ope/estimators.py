@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from pope_core.objective import Objective, Weighting
 
 from .._arrays import Floats
 from ..stats.intervals import Confidence
-from ..stats.ratios import Ratios
-from .diagnostics import diagnose
+from ..stats.ratios import RatioEstimate, Ratios
+from .diagnostics import Diagnostics, diagnose
+from .facts import LogFacts
 from .log import LoggedSlates
 from .log_support import reach, reach_of_mean
 from .pope import contribution_ranges, diversity_findings, fresh_diversity, labels, reward_parts, with_fresh_diversity
@@ -123,12 +124,51 @@ def estimate(
     row_ranges = None
     if shrink is not None and spec.plain_mean and predictions is None:
         row_ranges = contribution_ranges(log, shrink.max_weight, alpha, confidence, fresh=known.fresh_diversity)
+    return weighted_estimate(
+        log,
+        policy,
+        method,
+        parts,
+        diagnostics,
+        objective=objective,
+        confidence=confidence,
+        lam=lam,
+        shrink=shrink,
+        fresh=known.fresh_diversity,
+        findings=() if predictions is None else _model_findings(log, log_w, known, parts),
+        predictions=predictions,
+        unshrunk=unshrunk,
+        row_ranges=row_ranges,
+        chosen=chosen,
+    )
+
+
+def weighted_estimate(
+    log: LogFacts,
+    policy: str,
+    method: str,
+    parts: RatioEstimate,  # columns V_CU, V_Div
+    diagnostics: Diagnostics,
+    *,
+    objective: Objective,
+    confidence: Confidence,
+    lam: float | None = None,  # as it was asked for
+    shrink: Shrink | None = None,  # as it was applied
+    fresh: bool = False,  # whether the diversity is that of fresh responses
+    findings: Iterable[Finding] = (),  # about the reward model
+    predictions: Predictions | None = None,
+    unshrunk: RatioEstimate | None = None,
+    row_ranges: Floats | None = None,
+    chosen: Mapping[str, float] | None = None,
+) -> Estimate:
+    """`estimate` of what was computed from the rows, by a method with weights."""
+    spec, whole = METHODS[method], objective.length_normalize
     return finish(
         log,
         policy,
         method,
         parts,
-        diversity_weight=alpha,
+        diversity_weight=objective.diversity_weight,
         diagnostics=diagnostics,
         findings=[
             *propensity_findings(log, policy, length_normalize=whole),
@@ -139,8 +179,8 @@ def estimate(
                 length_normalize=whole,
                 support_checked=policy in log.fresh,
             ),
-            *diversity_findings(objective, self_normalized=spec.self_normalize or whole, fresh=known.fresh_diversity),
-            *([] if predictions is None else _model_findings(log, log_w, known, parts)),
+            *diversity_findings(objective, self_normalized=spec.self_normalize or whole, fresh=fresh),
+            *findings,
         ],
         whole_slates=(spec.weighs == "slate" or spec.pseudo_inverse) and log.num_responses > log.num_slates,
         options={
@@ -152,13 +192,13 @@ def estimate(
         confidence=confidence,
         utility_range=log.utility_range,
         row_ranges=row_ranges,
-        chosen=chosen | (predictions.quality if predictions else {}),
+        chosen={**(chosen or {}), **(predictions.quality if predictions else {})},
         unshrunk=unshrunk,
         reach=_reach(log, spec, predictions, parts),
     )
 
 
-def _reach(log: LoggedSlates, spec: EstimatorSpec, predictions: Predictions | None, parts: Ratios) -> float | None:
+def _reach(log: LogFacts, spec: EstimatorSpec, predictions: Predictions | None, parts: RatioEstimate) -> float | None:
     """What a response outside the log's support can change: unnormalised weights count it as 0, self-normalised ones as
     the value of the others. A doubly robust estimate counts it as predicted, which may be any utility: predictions are
     worst for responses that the log does not have.
@@ -215,7 +255,7 @@ def _value(
     log: LoggedSlates, log_shrunk: Floats, known: _Known, spec: EstimatorSpec, predictions: Predictions | None
 ) -> Ratios:
     """Columns V_CU and V_Div: the known part plus the weighted correction."""
-    correction = _correction(log, log_shrunk, known.residual, spec)
+    correction = correction_of(log, log_shrunk, known.residual, spec)
     if predictions is not None:
         return _mean(log, known.target).plus(correction)
     return with_fresh_diversity(log, correction, known.target[:, 1]) if known.fresh_diversity else correction
@@ -226,7 +266,7 @@ def _mean(log: LoggedSlates, rows: Floats) -> Ratios:
     return Ratios(log.cluster_sums(rows)[None], log.cluster_sums(np.ones(log.num_slates))[None])
 
 
-def _correction(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: EstimatorSpec) -> Ratios:
+def correction_of(log: LoggedSlates, log_shrunk: Floats, residual: Floats, spec: EstimatorSpec) -> Ratios:
     """``slate_mean(w~ e)``, divided by ``slate_mean(w~)`` when self-normalised."""
     sizes = log.sizes.astype(np.float64)
     shift = float(log_shrunk.max()) if spec.self_normalize else 0.0
@@ -272,7 +312,7 @@ def _shrinkage(
             check_slope(log)
             candidates = ladder(spec.shrink, log_w)
             total = known.residual @ np.array([[1.0], [diversity_weight]])  # [R, 1]
-            each = [_correction(log, candidate.log(log_w), total, spec) for candidate in candidates]
+            each = [correction_of(log, candidate.log(log_w), total, spec) for candidate in candidates]
             shrink = candidates[slope_of(each)]
         chosen = {"lam": shrink.lam}
         if spec.plain_mean and spec.weighs == "response":
@@ -284,7 +324,7 @@ def _model_findings(log: LoggedSlates, log_w: Floats, known: _Known, parts: Rati
     """A doubly robust estimate must agree with SNIPS, and a model without errors has seen the ratings."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if log_w.size == log.num_responses:
-            plain = _correction(log, log_w, known.rewards, METHODS["snips"])
+            plain = correction_of(log, log_w, known.rewards, METHODS["snips"])
             utility = np.array([[1.0], [0.0]])
             gap = parts.combine(utility).minus(plain.combine(utility))
             yield from contradiction_findings(
@@ -317,9 +357,9 @@ def _direct(
     alpha = objective.diversity_weight
     log_w = log_weights(log, policy, "response", length_normalize=objective.length_normalize)
     with np.errstate(over="ignore", invalid="ignore"):
-        correction = _correction(log, log_w, known.residual, METHODS["dr"])
+        correction = correction_of(log, log_w, known.residual, METHODS["dr"])
         error = float(np.sqrt(correction.covariance()[0, 0]))
-        weighted = _correction(log, log_w, known.residual * np.array([0.0, 1.0]), METHODS["snips"])
+        weighted = correction_of(log, log_w, known.residual * np.array([0.0, 1.0]), METHODS["snips"])
     return finish(
         log,
         policy,

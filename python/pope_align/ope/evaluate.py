@@ -33,7 +33,6 @@ from .rules import FEW_CLUSTERS
 from .scoring import Finished, FreshTexts, Model, OnScored, Samples, Scoring, check_samples, score_policies
 from .sets import rewards_of, set_value
 from .utility import EvaluationTransform
-from .verdict import is_logging_policy
 from .weights import log_weights
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def evaluate_policies(
         if method == "pope":
             return pope_value(logged, name, objective=objective, confidence=confidence)
         if method == MODEL_FIRST:
-            if name not in samples and not is_logging_policy(logged, name):
+            if name not in samples and not logged.is_logging_policy(name):
                 raise ValueError(f"estimators: {method!r} needs samples of every policy, got none for {name}")
             read = response_features(logged, samples[name], embed) if name in samples else []
             long[name] = model_first_estimate(logged, name, read, objective=objective, confidence=confidence)
@@ -214,7 +213,7 @@ def _readable(
     """The policies that "model_first" can estimate: those with samples, and the logging policy beside them."""
     if not samples or log.num_clusters < FEW_CLUSTERS or objective.length_normalize:
         return set()
-    with_text = {name for name in names if name in samples or is_logging_policy(log, name)}
+    with_text = {name for name in names if name in samples or log.is_logging_policy(name)}
     return with_text if objective.diversity_weight == 0 else with_text & set(log.fresh)
 
 

@@ -13,6 +13,7 @@ from .._files import replacing, write_json
 from .._json import jsonable
 from .comparison import Comparison
 from .direction import DirectionIndex
+from .facts import LogFacts
 from .figure import evaluation_figure
 from .log import LoggedSlates
 from .result import Estimate
@@ -29,7 +30,7 @@ class Evaluation:
     indices: tuple[DirectionIndex, ...]
     baseline: str
     objective: Objective
-    log: LoggedSlates = field(repr=False)
+    log: LogFacts = field(repr=False)
 
     @property
     def policies(self) -> list[str]:
@@ -84,14 +85,14 @@ class Evaluation:
             "clusters": self.log.num_clusters,
             "utility": asdict(self.log.scale),
             "written_by": self.log.written_by,
-            "logging_policy": {"how": self.log.how, **(self.log.logging.provenance or {})},
+            "logging_policy": {"how": self.log.how, **self.log.logging_provenance},
             "logging_policies": [{"slates": each.slates, **each.provenance} for each in self.log.sources],
         }
         content: dict[str, Any] = jsonable(
             {
                 "objective": self.objective.to_dict(),
                 "log": log,
-                "policies": {name: dict(scores.provenance or {}) for name, scores in self.log.policies.items()},
+                "policies": {name: dict(each) for name, each in self.log.provenances().items()},
                 "baseline": self.baseline,
                 "ranking": [each.policy for each in self.ranking() if each.verdict != "refuse"],
                 "estimates": [each.to_dict() for each in self.estimates],
@@ -109,6 +110,11 @@ class Evaluation:
     def write_figure(self, path: str | os.PathLike[str]) -> None:
         """Draw values with intervals, the weights, their tail, and the effect of slate size. PNG, SVG or PDF by the
         ending.
+
+        Raises:
+            ValueError: the log was read in one pass (`evaluate_shards`): the figure draws every weight.
         """
+        if not isinstance(self.log, LoggedSlates):
+            raise ValueError("figure: it draws every weight of a log, and this log was read in one pass and not kept")
         with replacing(path) as partial:
             evaluation_figure(self.estimates, self.log, self.comparisons).savefig(partial, dpi=150)

@@ -22,6 +22,9 @@ from .utility import EvaluationTransform, UtilityScale, utilities
 if TYPE_CHECKING:
     from ..propensity.scores import ModelScores
 
+#: Two policies are one if their totals differ by less, in nats.
+SAME_POLICY = 1e-6
+
 
 @dataclass(frozen=True)
 class PolicyScores:
@@ -301,6 +304,34 @@ class LoggedSlates:
                 f"(policy {policy!r})"
             )
         return target / tokens, logging / tokens
+
+    @property
+    def logging_provenance(self) -> Mapping[str, Any]:
+        """Of ``logging_logprobs``."""
+        return self.logging.provenance or {}
+
+    def provenance(self, policy: str) -> Mapping[str, Any] | None:
+        """Of the policy's log-probabilities; None: not known."""
+        return self.scores(policy).provenance
+
+    def provenances(self) -> dict[str, Mapping[str, Any]]:
+        """Of every policy, in order."""
+        return {name: scores.provenance or {} for name, scores in self.policies.items()}
+
+    def utilities_equal(self) -> float | None:
+        """The utility of every response, if they have but one."""
+        least, most = float(self.utility.min()), float(self.utility.max())
+        return least if least == most else None
+
+    def equal_within_slates(self) -> bool:
+        """Whether all utilities of a slate are equal, in every slate."""
+        starts = self.slate_offsets[:-1]
+        return bool((np.maximum.reduceat(self.utility, starts) == np.minimum.reduceat(self.utility, starts)).all())
+
+    def is_logging_policy(self, policy: str) -> bool:
+        """Whether the policy gives every logged response the logging policy's own probability, up to rounding."""
+        gap = self.scores(policy).logprobs - self.logging.logprobs
+        return bool(np.isfinite(gap).all() and np.abs(gap).max() < SAME_POLICY)
 
     def slate_sums(self, values: Floats) -> Floats:
         """``[R, ...] -> [S, ...]``."""

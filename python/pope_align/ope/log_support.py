@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .._arrays import Floats, Integers
-from ..stats.ratios import Ratios
+from ..stats.ratios import RatioEstimate
+from .facts import LogFacts
 from .features import check_owner
 from .log import LoggedSlates
 
@@ -97,13 +98,13 @@ def support_of(log: LoggedSlates, logged_log_weights: Floats, fresh_log_weights:
     return Support(share, limit, largest, share * (high - low), limit * (high - low), len(beyond))
 
 
-def reach(log: LoggedSlates, least: float, most: float) -> float:
+def reach(log: LogFacts, least: float, most: float) -> float:
     """Largest difference of a utility from what an estimator uses in its place, a number from ``least`` to ``most``."""
     low, high = log.utility_range
     return max(high - least, most - low)
 
 
-def reach_of_mean(log: LoggedSlates, ratios: Ratios) -> float | None:
+def reach_of_mean(log: LogFacts, ratios: RatioEstimate) -> float | None:
     """`reach` of a self-normalised mean (the first column), which counts what it never met as the mean of the others;
     None where it is not a number.
     """

@@ -32,7 +32,7 @@ from .model_first import ModelFirst, missed, model_first, residual_check, weight
 from .pope import fresh_diversity
 from .result import Estimate, finish
 from .tempered import tempered
-from .verdict import Finding, contradiction_findings, find, is_logging_policy, propensity_findings
+from .verdict import Finding, contradiction_findings, find, propensity_findings
 from .weights import log_weights
 
 #: The reason where nothing but the features vouches for the estimate.
@@ -89,7 +89,7 @@ def model_first_estimate(
     Raises:
         ValueError: features that do not match the log; no fresh responses in ``log.fresh`` for diversity.
     """
-    if is_logging_policy(log, policy):
+    if log.is_logging_policy(policy):
         rows = _diversity(log, policy, objective)
         flat = np.zeros(log.num_responses)
         estimate = finish(

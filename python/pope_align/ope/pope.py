@@ -12,8 +12,9 @@ from pope_core.objective import DiversityForm, Normalization, Objective, missing
 
 from .._arrays import Floats
 from ..stats.intervals import Confidence
-from ..stats.ratios import Ratios
-from .diagnostics import diagnose
+from ..stats.ratios import RatioEstimate, Ratios
+from .diagnostics import Diagnostics, diagnose
+from .facts import LogFacts
 from .log import LoggedSlates
 from .log_support import reach_of_mean
 from .result import Estimate, finish
@@ -57,15 +58,45 @@ def pope_value(
         parts = weighted_ratios(log, log_w if shrink is None else shrink.log(log_w), rewards, objective.normalization)
         if shrink is not None:
             unshrunk = weighted_ratios(log, log_w, rewards, objective.normalization)
-    diagnostics = diagnose(log, policy, weighting=objective.weighting, length_normalize=whole, shrink=shrink)
-    tempered = is_tempered(log, objective)
     fresh = fresh_diversity(log, policy, objective)
     bounded = objective.clip is not None and not objective.self_normalized and not objective.rewards_likelihood
+    return pope_estimate(
+        log,
+        policy,
+        parts if fresh is None else with_fresh_diversity(log, parts, fresh),
+        diagnose(log, policy, weighting=objective.weighting, length_normalize=whole, shrink=shrink),
+        objective=objective,
+        confidence=confidence,
+        fresh=fresh is not None,
+        unshrunk=unshrunk,
+        row_ranges=contribution_ranges(
+            log, objective.clip, objective.diversity_weight, confidence, fresh=fresh is not None
+        )
+        if bounded and objective.clip is not None
+        else None,
+    )
+
+
+def pope_estimate(
+    log: LogFacts,
+    policy: str,
+    parts: RatioEstimate,  # columns V_CU, V_Div
+    diagnostics: Diagnostics,
+    *,
+    objective: Objective,
+    confidence: Confidence,
+    fresh: bool = False,  # whether the diversity is that of fresh responses
+    unshrunk: RatioEstimate | None = None,  # the parts without the clip, if there is one
+    row_ranges: Floats | None = None,
+) -> Estimate:
+    """`pope_value` of what was computed from the rows."""
+    shrink = None if objective.clip is None else Shrink("clip", objective.clip)
+    whole, tempered = objective.length_normalize, is_tempered(log, objective)
     return finish(
         log,
         policy,
         "pope",
-        parts if fresh is None else with_fresh_diversity(log, parts, fresh),
+        parts,
         diversity_weight=objective.diversity_weight,
         diagnostics=diagnostics,
         findings=[
@@ -77,7 +108,7 @@ def pope_value(
                 length_normalize=whole,
                 support_checked=policy in log.fresh,
             ),
-            *diversity_findings(objective, self_normalized=objective.self_normalized, fresh=fresh is not None),
+            *diversity_findings(objective, self_normalized=objective.self_normalized, fresh=fresh),
         ],
         whole_slates=objective.weighs_slates and log.num_responses > log.num_slates,
         options=objective.to_dict(),
@@ -85,11 +116,7 @@ def pope_value(
         unshrunk=unshrunk,
         confidence=confidence,
         utility_range=None if objective.rewards_likelihood else log.utility_range,
-        row_ranges=contribution_ranges(
-            log, objective.clip, objective.diversity_weight, confidence, fresh=fresh is not None
-        )
-        if bounded and objective.clip is not None
-        else None,
+        row_ranges=row_ranges,
         reach=reach_of_mean(log, parts) if is_weighted_mean(objective) else None,
     )
 
@@ -100,7 +127,7 @@ def is_weighted_mean(objective: Objective) -> bool:
     return plain and objective.couples_slates and not objective.rewards_likelihood
 
 
-def is_tempered(log: LoggedSlates, objective: Objective) -> bool:
+def is_tempered(log: LogFacts, objective: Objective) -> bool:
     """Whether the weights are not importance weights although they use totals."""
     geometric = objective.weighting == "geometric" and log.num_responses > log.num_slates
     return objective.normalized_within_slates or geometric
@@ -187,7 +214,7 @@ def weighted_ratios(
     return Ratios(log.cluster_sums(numerators)[None], log.cluster_sums(denominators)[None])
 
 
-def labels(log: LoggedSlates, *, biased: bool, shrink: Shrink | None, self_normalized: bool) -> Iterator[str]:
+def labels(log: LogFacts, *, biased: bool, shrink: Shrink | None, self_normalized: bool) -> Iterator[str]:
     """The caveats to show with the number."""
     if biased:
         yield "biased, variance-reduced"

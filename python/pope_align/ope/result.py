@@ -11,9 +11,10 @@ import numpy as np
 from .._arrays import Floats
 from .._json import jsonable
 from ..stats.intervals import Confidence, JointRegion, Quantity, quantities
-from ..stats.ratios import Ratios
+from ..stats.ratios import RatioEstimate
 from .balance import balance_findings
 from .diagnostics import Diagnostics, cluster_ess
+from .facts import LogFacts
 from .log import LoggedSlates
 from .log_support import Support, support
 from .rules import Verdict, is_index
@@ -54,7 +55,7 @@ class Estimate:
     verdict: Verdict
     reasons: tuple[str, ...]
     unit: str  # the meaning of a difference of 1 in V_CU
-    ratios: Ratios = field(repr=False, compare=False)  # columns V, V_CU, V_Div
+    ratios: RatioEstimate = field(repr=False, compare=False)  # columns V, V_CU, V_Div
     log_fingerprint: str = field(default="", repr=False)  # of utilities, slates and propensities
     clusters_fingerprint: str = field(default="", repr=False)
     chosen: Mapping[str, float] = field(default_factory=dict)  # chosen from the data: shrinkage parameter, bias bound
@@ -80,10 +81,10 @@ class Estimate:
 
 
 def finish(
-    log: LoggedSlates,
+    log: LogFacts,
     policy: str,
     estimator: str,
-    parts: Ratios,  # columns V_CU, V_Div
+    parts: RatioEstimate,  # columns V_CU, V_Div
     *,
     diversity_weight: float,
     diagnostics: Diagnostics | None,
@@ -95,7 +96,7 @@ def finish(
     utility_range: tuple[float, float] | None = None,  # of V_CU
     row_ranges: Floats | None = None,  # [2, 2] of one slate's contribution to V_CU and V_Div
     chosen: Mapping[str, float] | None = None,
-    unshrunk: Ratios | None = None,  # the parts without shrinkage, if there was any
+    unshrunk: RatioEstimate | None = None,  # the parts without shrinkage, if there was any
     seen: Support | None = None,  # support under weights that are not of whole responses
     reach: float | None = None,  # largest effect of a response outside the support, if not the range of the utilities
 ) -> Estimate:
@@ -108,16 +109,17 @@ def finish(
         value, utility, diversity = quantities(ratios, confidence, row_ranges)
         joint = JointRegion.of(parts, confidence.level)
         moved = None if unshrunk is None else _shrinkage_bias(parts, unshrunk, diversity_weight)
-    seen = seen or _support(log, policy)
+    whole = log if isinstance(log, LoggedSlates) else None
+    seen = seen or (None if whole is None else _support(whole, policy))
     seen = seen.reaching(reach) if seen is not None and reach is not None else seen
     every = [
         *log_findings(log, whole_slates=whole_slates),
-        *_cluster_findings(log, diagnostics),
+        *([] if whole is None else _cluster_findings(whole, diagnostics)),
         *finite_findings("the estimate", value.value, value.standard_error),
         *([] if utility_range is None else range_findings(utility.low, utility.high, utility_range)),
         *([] if moved is None else shrinkage_findings(*moved, value.standard_error)),
         *support_findings(log, policy, seen),
-        *([] if diagnostics is None else balance_findings(log, policy, diagnostics.sequence_ess)),
+        *([] if diagnostics is None or whole is None else balance_findings(whole, policy, diagnostics.sequence_ess)),
         *findings,
     ]
     verdict, reasons = judge(every)
@@ -164,7 +166,7 @@ def _cluster_findings(log: LoggedSlates, diagnostics: Diagnostics | None) -> Ite
         yield from find("cluster_ess", f"the log has {ess:.1f} effective independent queries", ess)
 
 
-def _shrinkage_bias(parts: Ratios, unshrunk: Ratios, diversity_weight: float) -> tuple[float, float]:
+def _shrinkage_bias(parts: RatioEstimate, unshrunk: RatioEstimate, diversity_weight: float) -> tuple[float, float]:
     """How much shrinkage changes the value, and the paired standard error of this."""
     difference = parts.minus(unshrunk).combine(np.array([[1.0], [diversity_weight]]))
     return float(difference.values()[0]), float(np.sqrt(difference.covariance()[0, 0]))

@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from pope_core.objective import weighs_slates
 
 from .diagnostics import Diagnostics
-from .log import LoggedSlates
+from .facts import LogFacts
 from .log_support import Support
 from .provenance import provenance_differences
 from .rules import RULES, TAIL_STARTS, VERDICTS, Verdict
@@ -51,7 +49,7 @@ def judge(findings: Iterable[Finding]) -> tuple[Verdict, tuple[str, ...]]:
     return (ordered[0].verdict if ordered else "reliable"), tuple(reasons)
 
 
-def log_findings(log: LoggedSlates, *, whole_slates: bool = False) -> Iterator[Finding]:
+def log_findings(log: LogFacts, *, whole_slates: bool = False) -> Iterator[Finding]:
     """Findings that follow from the log alone.
 
     Args:
@@ -71,19 +69,17 @@ def log_findings(log: LoggedSlates, *, whole_slates: bool = False) -> Iterator[F
         yield from find("relative_utility", f"{unit}: they compare a response with the others of its slate")
 
 
-def _constant(log: LoggedSlates) -> str | None:
-    least, most = float(log.utility.min()), float(log.utility.max())
-    if least == most:
-        return f"every response has the utility {least:g}: nothing tells policies apart"
-    if not log.scale.relative:
+def _constant(log: LogFacts) -> str | None:
+    same = log.utilities_equal()
+    if same is not None:
+        return f"every response has the utility {same:g}: nothing tells policies apart"
+    if not log.scale.relative or not log.equal_within_slates():
         return None
-    starts = log.slate_offsets[:-1]
-    spread = np.maximum.reduceat(log.utility, starts) - np.minimum.reduceat(log.utility, starts)
-    return "within every slate all utilities are equal: nothing tells policies apart" if not spread.any() else None
+    return "within every slate all utilities are equal: nothing tells policies apart"
 
 
 def propensity_findings(
-    log: LoggedSlates, policy: str, *, length_normalize: bool, tempered: bool = False
+    log: LogFacts, policy: str, *, length_normalize: bool, tempered: bool = False
 ) -> Iterator[Finding]:
     """Findings about propensities; weights that are not importance weights have a bias that no diagnostic shows."""
     yield from provenance_findings(log, policy)
@@ -111,9 +107,9 @@ def propensity_findings(
         yield from find("tempered", "weights tempered or normalised within a slate show a direction, not a value")
 
 
-def provenance_findings(log: LoggedSlates, policy: str) -> Iterator[Finding]:
+def provenance_findings(log: LogFacts, policy: str) -> Iterator[Finding]:
     """Differences between the policy's scores and every logging policy's."""
-    target = log.scores(policy).provenance
+    target = log.provenance(policy)
     for source in log.sources:
         among = f" ({source.slates} of {log.num_slates} slates)" if len(log.sources) > 1 else ""
         for difference in provenance_differences(source.provenance, target):
@@ -169,10 +165,10 @@ def _tail_findings(d: Diagnostics, healthy: bool) -> Iterator[Finding]:
             yield from find("pareto_k_infinite", f"{tail}: the mean of such weights need not exist", d.pareto_k)
 
 
-def support_findings(log: LoggedSlates, policy: str, found: Support | None) -> Iterator[Finding]:
+def support_findings(log: LogFacts, policy: str, found: Support | None) -> Iterator[Finding]:
     """Whether the policy stays within the log's support, which logged weights cannot show."""
     if found is None:
-        if not is_logging_policy(log, policy):
+        if not log.is_logging_policy(policy):
             yield from find(
                 "support_unchecked",
                 "support not checked: no fresh responses of the policy were scored under the logging policy",
@@ -183,12 +179,6 @@ def support_findings(log: LoggedSlates, policy: str, found: Support | None) -> I
         f"{found.share:.1%} of the policy's fresh responses outweigh every logged one: they are outside its support",
         found.share,
     )
-
-
-def is_logging_policy(log: LoggedSlates, policy: str) -> bool:
-    """Whether the policy gives every logged response the logging policy's own probability, up to rounding."""
-    gap = log.scores(policy).logprobs - log.logging.logprobs
-    return bool(np.isfinite(gap).all() and np.abs(gap).max() < 1e-6)
 
 
 def shrinkage_findings(bias: float, bias_error: float, standard_error: float) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 from .._arrays import Floats
 from .._extras import require
 from .empirical_likelihood import empirical_likelihood_interval
-from .ratios import Ratios
+from .ratios import RatioEstimate, Ratios
 
 IntervalMethod = Literal["t", "bootstrap", "bayesian", "empirical_likelihood", "anytime", "hoeffding", "bernstein"]
 
@@ -65,7 +65,7 @@ class Quantity:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def quantities(ratios: Ratios, confidence: Confidence, row_ranges: Floats | None = None) -> list[Quantity]:
+def quantities(ratios: RatioEstimate, confidence: Confidence, row_ranges: Floats | None = None) -> list[Quantity]:
     """Every column of ``ratios`` with its standard error (delta method, clustered) and interval.
 
     Args:
@@ -75,14 +75,16 @@ def quantities(ratios: Ratios, confidence: Confidence, row_ranges: Floats | None
     errors = np.sqrt(np.diagonal(ratios.covariance()))
     if confidence.method == "t":
         low, high = t_interval(values, errors, ratios.num_clusters - 1, confidence.level)
-    elif confidence.method == "empirical_likelihood":
-        low, high = empirical_likelihood_interval(ratios, confidence.level)
     elif confidence.method == "anytime":
         low, high = anytime_interval(values, errors, ratios.num_clusters, confidence.level, confidence.narrowest_at)
     elif confidence.method == "bootstrap" or confidence.method == "bayesian":
         draws = ratios.draws(confidence.method, confidence.draws, confidence.seed)
         tail = (1 - confidence.level) / 2
         low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    elif not isinstance(ratios, Ratios):
+        raise ValueError(f"method: {confidence.method!r} needs every cluster, and this estimate has only their sums")
+    elif confidence.method == "empirical_likelihood":
+        low, high = empirical_likelihood_interval(ratios, confidence.level)
     else:
         if row_ranges is None:
             raise ValueError(
@@ -165,7 +167,7 @@ class JointRegion:
     level: float
 
     @classmethod
-    def of(cls, ratios: Ratios, level: float) -> JointRegion:
+    def of(cls, ratios: RatioEstimate, level: float) -> JointRegion:
         """Hotelling's T^2 with C - 1 degrees, from the first two columns."""
         special = require("scipy.special", extra="train", purpose="for joint intervals")
         degrees = ratios.num_clusters - 1

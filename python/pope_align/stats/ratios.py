@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from .._arrays import Floats
 from .bootstrap import Resampling, resampled_sums
+
+
+class RatioEstimate(Protocol):
+    """What intervals and comparisons ask of an estimate: `Ratios`, which holds every cluster, or `RatioSums`, which
+    holds their sums.
+    """
+
+    @property
+    def num_clusters(self) -> int: ...
+    def values(self) -> Floats: ...
+    def covariance(self) -> Floats: ...
+    def combine(self, matrix: Floats) -> Any: ...
+    def minus(self, other: Any) -> Any: ...
+    def draws(self, resampling: Resampling, count: int, seed: int) -> Floats: ...
+    def probability_positive(self, draws: int, seed: int) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,3 +88,8 @@ class Ratios:
         numerators = sums[:, : terms * parts].reshape(count, terms, parts)
         denominators = sums[:, terms * parts :]  # [count, T]
         return np.asarray((numerators / denominators[:, :, None]).sum(1))
+
+    def probability_positive(self, draws: int, seed: int) -> float:
+        """The probability that the first value is above 0, under the Bayesian bootstrap; a draw of 0 counts half."""
+        values = self.draws("bayesian", draws, seed)[:, 0]
+        return float((values > 0).mean() + (values == 0).mean() / 2)
