@@ -15,6 +15,7 @@ from .judge_calibration import JudgeCalibration, Judged
 from .log import FreshScores, LoggedSlates, PolicyScores
 from .log_support import Support, support
 from .logging_policies import balanced_logprobs
+from .one_pass import Columns, LogSums, OnePass, evaluate_shards, evaluation_of, read_sums
 from .pope import pope_value
 from .predictions import Predictions
 from .result import Estimate
@@ -30,6 +31,7 @@ from .weights import Shrink, log_weights
 __all__ = [
     "DEFAULT_ESTIMATORS",
     "METHODS",
+    "Columns",
     "Comparison",
     "Confidence",
     "Diagnostics",
@@ -40,7 +42,9 @@ __all__ = [
     "JointRegion",
     "JudgeCalibration",
     "Judged",
+    "LogSums",
     "LoggedSlates",
+    "OnePass",
     "PolicyScores",
     "Predictions",
     "Quantity",
@@ -58,12 +62,15 @@ __all__ = [
     "effective_sample_size",
     "estimate",
     "evaluate_policies",
+    "evaluate_shards",
+    "evaluation_of",
     "fit_predictions",
     "log_value_lower_bound",
     "log_weights",
     "pareto_k",
     "pope_value",
     "predict_with",
+    "read_sums",
     "sensitivity_bounds",
     "set_value",
     "slate_lower_bounds",

@@ -124,11 +124,17 @@ def pareto_k(log_w: Floats) -> float:
     tail has fewer than the five points that a fit needs. Infinite if one to four weights exceed the rest, minus
     infinity if the largest are all equal.
     """
-    count = log_w.size
-    if count < MIN_TAIL_WEIGHTS or log_w.max() == -np.inf:
+    return pareto_k_of(log_w, log_w.size)
+
+
+def pareto_k_of(largest: Floats, count: int) -> float:
+    """`pareto_k` of ``count`` log-weights, of which the largest are given: `tail_size` of them, or more."""
+    if count < MIN_TAIL_WEIGHTS or largest.max() == -np.inf:
         return math.nan
-    tail = int(min(count / 5, 3 * math.sqrt(count)))
-    largest = np.sort(np.partition(log_w, count - tail - 1)[count - tail - 1 :]) - log_w.max()
+    first = largest.size - tail_size(count)
+    if first < 0:
+        raise ValueError(f"largest: expected {tail_size(count)} of {count} weights, got {largest.size}")
+    largest = np.sort(np.partition(largest, first)[first:]) - largest.max()
     cutoff = max(largest[0], math.log(np.finfo(np.float64).tiny))
     excess = np.exp(largest[largest > cutoff]) - math.exp(cutoff)
     if excess.size == 0:  # the largest weights are all equal: bounded, and no tail
@@ -136,6 +142,11 @@ def pareto_k(log_w: Floats) -> float:
     if excess.size <= 4:
         return math.inf
     return _pareto_shape(excess)
+
+
+def tail_size(count: int) -> int:
+    """How many of ``count`` weights the tail index is computed from: the tail, and the one that it starts above."""
+    return int(min(count / 5, 3 * math.sqrt(count))) + 1
 
 
 def _pareto_shape(excess: Floats) -> float:
@@ -171,12 +182,16 @@ def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting:
     The standard error scales with the weights, so a mean far below 1 is detected like one far above. It is at least
     `ROUNDING` times the mean, because a policy on its own log has weights of 1 up to rounding.
     """
-    scale = log_w.max()
     counts = log.cluster_sums(np.ones(log.num_slates) if weighs_slates(weighting) else log.sizes.astype(np.float64))
     sums = log.cluster_sums(shifted)
     mean = sums.sum() / counts.sum()
     clusters = counts.size
     error = math.sqrt(float(np.square(sums - mean * counts).sum()) * clusters / (clusters - 1)) / counts.sum()
+    return distance_from_one(float(mean), error, float(log_w.max()))
+
+
+def distance_from_one(mean: float, error: float, scale: float) -> float:
+    """Of a mean and its standard error in units of ``exp(scale)``, in these standard errors."""
     one = math.exp(-scale) if scale > -709 else math.inf
     return float((mean - one) / math.hypot(error, ROUNDING * mean))
 

@@ -20,6 +20,7 @@ from .._json import jsonable
 from ..stats.intervals import Confidence, Quantity, quantities
 from ..stats.ratios import Ratios
 from .diagnostics import effective_sample_size
+from .facts import LogFacts
 from .log import LoggedSlates
 from .placebo import Placebo, gain_shares, placebo, rank_correlation
 from .pope import weighted_ratios
@@ -95,9 +96,32 @@ def _index(
     confidence: Confidence,
 ) -> DirectionIndex:
     mine, theirs = (_mean_utility(log, each) for each in log_weights)
-    gain = quantities(mine.minus(theirs), confidence)[0]
-    tested = _placebo(log, *log_weights)
-    ess = effective_sample_size(log_weights[0])
+    return direction_index(
+        log,
+        policy,
+        baseline,
+        weights,
+        quantities(mine.minus(theirs), confidence)[0],
+        _placebo(log, *log_weights),
+        ess=effective_sample_size(log_weights[0]),
+        sequence_ess=effective_sample_size(raw),
+        ranks=_ranks(log, policy, confidence),
+    )
+
+
+def direction_index(
+    log: LogFacts,
+    policy: str,
+    baseline: str,
+    weights: str,
+    gain: Quantity,
+    tested: Placebo | None,
+    *,
+    ess: float,
+    sequence_ess: float,
+    ranks: Quantity | None,
+) -> DirectionIndex:
+    """The index of what was computed from the rows, with its verdict."""
     findings = [
         Finding("length_normalized", "index", f"{weights} weights show a direction, not a value"),
         *log_findings(log),
@@ -112,10 +136,10 @@ def _index(
         weights=weights,
         gain=gain,
         ess=ess,
-        sequence_ess=effective_sample_size(raw),
+        sequence_ess=sequence_ess,
         num_responses=log.num_responses,
         placebo=tested,
-        rank_correlation=_ranks(log, policy, confidence),
+        rank_correlation=ranks,
         verdict=verdict,
         reasons=reasons,
     )
@@ -141,9 +165,14 @@ def _placebo_findings(tested: Placebo | None) -> list[Finding]:
 
 
 def _ranks(log: LoggedSlates, policy: str, confidence: Confidence) -> Quantity | None:
-    scores = log.logprobs(policy, length_normalize=log.tokens(policy) is not None)[0]
-    lowest = scores[np.isfinite(scores)].min() - 1 if np.isfinite(scores).any() else 0.0
     try:
-        return rank_correlation(log, np.where(np.isfinite(scores), scores, lowest), confidence)
+        return rank_correlation(log, rank_scores(log, policy), confidence)
     except ValueError:  # no slate with two different utilities and log-probabilities
         return None
+
+
+def rank_scores(log: LoggedSlates, policy: str) -> Floats:
+    """``[R]`` by which the policy ranks responses; those that it cannot write come last."""
+    scores = log.logprobs(policy, length_normalize=log.tokens(policy) is not None)[0]
+    lowest = scores[np.isfinite(scores)].min() - 1 if np.isfinite(scores).any() else 0.0
+    return np.asarray(np.where(np.isfinite(scores), scores, lowest))

@@ -35,7 +35,7 @@ class Placebo:
         gain: with the logged utilities.
         mean, low, high: of the gains of permuted utilities; the middle 95%.
         p_value: ``(1 + number of draws with a gain at least this large) / (draws + 1)``.
-        draws: number of permutations.
+        draws: number of permutations; 0: the normal distribution that they have over many slates.
     """
 
     gain: float
@@ -122,6 +122,15 @@ def rank_correlation(log: LoggedSlates, scores: Floats, confidence: Confidence |
     """
     if scores.shape != (log.num_responses,) or not np.isfinite(scores).all():
         raise ValueError(f"scores: expected [{log.num_responses}] finite numbers, got {list(scores.shape)}")
+    total, count = rank_sums(log, scores)
+    if not count.any():
+        raise ValueError("log: expected a slate with two different utilities and scores, got none")
+    ratios = Ratios(log.cluster_sums(total)[None, :, None], log.cluster_sums(count)[None])
+    return quantities(ratios, confidence or Confidence())[0]
+
+
+def rank_sums(log: LoggedSlates, scores: Floats) -> tuple[Floats, Floats]:
+    """``[S]`` Spearman's correlation within each slate, and 1; both are 0 where scores or utilities are constant."""
     total, count = np.zeros(log.num_slates), np.zeros(log.num_slates)
     for size in np.unique(log.sizes):
         slates = np.flatnonzero(log.sizes == size)
@@ -131,10 +140,7 @@ def rank_correlation(log: LoggedSlates, scores: Floats, confidence: Confidence |
         told = scale > 1e-9
         total[slates[told]] = (x * y).sum(1)[told] / scale[told]
         count[slates[told]] = 1.0
-    if not count.any():
-        raise ValueError("log: expected a slate with two different utilities and scores, got none")
-    ratios = Ratios(log.cluster_sums(total)[None, :, None], log.cluster_sums(count)[None])
-    return quantities(ratios, confidence or Confidence())[0]
+    return total, count
 
 
 def _ranks(values: Floats) -> Floats:

@@ -76,7 +76,12 @@ def bias_bound(log_w: Floats, shrink: Shrink, residual: Floats, delta: float = 0
     Source: Su et al. (2020), section 5.
     """
     w, shrunk, count = np.exp(log_w), np.exp(shrink.log(log_w)), log_w.size
-    direct = abs(float(((w - shrunk) @ residual) / count))
+    removed = float(((w - shrunk) @ residual) / count)
+    return bias_bound_of(removed, float(np.square(w).mean()), float(w.max()), count, delta)
+
+
+def bias_bound_of(removed: float, mean_square: float, largest: float, count: int, delta: float = 0.05) -> float:
+    """`bias_bound` from ``mean((w - w~) e)``, ``mean(w^2)`` and ``max(w)``."""
     logarithm = math.log(2 / delta)
-    spread = math.sqrt(2 * float(np.square(w).mean()) * logarithm / count)
-    return direct + spread + 2 * float(w.max()) * logarithm / (3 * count)
+    spread = math.sqrt(2 * mean_square * logarithm / count)
+    return abs(removed) + spread + 2 * largest * logarithm / (3 * count)

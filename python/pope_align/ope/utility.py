@@ -83,24 +83,57 @@ def _calibrated(
     slates: Sequence[Slate], logarithmic: bool, score_range: tuple[float, float] | None
 ) -> tuple[Floats, UtilityScale]:
     scores = np.concatenate([np.asarray(slate.scores, dtype=np.float64) for slate in slates])
-    declared = score_range is not None
-    low, high = score_range if score_range is not None else _range_of(scores)
+    if score_range is None and not np.isfinite(scores).all():
+        raise ValueError("scores: expected finite numbers")
+    bounds = calibration(score_range, float(scores.min()), float(scores.max()), logarithmic=logarithmic)
+    _inside(slates, bounds.least, bounds.most)
+    return bounds.utilities(scores), bounds.scale
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """One map from scores to utilities in [0, 1] for a whole log.
+
+    Attributes:
+        least, most: scores of utility 0 and 1.
+        logarithmic: whether it is linear in ``sign(s) log(1 + |s|)``, or in the score.
+        scale: the unit that it gives.
+    """
+
+    least: float
+    most: float
+    logarithmic: bool
+    scale: UtilityScale
+
+    def utilities(self, scores: Floats) -> Floats:
+        """``[R]`` of scores within the range."""
+        if not self.logarithmic:
+            return (scores - self.least) / (self.most - self.least)
+        bottom, top = _log1p(np.array([self.least, self.most]))
+        return (_log1p(scores) - bottom) / (top - bottom)
+
+
+def calibration(
+    declared: tuple[float, float] | None, least: float, most: float, *, logarithmic: bool = False
+) -> Calibration:
+    """The map for a declared range of scores, or for a log with these least and greatest scores.
+
+    Raises:
+        ValueError: an invalid range, or all scores are equal and no range is declared.
+    """
+    low, high = declared if declared is not None else _range_of(least, most)
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"score_range: expected two finite numbers, low < high, got {(low, high)!r}")
-    _inside(slates, low, high)
-    origin = "declared" if declared else ("as given" if (low, high) == (0.0, 1.0) else "least and greatest of this log")
-    if not logarithmic:
-        unit = f"{high - low:g} of the score ({low:g} to {high:g}, {origin})"
-        return (scores - low) / (high - low), UtilityScale("calibrated", unit=unit)
-    bottom, top = _log1p(np.array([low, high]))
-    unit = f"the way from {low:g} to {high:g} of the score on a scale of log(1 + |score|) ({origin})"
-    return (_log1p(scores) - bottom) / (top - bottom), UtilityScale("log1p_calibrated", unit=unit)
+    known = declared is not None
+    origin = "declared" if known else ("as given" if (low, high) == (0.0, 1.0) else "least and greatest of this log")
+    unit = f"{high - low:g} of the score ({low:g} to {high:g}, {origin})"
+    if logarithmic:
+        unit = f"the way from {low:g} to {high:g} of the score on a scale of log(1 + |score|) ({origin})"
+    name = "log1p_calibrated" if logarithmic else "calibrated"
+    return Calibration(low, high, logarithmic, UtilityScale(name, unit=unit))
 
 
-def _range_of(scores: Floats) -> tuple[float, float]:
-    if not np.isfinite(scores).all():
-        raise ValueError("scores: expected finite numbers")
-    low, high = float(scores.min()), float(scores.max())
+def _range_of(low: float, high: float) -> tuple[float, float]:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     if low == high:
