@@ -105,6 +105,15 @@ def scoring_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def one_pass_table(rows: list[dict[str, Any]]) -> list[str]:
+    """CPU seconds and memory of evaluations by size."""
+    lines = ["| | responses | CPU seconds | peak memory |", "|---|---:|---:|---:|"]
+    for row in sorted(rows, key=lambda row: row["shape"]["responses"]):
+        held = f"{row['peak_bytes'] / MIB:,.0f} MiB"
+        lines.append(f"| {row['name']} | {row['shape']['responses']:,} | {row['cpu_s']:.1f} | {held} |")
+    return lines
+
+
 def report(file: Path) -> str:
     run = json.loads(file.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -114,6 +123,8 @@ def report(file: Path) -> str:
         return "\n".join([*lines, *training_table(run["rows"]), ""])
     if file.name.startswith("scoring-"):
         return "\n".join([*lines, *scoring_table(run["rows"]), ""])
+    if file.name.startswith("one-pass-"):
+        return "\n".join([*lines, *one_pass_table(run["rows"]), ""])
     if file.name.startswith("pipeline-"):
         return "\n".join([*lines, *pipeline_table(run["rows"]), ""])
     groups = defaultdict(list)

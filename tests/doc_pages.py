@@ -174,12 +174,36 @@ def metrics(where: Path, fixture: Fixture) -> None:
     (where / "ratings.csv").write_text("\n".join([header, *ratings, ""]), encoding="utf-8")
 
 
+def write_rows(where: Path) -> None:
+    """Shards with one row per response."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, rows = np.random.default_rng(0), 300
+    tokens = rng.integers(2, 9, rows)
+    logging = -1.5 * tokens
+    columns = {
+        "prompt_id": np.arange(rows) // 3,
+        "rating": rng.integers(1, 6, rows),
+        "tokens": tokens,
+        "logging_logprob": logging,
+        "base_logprob": logging + rng.normal(-0.1, 0.2, rows),
+        "new_logprob": logging + rng.normal(-0.1, 0.2, rows),
+    }
+    (where / "log").mkdir()
+    for number, low in enumerate((0, 160)):
+        shard = pa.table({name: column[low : low + 160] for name, column in columns.items()})
+        pq.write_table(shard, where / "log" / f"{number}.parquet")
+
+
 def scale(where: Path, fixture: Fixture) -> None:
     save_model(where / "MODEL", fixture)
     save_model(where / "NEW", fixture, seed=1)
     (where / "logs").mkdir()
     for name in ("a.parquet", "b.jsonl"):
         write_log(where / "logs" / name, fixture, scored=False, count=20, seed=ord(name[0]))
+    write_rows(where)
 
 
 ARRAYS = """
@@ -194,6 +218,7 @@ base_logprobs, new_logprobs = (logging_logprobs + rng.normal(-0.1, 0.2, slates *
 slate_offsets, conversations = np.arange(0, slates * k + 1, k), np.arange(slates) // 2
 predictions = Predictions(np.full(slates * k, 0.5), np.full(slates, 0.5))
 """
+
 
 LOSS = """
 import torch

@@ -130,6 +130,19 @@ def test_steps_of_training_have_a_table(tmp_path: Path) -> None:
     ]
 
 
+def test_evaluation_in_one_pass_has_a_table_of_seconds_and_memory(tmp_path: Path) -> None:
+    file = tmp_path / "one-pass-some-cpu.json"
+    for responses, name in ((2_000_000, "a"), (1_000, "b")):
+        about = {"shape": {"responses": responses}, "cpu_s": 1.26, "peak_bytes": 5 << 20}
+        add_row(file, ABOUT, {"source": "one-pass", "name": name, **about})
+    assert report(file).splitlines()[2:] == [
+        "| | responses | CPU seconds | peak memory |",
+        "|---|---:|---:|---:|",
+        "| b | 1,000 | 1.3 | 5 MiB |",
+        "| a | 2,000,000 | 1.3 | 5 MiB |",
+    ]
+
+
 def test_scoring_has_a_table_of_tokens_per_second(tmp_path: Path) -> None:
     file = tmp_path / "scoring-some-cpu.json"
     shape = {"prompt": 160, "responses_to_a_prompt": 4}

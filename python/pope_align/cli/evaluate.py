@@ -10,6 +10,7 @@ import typer
 
 from pope_core.objective import Objective
 
+from ._evaluate_shards import columns_of, holds_rows, refuse_options
 from ._objective_options import with_objective
 from .checks import check_input, check_json, check_log, check_model, check_template_date, pairs, required
 from .command import date_option, group_option
@@ -18,15 +19,25 @@ if TYPE_CHECKING:
     from ..data import Slate
     from ..ope import Evaluation
 
-_LOG, _INTERVALS, _SCORING, _RESULTS = "The log", "Intervals", "Scoring of models", "Results"
+_LOG, _ROWS, _INTERVALS = "The log", "Rows of responses", "Intervals"
+_SCORING, _RESULTS = "Scoring of models", "Results"
 
 
 @with_objective(Objective.evaluation())
 def evaluate(
-    log: Annotated[Path, typer.Argument(help="Scored slates: .jsonl or .parquet; see `pope score`.")],
+    log: Annotated[
+        Path,
+        typer.Argument(
+            help="Scored slates, .jsonl or .parquet (see `pope score`); or Parquet with one row per response and its "
+            "log-probabilities, a file or folder, which is read in one pass."
+        ),
+    ],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=MODEL (hub name, folder, GGUF file); repeat. The first is the baseline."),
+        typer.Option(
+            help="NAME=MODEL (hub name, folder, GGUF file), or NAME=COLUMN for rows of responses; repeat. The first is "
+            "the baseline."
+        ),
     ] = None,
     samples: Annotated[
         list[str] | None,
@@ -85,6 +96,22 @@ def evaluate(
     level: Annotated[float, typer.Option(help="Coverage of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
     draws: Annotated[int, typer.Option(help="Number of bootstrap draws.", rich_help_panel=_INTERVALS)] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For rows of responses: KIND=COLUMN, where KIND is query, logging_logprob, score, cluster or tokens; "
+            "repeat. Default: columns of the first three names.",
+            rich_help_panel=_ROWS,
+            show_default=False,
+        ),
+    ] = None,
+    how: Annotated[
+        Literal["recorded", "behaviour_cloned", "proxy", "unknown"],
+        typer.Option(help="For rows of responses: where logging_logprob comes from.", rich_help_panel=_ROWS),
+    ] = "unknown",
+    workers: Annotated[
+        int, typer.Option(help="For rows of responses: shards that are read at the same time.", rich_help_panel=_ROWS)
+    ] = 1,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -127,9 +154,16 @@ def evaluate(
     from .console import err, show_json
 
     cluster = None if group is None else grouping(group)
-    check_log(log, "log")
+    rows = holds_rows(log)
+    if rows:
+        scoring = {"--max-length": max_length, "--dtype": dtype, "--template-date": template_date}
+        others = {"--samples": samples, "--group": group, "--logging-policy": logging_policy, "--figure": figure}
+        refuse_options({**others, **scoring}, rows=True)
+    else:
+        check_log(log, "log")
+        refuse_options({"--columns": columns, "--how": how != "unknown", "--workers": workers != 1}, rows=False)
     check_template_date(template_date)
-    policies = pairs("--policy", required(policy, "--policy"), "MODEL")
+    policies = pairs("--policy", required(policy, "--policy"), "COLUMN" if rows else "MODEL")
     sampled = pairs("--samples", samples or [], "FILE")
     for name, file in sampled.items():
         check_input(file, f"--samples {name}")
@@ -140,38 +174,53 @@ def evaluate(
         check_output(out, overwrite=overwrite)
     if figure is not None:
         check_output(figure, overwrite=overwrite, endings=(".png", ".svg", ".pdf"), argument="figure")
-    for name, model in policies.items():
+    for name, model in {} if rows else policies.items():
         check_model(model, f"--policy {name}")
     if logging_policy is not None:
         check_model(logging_policy, "--logging-policy")
 
     from ..data import read_slates
-    from ..ope import Confidence, Scoring, evaluate_policies
+    from ..ope import Confidence, Scoring, evaluate_policies, evaluate_shards
     from ..ope.asked import check_estimators, wanted
     from .console import progress_by_name
 
-    check_estimators(wanted(estimator, objective), lam, list(policies), list(sampled))
     confidence = Confidence(interval, level, draws, seed)
-    slates = read_slates(log)
-    err.print(str(slates))
-    fresh, finished = _samples(sampled, slates)
-    with progress_by_name("scoring", "tokens") as report:
-        evaluation = evaluate_policies(
-            slates,
+    if rows:
+        evaluation = evaluate_shards(
+            log,
             policies,
+            columns=columns_of(columns or []),
             objective=objective,
-            samples=fresh,
-            samples_finished=finished,
-            logging_policy=logging_policy,
             estimators=estimator,
             lam=lam,
             utility_transform=utility_transform,  # type: ignore[arg-type]  # checked there, by name
             score_range=score_range,
-            cluster=cluster,
+            how=how,
             confidence=confidence,
-            scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date),
-            report=report,
+            workers=workers,
         )
+    else:
+        check_estimators(wanted(estimator, objective), lam, list(policies), list(sampled))
+        slates = read_slates(log)
+        err.print(str(slates))
+        fresh, finished = _samples(sampled, slates)
+        with progress_by_name("scoring", "tokens") as report:
+            evaluation = evaluate_policies(
+                slates,
+                policies,
+                objective=objective,
+                samples=fresh,
+                samples_finished=finished,
+                logging_policy=logging_policy,
+                estimators=estimator,
+                lam=lam,
+                utility_transform=utility_transform,  # type: ignore[arg-type]  # checked there, by name
+                score_range=score_range,
+                cluster=cluster,
+                confidence=confidence,
+                scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date),
+                report=report,
+            )
     if out is not None:  # before anything is printed or plotted, so that results are not lost
         evaluation.write_json(out)
         err.print(f"wrote {out}")

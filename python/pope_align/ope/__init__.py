@@ -15,7 +15,7 @@ from .judge_calibration import JudgeCalibration, Judged
 from .log import FreshScores, LoggedSlates, PolicyScores
 from .log_support import Support, support
 from .logging_policies import balanced_logprobs
-from .one_pass import Columns, LogSums, OnePass, evaluate_shards, evaluation_of, read_sums
+from .one_pass import Columns, evaluate_shards
 from .pope import pope_value
 from .predictions import Predictions
 from .result import Estimate
@@ -42,9 +42,7 @@ __all__ = [
     "JointRegion",
     "JudgeCalibration",
     "Judged",
-    "LogSums",
     "LoggedSlates",
-    "OnePass",
     "PolicyScores",
     "Predictions",
     "Quantity",
@@ -63,14 +61,12 @@ __all__ = [
     "estimate",
     "evaluate_policies",
     "evaluate_shards",
-    "evaluation_of",
     "fit_predictions",
     "log_value_lower_bound",
     "log_weights",
     "pareto_k",
     "pope_value",
     "predict_with",
-    "read_sums",
     "sensitivity_bounds",
     "set_value",
     "slate_lower_bounds",

@@ -191,7 +191,9 @@ def _mean_weight_z(log: LoggedSlates, log_w: Floats, shifted: Floats, weighting:
 
 
 def distance_from_one(mean: float, error: float, scale: float) -> float:
-    """Of a mean and its standard error in units of ``exp(scale)``, in these standard errors."""
+    """Of a mean and its standard error in units of ``exp(scale)``, in these standard errors; NaN if weights are 0."""
+    if not mean > 0:
+        return math.nan
     one = math.exp(-scale) if scale > -709 else math.inf
     return float((mean - one) / math.hypot(error, ROUNDING * mean))
 

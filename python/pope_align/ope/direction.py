@@ -72,15 +72,15 @@ def directions(
     Source: docs/evaluation.md, "Estimators".
     """
     totals = [np.subtract(*log.logprobs(name, length_normalize=False)) for name in (policy, baseline)]
+    if not all(np.isfinite(each).any() for each in totals):  # every weight is 0, of whatever kind
+        return []
     indices = []
     if log.tokens(policy) is not None and log.tokens(baseline) is not None:
         normalised = [np.subtract(*log.logprobs(name, length_normalize=True)) for name in (policy, baseline)]
         indices.append(_index(log, policy, baseline, "length-normalised", normalised, totals[0], confidence))
-    if all(np.isfinite(each).any() for each in totals):
-        leaning, other = (tempered(each) for each in totals)
-        power = min(leaning.power, other.power)  # one power for both, so that policies are compared and not powers
-        if power == 1:  # nothing to temper: the weights are those of the values
-            return indices
+    leaning, other = (tempered(each) for each in totals)
+    power = min(leaning.power, other.power)  # one power for both, so that policies are compared and not powers
+    if power < 1:  # else the weights are those of the values
         both = [np.where(np.isfinite(each), power * each, -np.inf) for each in totals]
         indices.append(_index(log, policy, baseline, f"tempered, power {power:.3g}", both, totals[0], confidence))
     return indices

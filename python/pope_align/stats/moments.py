@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,11 +20,15 @@ class Moments:
     A column may be in units of ``exp(scale)``, so that weights of e^1000 and e^-1000 can be added: the greater scale of
     two parts becomes that of both. A scale of -inf marks a column that is 0.
 
+    Second moments are kept as their root, a triangular matrix: the variance of a difference is then as exact as if it
+    were computed from the rows, and never below 0, however much larger the variances of its two terms are.
+
     Attributes:
         count: N.
         scales: ``[K]`` logarithms of the units.
         totals: ``[K]`` sums.
-        second: ``[K, K]`` ``sum_n (x_n - mean)(x_n - mean)^T``.
+        root: ``[<= K, K]``, ``root^T root = sum_n (x_n - mean)(x_n - mean)^T``; 0 in columns that are not finite.
+        finite: ``[K]`` whether all numbers of a column are.
         bootstrap: the resampling whose sums are in ``replicates``; None: none.
         replicates: ``[draws, K]`` sums over the rows of every resampled log.
     """
@@ -31,7 +36,8 @@ class Moments:
     count: int
     scales: Floats
     totals: Floats
-    second: Floats
+    root: Floats
+    finite: npt.NDArray[np.bool_]
     bootstrap: KeyedBootstrap | None = None
     replicates: Floats | None = None
 
@@ -39,8 +45,10 @@ class Moments:
     def nothing(cls, columns: int, bootstrap: KeyedBootstrap | None = None) -> Moments:
         """Of no rows."""
         replicates = None if bootstrap is None else np.zeros((bootstrap.draws, columns))
-        zeros = np.zeros(columns)
-        return cls(0, np.full(columns, -np.inf), zeros, np.zeros((columns, columns)), bootstrap, replicates)
+        finite = np.ones(columns, dtype=bool)
+        return cls(
+            0, np.full(columns, -np.inf), np.zeros(columns), np.zeros((0, columns)), finite, bootstrap, replicates
+        )
 
     @classmethod
     def of(
@@ -57,17 +65,18 @@ class Moments:
             bootstrap, keys: the resampling, and ``[N]`` hashes by which it recognises a row.
         """
         totals = rows.sum(1)  # pairwise, because a column is contiguous
-        with np.errstate(invalid="ignore"):  # of a column with infinite numbers, which stays alone with it
-            centred = rows - (totals / rows.shape[1])[:, None]
-            second = centred @ centred.T
+        finite = np.isfinite(totals)
+        centred = np.where(finite[:, None], rows, 0.0)
+        centred -= np.where(finite, totals / rows.shape[1], 0.0)[:, None]
         replicates = None
         if bootstrap is not None:
             assert keys is not None
             replicates = bootstrap.sums(rows, keys)
-        return cls(rows.shape[1], scales, totals, second, bootstrap, replicates)
+        root = np.linalg.qr(centred.T, mode="r")
+        return cls(rows.shape[1], scales, totals, root, finite, bootstrap, replicates)
 
     def merge(self, other: Moments) -> Moments:
-        """Of the rows of both (Chan, Golub and LeVeque, 1979)."""
+        """Of the rows of both (Chan, Golub and LeVeque, 1979; roots are joined as in a tall-skinny QR)."""
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
         if self.bootstrap != other.bootstrap or self.totals.shape != other.totals.shape:
@@ -75,17 +84,20 @@ class Moments:
         scales = np.maximum(self.scales, other.scales)
         mine, theirs = self._in_units_of(scales), other._in_units_of(scales)
         count = mine.count + theirs.count
+        finite = mine.finite & theirs.finite
         with np.errstate(invalid="ignore"):
-            apart = theirs.totals / theirs.count - mine.totals / mine.count
-            between = np.outer(apart, apart) * (mine.count * theirs.count / count)
-            both = None if mine.replicates is None else mine.replicates + theirs.replicates
+            apart = (theirs.totals / theirs.count - mine.totals / mine.count) * math.sqrt(
+                mine.count / count * theirs.count
+            )
+            roots = np.where(finite, np.concatenate([mine.root, theirs.root, apart[None]]), 0.0)
             return Moments(
                 count,
                 scales,
                 mine.totals + theirs.totals,
-                mine.second + theirs.second + between,
+                np.linalg.qr(roots, mode="r"),
+                finite,
                 self.bootstrap,
-                both,
+                None if mine.replicates is None or theirs.replicates is None else mine.replicates + theirs.replicates,
             )
 
     def _in_units_of(self, scales: Floats) -> Moments:
@@ -94,10 +106,17 @@ class Moments:
         with np.errstate(invalid="ignore"):
             factor = np.where(scales == self.scales, 1.0, np.exp(self.scales - scales))
         replicates = None if self.replicates is None else self.replicates * factor
-        second = self.second * np.outer(factor, factor)
-        return Moments(self.count, scales, self.totals * factor, second, self.bootstrap, replicates)
+        root = self.root * factor
+        return Moments(self.count, scales, self.totals * factor, root, self.finite, self.bootstrap, replicates)
 
     @cached_property
     def squares(self) -> Floats:
         """``[K]`` sums of squares, not centred."""
-        return np.asarray(np.diagonal(self.second) + np.square(self.totals) / max(self.count, 1))
+        centred = np.where(self.finite, np.square(self.root).sum(0), np.nan)
+        return np.asarray(centred + np.square(self.totals) / max(self.count, 1))
+
+    def covariance(self, linear: Floats) -> Floats:
+        """``[P, P]`` centred second moments of linear combinations ``[P, K]`` of the columns."""
+        used = linear.any(0)
+        roots = np.where(self.finite[used], self.root[:, used], np.nan) @ linear[:, used].T
+        return np.asarray(roots.T @ roots)

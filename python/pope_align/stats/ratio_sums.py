@@ -56,13 +56,12 @@ class RatioSums:
 
         The influence ``psi`` of a cluster is linear in its columns and its mean is 0, so centred moments suffice.
         """
-        used = self._used
         numerators, denominators = self._terms(self.moments.totals)
         each = numerators / denominators[:, None]  # [T, P]
+        used, gradient = self._used, np.zeros(self.numerators.shape[1:])
         linear = self.numerators[..., used] - each[..., None] * self.denominators[:, None, used]
-        gradient = (linear / denominators[:, None, None]).sum(0)  # [P, used]
-        clusters = self.num_clusters
-        return np.asarray(gradient @ self.moments.second[np.ix_(used, used)] @ gradient.T) * (clusters / (clusters - 1))
+        gradient[:, used] = (linear / denominators[:, None, None]).sum(0)
+        return self.moments.covariance(gradient) * (self.num_clusters / (self.num_clusters - 1))
 
     def combine(self, matrix: Floats) -> RatioSums:
         """Linear combinations ``[P, P']`` of the values."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from pope_core.objective import Objective, Weighting, weighs_slates
 
-from ..._arrays import Floats
 from ...stats.intervals import Confidence, Quantity, quantities
+from ...stats.moments import Moments
 from ...stats.ratio_sums import RatioSums
 from ..comparison import compare
 from ..diagnostics import Diagnostics, distance_from_one
@@ -287,7 +287,7 @@ def _diagnostics(log: LogSummary, policy: str, estimator: str) -> Diagnostics:
         mean_weight_z=math.nan if request.objective.length_normalize else _mean_weight_z(log, at, weighting),
         log_weight_max=weights.top,
         log_weight_max_place=weights.place,
-        length_correlation=_correlation(of_policy.lengths.second) if of_policy.lengths is not None else math.nan,
+        length_correlation=_correlation(of_policy.lengths),
         target_coverage=of_policy.surprise.coverage,
         clip_fraction=clip,
         sequence_ess=of_policy.sequences.ess,
@@ -303,7 +303,10 @@ def _mean_weight_z(log: LogSummary, weights: int, weighting: Weighting) -> float
     )
 
 
-def _correlation(second: Floats) -> float:
+def _correlation(lengths: Moments | None) -> float:
+    if lengths is None:
+        return math.nan
+    second = lengths.covariance(np.eye(2))
     scale = math.sqrt(second[0, 0] * second[1, 1])
     return float(second[0, 1] / scale) if scale > 0 else math.nan
 
@@ -323,8 +326,10 @@ def _placebo(log: LogSummary, policy: str, baseline: str, estimator: str) -> Pla
 
 def _indices(log: LogSummary, policy: str, baseline: str) -> Iterator[DirectionIndex]:
     """The length-normalised index. A tempered one needs its power, which is known after the pass."""
-    of_policy = log.sums.policies[policy]
+    of_policy, of_baseline = log.sums.policies[policy], log.sums.policies[baseline]
     if of_policy.index is None or log.sums.index_gains is None:
+        return
+    if -math.inf in (of_policy.sequences.top, of_baseline.sequences.top):  # every weight is 0
         return
     names, confidence = list(log.request.policies), log.request.confidence
     mine, theirs = (log.ratio("index", name, parts=("utility",)) for name in (policy, baseline))

@@ -165,7 +165,9 @@ def _check_types(path: str, schema: Any, numbers: Sequence[str], keys: Sequence[
     types = require("pyarrow.types", extra="train", purpose="to read Parquet files")
     for name in [*keys, *numbers]:
         if name not in schema.names:
-            raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(schema.names)}")
+            raise ValueError(
+                f"{path}: expected a column {name!r}, got {', '.join(schema.names)}; `columns` says what they are named"
+            )
         kind = schema.field(name).type
         if name in keys:
             plain = kind.value_type if types.is_dictionary(kind) else kind

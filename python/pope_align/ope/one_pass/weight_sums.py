@@ -105,7 +105,7 @@ class WeightSums:
     def top_percent_share(self) -> float:
         """NaN where more weights would have to be kept."""
         size = max(1, self.count // 100)
-        if size > self.largest.size:
+        if size > self.largest.size or self.first == 0:
             return math.nan
         return float(units(np.partition(self.largest, -size)[-size:], self.top).sum() / self.first)
 
