@@ -81,7 +81,7 @@ def mix(values: Hashes) -> Hashes:
         return np.asarray(values ^ (values >> np.uint64(31)))
 
 
-def hashes_of(ids: Sequence[str] | Sequence[int]) -> Hashes:
+def hashes_of(ids: Sequence[str | int]) -> Hashes:
     """``[C]`` hashes of names, the same on every machine; the number 1 and the text "1" differ."""
     if len(ids) and isinstance(ids[0], str):
         digests = b"".join(hashlib.blake2b(str(each).encode(), digest_size=8).digest() for each in ids)

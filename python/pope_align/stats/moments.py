@@ -72,8 +72,7 @@ class Moments:
         if bootstrap is not None:
             assert keys is not None
             replicates = bootstrap.sums(rows, keys)
-        root = np.linalg.qr(centred.T, mode="r")
-        return cls(rows.shape[1], scales, totals, root, finite, bootstrap, replicates)
+        return cls(rows.shape[1], scales, totals, _root(centred.T), finite, bootstrap, replicates)
 
     def merge(self, other: Moments) -> Moments:
         """Of the rows of both (Chan, Golub and LeVeque, 1979; roots are joined as in a tall-skinny QR)."""
@@ -94,7 +93,7 @@ class Moments:
                 count,
                 scales,
                 mine.totals + theirs.totals,
-                np.linalg.qr(roots, mode="r"),
+                _root(roots),
                 finite,
                 self.bootstrap,
                 None if mine.replicates is None or theirs.replicates is None else mine.replicates + theirs.replicates,
@@ -120,3 +119,9 @@ class Moments:
         used = linear.any(0)
         roots = np.where(self.finite[used], self.root[:, used], np.nan) @ linear[:, used].T
         return np.asarray(roots.T @ roots)
+
+
+def _root(rows: Floats) -> Floats:
+    """``[<= K, K]`` of ``[N, K]`` rows: triangular, with the same sums of squares and products."""
+    triangle: Floats = np.asarray(np.linalg.qr(rows, mode="r"))
+    return triangle

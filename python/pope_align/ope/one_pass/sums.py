@@ -11,7 +11,7 @@ import numpy as np
 from pope_core.objective import Weighting
 
 from ..._arrays import Floats
-from ...stats.keyed_bootstrap import hashes_of, mix
+from ...stats.keyed_bootstrap import Hashes, hashes_of, mix
 from ...stats.moments import Moments
 from ..log import LoggedSlates, PolicyScores
 from ..weights import log_weights
@@ -252,6 +252,7 @@ def _sum_of_hashes(*columns: Any) -> int:
     """A number that names a set of rows, whatever their order."""
     state = np.zeros(columns[0].size, dtype=np.uint64)
     for column in columns:
-        state = mix(state ^ np.ascontiguousarray(column).view(np.uint64))
+        bits: Hashes = np.ascontiguousarray(column).view(np.uint64)
+        state = mix(state ^ bits)
     with np.errstate(over="ignore"):
         return int(state.sum(dtype=np.uint64))

@@ -147,7 +147,8 @@ class SurpriseSums:
         bits = np.ascontiguousarray(surprise + 0.0).view(np.int64) >> _SHIFT
         bins = np.clip(bits - _OFFSET, 0, _BINS - 1)
         counts = np.bincount(bins, minlength=_BINS).astype(np.float64)
-        return cls(top, counts, np.bincount(bins, weights=units(log_w, top), minlength=_BINS))
+        weights = np.bincount(bins, weights=units(log_w, top), minlength=_BINS)
+        return cls(top, counts, weights.astype(np.float64))
 
     def merge(self, other: SurpriseSums) -> SurpriseSums:
         if other.top > self.top:
