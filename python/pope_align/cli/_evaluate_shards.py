@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def holds_rows(log: Path) -> bool:
     """Whether a log has one row per response: a folder or Parquet file without the responses of slates."""
-    if not (log.is_dir() or log.suffix == ".parquet"):
+    if not (log.is_dir() or (log.is_file() and log.suffix == ".parquet")):
         return False
     from .._extras import require
     from ..ope.one_pass.shards import parquet_files
