@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,18 +14,23 @@ if TYPE_CHECKING:
     from ..ope import Columns
 
 
-def holds_rows(log: Path) -> bool:
-    """Whether a log has one row per response: a folder or Parquet file without the responses of slates."""
-    if not (log.is_dir() or (log.is_file() and log.suffix == ".parquet")):
-        return False
+def holds_rows(log: str | os.PathLike[str]) -> bool:
+    """Whether a log has one row per response: the first of its Parquet files, on a local disk, is not one of slates."""
     from .._extras import require
     from ..ope.one_pass.shards import parquet_files
 
+    place = Path(log)
+    if place.is_dir():
+        files = parquet_files(place, required=False)
+    else:
+        files = [str(place)] if place.is_file() and place.suffix == ".parquet" else []
+    if not files:
+        return False
     parquet = require("pyarrow.parquet", extra="train", purpose="to read Parquet files")
     try:
-        return "completions" not in parquet.read_schema(parquet_files(log)[0]).names
-    except ValueError as error:
-        raise ValueError(f"log: {str(error).removeprefix('paths: ')}") from error
+        return "completions" not in parquet.read_schema(files[0]).names
+    except ValueError:  # no Parquet: the reader of slates says so
+        return False
 
 
 def refuse_options(given: Mapping[str, Any], *, rows: bool) -> None:

@@ -65,22 +65,26 @@ class Rows:
         return f"row {first + row - start} of {path}"
 
 
-def parquet_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The shards in order: files, and the ``.parquet`` files of folders by name.
+def parquet_files(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, required: bool = True
+) -> list[str]:
+    """The shards in order: files, and the ``.parquet`` files of folders by name, but those that begin with "_" or ".".
 
     Raises:
-        ValueError: nothing to read.
+        ValueError: no such file; or nothing to read, if that is required.
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files: list[str] = []
     for path in map(Path, given):
         if not path.exists():
             raise ValueError(f"paths: {path}: no such file or folder")
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not found:
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.glob("*.parquet") if file.name[0] not in "_.")
+        if not found and required:
             raise ValueError(f"paths: {path}: expected files that end in .parquet, found none in this folder")
         files += map(str, found)
-    if not files:
+    if not files and required:
         raise ValueError("paths: expected Parquet files or a folder of them, got none")
     if len(set(files)) < len(files):
         raise ValueError(f"paths: {next(file for file in files if files.count(file) > 1)} is given twice")
