@@ -294,6 +294,13 @@ def test_page_script_is_no_title(tmp_path: Path) -> None:
 
 
 FIXTURES = Path(__file__).parent / "formats"
+#: Formats that ask for a choice before they read.
+NEEDED: dict[str, Any] = {
+    "otel": {"mapping": {"score": "thumb"}},
+    "inspect": {"mapping": {"score": "includes"}},
+    "lm-eval": {"mapping": {"filter": "none"}},
+    "tinker": {"mapping": {"tokenizer": str(FIXTURES.parent / "golden" / "chatml")}},
+}
 
 
 def inputs(name: str) -> list[Path]:
@@ -305,7 +312,8 @@ def inputs(name: str) -> list[Path]:
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "table"])  # whose columns are anything
 def test_a_format_is_told_from_its_records(name: str, tmp_path: Path) -> None:
-    report = convert("auto", inputs(name), tmp_path / "out.jsonl", ConvertOptions(min_k=1))
+    options = ConvertOptions(min_k=1, **NEEDED.get(name, {}))
+    report = convert("auto", inputs(name), tmp_path / "out.jsonl", options)
     assert report.format == name
 
 
@@ -325,7 +333,7 @@ def test_records_of_another_format_are_refused_and_the_right_one_is_named(name: 
                     continue
                 one = lines(tmp_path / "one.jsonl", record.values)
                 with pytest.raises(SlateError, match=rf"expected a record of {other.name}, .*--from {name}"):
-                    converted(other.name, one)
+                    converted(other.name, one, **NEEDED.get(other.name, {}))
 
 
 def test_a_review_of_2014_read_as_one_of_2018_would_lose_its_votes(tmp_path: Path) -> None:
