@@ -94,7 +94,7 @@ def test_the_table_of_a_gpu_shows_medians_floors_errors_other_losses_and_who_is_
     assert report(file).splitlines() == [
         "Some GPU; driver 1.2; torch 3.4; commit 0123456789ab.",
         "",
-        "From hidden: 8192 tokens, 128256 words, width 2048",
+        "From hidden: 8192 tokens, 128256 vocabulary entries, width 2048",
         "",
         "| | bfloat16, forward | bfloat16, forward+backward | memory | gradient's error |",
         "|---|---:|---:|---:|---:|",
@@ -103,7 +103,8 @@ def test_the_table_of_a_gpu_shows_medians_floors_errors_other_losses_and_who_is_
         "| eager |  | 30.0 ± 0.2 ms (1.5x) | 600 MiB | 3.1e-03 |",
         "| *DPO, fused* (another loss: DPO) |  | 104.0 ± 0.2 ms (5.2x) | 600 MiB | 3.1e-03 |",
         "",
-        "From hidden: 8192 tokens, 128256 words, width 2048, states of a model on a text, ragged responses",
+        "From hidden: 8192 tokens, 128256 vocabulary entries, width 2048, states of a model on a text, "
+        "ragged responses",
         "",
         "| | bfloat16, forward+backward | memory | gradient's error |",
         "|---|---:|---:|---:|",

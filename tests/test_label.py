@@ -422,6 +422,7 @@ def test_scores_of_own_answers_are_the_utilities_of_every_method(
     monkeypatch.setattr("pope_align.metrics.embeddings.Embedder", lambda *_, **__: Letters())
     for module in ("models.loading", "training.policy_trainer"):
         monkeypatch.setattr(f"pope_align.{module}.load_model", lambda *_, **__: copy.deepcopy(writer))
+    for module in ("models.loading", "training.arguments", "training.run"):
         monkeypatch.setattr(f"pope_align.{module}.load_tokenizer", lambda *_: tiny_tokenizer)
     writer.config.save_pretrained("model")
     write_slates(prompts(), "log.jsonl")
@@ -520,7 +521,7 @@ def test_training_on_maximin_serves_the_group_that_the_mean_forgets(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "none.jsonl", "--model", "m", "-o", "g.jsonl"], "log: expected a file that exists"),
+        (["generate", "none.jsonl", "--model", "m", "-o", "g.jsonl"], "log: expected a file of slates, found none"),
         (["generate", "--model", "m", "-o", "g.jsonl"], "Missing argument 'log'"),
         (["generate", "log.jsonl", "--data", "log.jsonl", "--model", "m", "-o", "g.jsonl"], "extra argument"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.csv"], "expected a file ending in .jsonl or .parquet"),

@@ -1,4 +1,4 @@
-"""Clusters that may go on in another shard: their rows wait until all shards are read."""
+"""Clusters that may continue in another shard: their rows wait until all shards are read."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def read_shard(
     path: str, columns: Columns, policies: Mapping[str, str], rows: int = ROWS
 ) -> Iterator[tuple[bool, Rows]]:
     """Batches of whole clusters of one shard, in order, each with whether it is an edge: the first or last cluster of
-    the shard, which may go on in another.
+    the shard, which may continue in another.
 
     Args:
         policies: the column of each policy.
