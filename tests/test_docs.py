@@ -67,15 +67,20 @@ def test_every_page_with_code_has_its_files() -> None:
 def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     page: Page = PAGES[name]
     page.prepare(tmp_path, request.getfixturevalue)
-    code = page.preamble
+    code, waiting = page.preamble, False  # Python runs once, before the next block of a shell and at the end
     for block in blocks(ROOT / name):
         if block.reason:
             continue
         if block.language == "python":
             code += f"\n# {name}:{block.line}\n{block.code}"
-            run([sys.executable, "-c", code], tmp_path, f"{name}:{block.line}")
-        else:
-            run(["bash", "-euo", "pipefail", "-c", block.code], tmp_path, f"{name}:{block.line}")
+            waiting = True
+            continue
+        if waiting:
+            run([sys.executable, "-c", code], tmp_path, f"{name}, to line {block.line}")
+            waiting = False
+        run(["bash", "-euo", "pipefail", "-c", block.code], tmp_path, f"{name}:{block.line}")
+    if waiting:
+        run([sys.executable, "-c", code], tmp_path, name)
 
 
 def run(command: list[str], where: Path, what: str) -> None:
