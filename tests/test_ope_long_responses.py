@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from pope_align.experiments.ope_similar_world import MEANING, SimilarWorld
-from pope_align.ope import LoggedSlates
+from pope_align.ope import Estimate, LoggedSlates
 from pope_align.ope.classifier_weights import classifier_weights
 from pope_align.ope.comparison import compare
 from pope_align.ope.crossfit import cross_fit
@@ -124,6 +125,51 @@ def test_a_trait_that_no_feature_holds_is_in_the_weights_of_short_responses() ->
     assert found.low < truth < found.high
     alone = model_first(log, cross_fit(log, features), classifier_weights(log, features).log_weights).value
     assert truth - alone > 0.1
+
+
+def estimated(utility: np.ndarray, ratio: np.ndarray, features: Features, **options: Any) -> Estimate:
+    """Of slates of two with recorded propensities, 80 nats below 1."""
+    logging = np.full(utility.size, -80.0)
+    offsets = np.arange(0, utility.size + 1, 2)
+    policies = {"target": logging + ratio}
+    log = LoggedSlates.from_arrays(utility, logging, policies, offsets, how="recorded", **options)
+    return model_first_estimate(log, "target", [features], objective=CU_ONLY).estimate
+
+
+def drawn(logged: np.ndarray | None = None, target: np.ndarray | None = None) -> Features:
+    random = np.random.default_rng(3)
+    own = random.normal(size=(240, 3)) if logged is None else logged
+    return Features("f", own, random.normal(size=(240, 3)) if target is None else target, np.repeat(np.arange(120), 2))
+
+
+def test_logs_at_the_edge_have_a_number_and_a_reason() -> None:
+    random = np.random.default_rng(4)
+    thumbs = (random.random(240) < 0.5).astype(np.float64)
+    same = estimated(np.ones(240), random.normal(0, 20, 240), drawn())  # was a division by zero
+    assert (same.value, same.verdict) == (1.0, "refuse")
+    one = np.r_[np.zeros(216), np.full(24, -50.0)]  # one cluster has all the weight; was NaN
+    lumped = estimated(thumbs, one, drawn(), clusters=[0] * 108 + list(range(1, 13)))
+    assert np.isfinite([lumped.value, lumped.standard_error]).all()
+    assert any("rest on 1.0 effective independent queries" in reason for reason in lumped.reasons)
+    nothing = estimated(thumbs, np.full(240, -np.inf), drawn())  # ended with an error about log_weights
+    assert nothing.verdict == "refuse"
+    assert any("cannot write any of the logged responses" in reason for reason in nothing.reasons)
+    one_less = np.r_[-np.inf, random.normal(0, 0.3, 239)]  # switched the weights of whole responses off
+    assert estimated(thumbs, one_less, drawn()).chosen["power"] == 1
+
+
+def test_a_feature_that_the_log_does_not_have_is_outside_its_support() -> None:
+    """No model sees it, because features are cut at the log's ends; it was reliable."""
+    random = np.random.default_rng(5)
+    logged, target = random.normal(size=(2, 240, 1))
+    liked = (random.random(240) < 1 / (1 + np.exp(-3 * logged[:, 0]))).astype(np.float64)
+    flag = drawn(np.column_stack([logged, np.zeros(240)]), np.column_stack([target, np.ones(240)]))
+    found = estimated(liked, random.normal(0, 0.3, 240), flag)
+    assert found.verdict == "refuse"
+    assert any("100.0% of the policy's fresh responses lie beyond" in reason for reason in found.reasons)
+    assert drawn().within_log().beyond == 0
+    cut = drawn().within_log()
+    assert cut.within_log() is cut
 
 
 def test_no_response_has_all_the_weight() -> None:

@@ -31,7 +31,7 @@ class BridgedWeights:
     """The weights taken.
 
     Attributes:
-        log_weights: ``[R]`` nats, up to a constant.
+        log_weights: ``[R]`` nats, up to a constant, without the log's own weights.
         power: 0 for the features' weights, 1 for those of whole responses.
         ess: effective sample size.
     """
@@ -41,29 +41,39 @@ class BridgedWeights:
     ess: float
 
 
-def enough(responses: int) -> float:
+def enough(responses: float) -> float:
     """The effective sample size that bridged weights of this many responses keep, at most a third of them."""
     return min(max(RULES["ess"].caution or 0.0, responses**_GROWTH), responses / 3)
 
 
-def bridged_weights(of_features: Floats, of_responses: Floats | None) -> BridgedWeights:
-    """The weights of the largest power with an effective sample size of at least `enough`.
+def bridged_weights(own: Floats, of_features: Floats, of_responses: Floats | None) -> BridgedWeights:
+    """The weights of a power, found by bisection, with an effective sample size of at least `enough`: 1 if that has it.
+
+    Responses that the policy cannot write have the weight 0 at every power.
 
     Args:
+        own: ``[R]`` log-weight that a response has in the log's mean, minus the log of its slate's size; effective
+            sample sizes are those of all weights together.
         of_features: ``[R]`` log-weights, e.g. of `classifier_weights`; if they are too uneven themselves, they are
             tempered first.
-        of_responses: ``[R]`` log-ratio of policy and logging policy, totals in nats, finite; None: not known.
+        of_responses: ``[R]`` log-ratio of policy and logging policy, totals in nats; -inf where the policy cannot
+            write the response; None: not known.
 
     Raises:
-        ValueError: other shapes, or numbers that are not finite.
+        ValueError: other shapes, a NaN or +inf, or no response that the policy can write.
     """
-    ends = [of_features] if of_responses is None else [of_features, of_responses]
-    if any(end.shape != of_features.shape or not np.isfinite(end).all() for end in ends):
-        raise ValueError("of_features, of_responses: expected finite numbers, one for each response")
-    least = enough(of_features.size)
-    start = of_features * largest_power(np.zeros_like(of_features), of_features, least)
-    if of_responses is None:
-        return BridgedWeights(start, 0.0, effective_sample_size(start))
-    power = largest_power(start, of_responses - start, least)
-    taken = start + power * (of_responses - start)
-    return BridgedWeights(taken, power, effective_sample_size(taken))
+    whole = of_features if of_responses is None else of_responses
+    written = whole > -np.inf
+    usable = own.shape == of_features.shape == whole.shape and np.isfinite(of_features).all()
+    if not (usable and np.isfinite(whole[written]).all() and written.any()):
+        raise ValueError(
+            "own, of_features, of_responses: expected finite numbers, one for each response (of_responses may be -inf, "
+            "but not everywhere)"
+        )
+    least = enough(effective_sample_size(own[written]))
+    mine, features, ratio = own[written], of_features[written], whole[written]
+    start = features * largest_power(mine, features, least)
+    power = 0.0 if of_responses is None else largest_power(mine + start, ratio - start, least)
+    taken = np.full(own.shape, -np.inf)
+    taken[written] = start + power * (ratio - start)
+    return BridgedWeights(taken, power, effective_sample_size(own + taken))

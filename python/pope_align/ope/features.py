@@ -15,6 +15,9 @@ from .log import LoggedSlates
 #: Quantiles of the log at which features are cut for models.
 _ENDS = (0.01, 0.99)
 
+#: Standard errors by which the share of fresh responses beyond the log must exceed chance, in the worst of all columns.
+_DOUBT = 4.0
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -25,12 +28,15 @@ class Features:
         logged: ``[R, d]``.
         target: ``[N, d]``.
         owner: ``[N]`` slate whose prompt each fresh response answers; every slate has at least one.
+        beyond: of `within_log`: the largest share of fresh responses that lie beyond all logged ones in one column, 0
+            if chance explains it; None if the features were not cut.
     """
 
     name: str
     logged: Floats
     target: Floats
     owner: Integers
+    beyond: float | None = None
 
     def check(self, log: LoggedSlates) -> None:
         """Raises: ValueError: arrays that do not match the log or each other, or a number that is not finite."""
@@ -51,10 +57,22 @@ class Features:
 
     def within_log(self) -> Features:
         """Every column cut at the log's quantiles `_ENDS`, so that no model extrapolates, and none depends on a few
-        responses with extreme values.
+        responses with extreme values. What is cut from fresh responses is remembered in ``beyond``: no model sees it.
         """
+        if self.beyond is not None:
+            return self
         ends = np.quantile(self.logged, _ENDS, axis=0)
-        return Features(self.name, np.clip(self.logged, *ends), np.clip(self.target, *ends), self.owner)
+        cut = np.clip(self.logged, *ends), np.clip(self.target, *ends)
+        return Features(self.name, *cut, self.owner, self._beyond())
+
+    def _beyond(self) -> float:
+        low, high = self.logged.min(0), self.logged.max(0)
+        share = ((self.target < low) | (self.target > high)).mean(0)
+        # A response from the log's own distribution exceeds n others in a column with a probability of 2 / (n + 1).
+        chance = 2 / (len(self.logged) + 1)
+        doubt = _DOUBT * np.sqrt(np.maximum(share, chance) / (int(self.owner.max()) + 1))
+        clear = share > chance + doubt
+        return float(share[clear].max()) if clear.any() else 0.0
 
     def beside(self, other: Features) -> Features:
         """The columns of both feature sets, for the same fresh responses."""

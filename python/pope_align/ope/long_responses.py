@@ -24,11 +24,12 @@ from ..stats.ratios import Ratios
 from .bridged import BridgedWeights, bridged_weights
 from .classifier_weights import ClassifierWeights, classifier_weights
 from .crossfit import FOLDS, CrossFit, best_fit
+from .diagnostics import cluster_ess
 from .estimators import leak_findings
 from .features import Features
 from .log import LoggedSlates
 from .log_support import support_of
-from .model_first import ModelFirst, missed, model_first, residual_check, weighted_mean
+from .model_first import ModelFirst, missed, model_first, per_slate_weights, residual_check, weighted_mean
 from .pope import fresh_diversity
 from .result import Estimate, finish
 from .tempered import tempered
@@ -41,6 +42,7 @@ _UNVERIFIED = (
     "features miss"
 )
 _NOT_RECORDED = "only as good as the features: without recorded propensities the log cannot show what the features miss"
+_UNWRITTEN = "only as good as the features: the policy cannot write any of the logged responses"
 _BENT = "only as good as the features: what they miss is not small enough to be estimated to first order"
 
 #: Standard errors by which two estimates of what the features miss may differ.
@@ -129,6 +131,7 @@ def estimate_of_fit(
     rows = _diversity(log, policy, objective)
     taken, ratio = _bridge(log, policy, weights.log_weights)
     result = model_first(log, fit, taken.log_weights)
+    uneven = tuple(_weight_findings(log, taken))
     hidden = tuple(_missed(log, fit, result, taken, ratio))
     estimate = finish(
         log,
@@ -139,7 +142,8 @@ def estimate_of_fit(
         diagnostics=None,
         findings=[
             *propensity_findings(log, policy, length_normalize=False),
-            *_findings(log, policy, fit, even=taken.power == 1 and not hidden),
+            *_findings(log, policy, fit, even=taken.power == 1 and not (uneven or hidden)),
+            *uneven,
             *hidden,
         ],
         options=_options(objective, folds, seed),
@@ -169,8 +173,19 @@ def _options(objective: Objective, folds: int, seed: int) -> dict[str, Any]:
 def _bridge(log: LoggedSlates, policy: str, classifier: Floats) -> tuple[BridgedWeights, Floats | None]:
     """The weights that the log allows, and the log-ratio of whole responses where it can be used."""
     ratio = log_weights(log, policy, "response", length_normalize=False)
-    known = ratio if log.how == "recorded" and np.isfinite(ratio).all() else None
-    return bridged_weights(classifier, known), known
+    known = ratio if log.how == "recorded" and np.isfinite(ratio).any() else None
+    return bridged_weights(-np.log(log.per_response(log.sizes.astype(np.float64))), classifier, known), known
+
+
+def _weight_findings(log: LoggedSlates, weights: BridgedWeights) -> Iterator[Finding]:
+    """Whether the weights of the correction rest on enough responses and queries."""
+    size = f"effective sample size {weights.ess:.1f} of the weights between log and policy"
+    yield from find("ess", size, weights.ess)
+    used = per_slate_weights(log, weights.log_weights)
+    largest = float(used.max() / used.sum())
+    yield from find("max_share", f"one of them has {largest:.1%} of the total", largest)
+    queries = cluster_ess(log, log.slate_sums(used))
+    yield from find("cluster_ess", f"they rest on {queries:.1f} effective independent queries", queries)
 
 
 def _missed(
@@ -180,17 +195,13 @@ def _missed(
     log shows it where what they miss has a small standard error.
     """
     if ratio is None:
-        yield from find("model_unverified", _NOT_RECORDED if log.how != "recorded" else _UNVERIFIED, np.inf)
+        yield from find("model_unverified", _NOT_RECORDED if log.how != "recorded" else _UNWRITTEN, np.inf)
         return
-    size = f"effective sample size {weights.ess:.1f} of the weights between log and policy"
-    yield from find("ess", size, weights.ess)
-    largest = float(np.exp(weights.log_weights - weights.log_weights.max()).sum()) ** -1
-    yield from find("max_share", f"one of them has {largest:.1%} of the total", largest)
     if weights.power == 1:
         return
     hidden = missed(log, fit, weights.log_weights, ratio)
     error = float(np.sqrt(result.ratios.covariance()[0, 0]))
-    times = hidden.standard_error / error
+    times = hidden.standard_error / error if error > 0 else float("nan")
     yield from find("model_unverified", f"{_UNVERIFIED} ({times:.1f} standard errors)", times)
     if abs(hidden.bent) > max(_AGREE * hidden.bent_error, error):
         yield from find("model_unverified", _BENT, np.inf)
@@ -214,7 +225,12 @@ def _findings(log: LoggedSlates, policy: str, fit: CrossFit, *, even: bool) -> I
         abs(fit.calibration - 1) / fit.calibration_error if fit.calibration_error > 0 else float("nan"),
     )
     yield from leak_findings(log, log.utility - fit.logged)
+    beyond = fit.features.beyond or 0.0
+    what = f"{beyond:.1%} of the policy's fresh responses lie beyond all logged ones in a feature"
+    yield from find("support", what, beyond)
     raw = log_weights(log, policy, "response", length_normalize=False)
+    if not np.isfinite(raw).any():
+        return
     check = residual_check(log, fit, tempered(raw).log_weights)
     what = "where the policy puts probability, the logged responses contradict the reward model"
     yield from contradiction_findings(check.contradiction, check.standard_error, what)

@@ -115,15 +115,17 @@ def missed(log: LoggedSlates, fit: CrossFit, log_weights: Floats, log_ratio: Flo
 
     Args:
         log_weights: ``[R]``, as for `model_first`.
-        log_ratio: ``[R]`` log-probability of the policy minus that of the logging policy, finite.
+        log_ratio: ``[R]`` log-probability of the policy minus that of the logging policy, finite where the weight is
+            not 0.
     """
     residual = log.utility - fit.logged
     weights = per_slate_weights(log, log_weights)
     shares = weights / weights.sum()
-    left = log_ratio - log_weights
+    written = weights > 0
+    left = np.where(written, log_ratio, 0.0) - np.where(written, log_weights, 0.0)
     left = left - shares @ left
     first = term(log, weights * left * (residual - shares @ residual), weights)
-    tilted = weights * np.exp(left - left.max())
+    tilted = weights * np.exp(np.where(written, left - left[written].max(), 0.0))
     whole = term(log, tilted * residual, tilted).minus(term(log, weights * residual, weights))
     return Missed(*value_and_error(first), *value_and_error(first.minus(whole)))
 
@@ -207,7 +209,8 @@ def _leverage(ratio: Ratios) -> Floats:
     mean with uneven weights is too small.
     """
     share = ratio.denominators[0] / ratio.denominators[0].sum()
-    return np.asarray(ratio.influence()[:, 0] * share / (1 - share))
+    # Without a cluster that has everything, nothing is left; its verdict is "refuse" by the effective clusters.
+    return np.asarray(ratio.influence()[:, 0] * share / np.maximum(1 - share, 1 / share.size))
 
 
 def _noise(influence: Floats) -> Ratios:

@@ -70,8 +70,8 @@ def tempered(log_weights: Floats, share: float = ESS_SHARE) -> Tempered:
 
 
 def largest_power(start: Floats, direction: Floats, ess: float) -> float:
-    """The largest power in [0, 1] with an effective sample size of at least ``ess`` of ``start + power * direction``; 0
-    where none has.
+    """A power in [0, 1] with an effective sample size of at least ``ess`` of ``start + power * direction``: 1 if that
+    has it, 0 where bisection finds none, else the largest up to where it falls below.
 
     Args:
         start, direction: ``[R]`` nats; the direction may be -inf.
