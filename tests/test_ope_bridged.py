@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pope_align.ope.bridged import BridgedWeights, bridged_weights, enough
+from pope_align.ope.bridged import BridgedWeights, at_most, bridged_weights, enough
 from pope_align.ope.diagnostics import effective_sample_size
 
 
@@ -43,6 +43,18 @@ def test_enough_responses_stay_in_effect(seed: int, features: float, whole: floa
 
 def test_what_is_kept_grows_with_the_log_but_slower() -> None:
     assert [round(enough(n)) for n in (60, 300, 1000, 10**6)] == [20, 100, 100, 10**4]
+
+
+def test_one_large_weight_is_tempered_though_enough_responses_stay_in_effect() -> None:
+    """One of 600 weights is 40 times the others': 6% of the total, at an effective sample size of 181."""
+    ratio = np.where(np.arange(600) == 7, np.log(40.0), 0.0)
+    assert effective_sample_size(ratio) > enough(600) + 50
+    found = bridged(np.zeros(600), ratio)
+    assert 0.9 < found.power < 1
+    shares = np.exp(found.log_weights) / np.exp(found.log_weights).sum()
+    assert shares.max() == pytest.approx(0.05)
+    assert shares.max() < 0.05
+    assert at_most(1 / 10) == pytest.approx(0.3)  # of ten equal weights, each has a tenth
 
 
 def test_responses_that_the_policy_cannot_write_have_no_weight() -> None:

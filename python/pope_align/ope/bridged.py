@@ -5,9 +5,10 @@ responses miss nothing, and for long responses one of them has everything. In be
 
     log w(power) = log w_features + power * (log w_whole - log w_features),        power from 0 to 1
 
-The weights taken are those of the largest power that leaves enough responses in effect. With short responses, or a
-policy close to the log's, that is 1: the estimate is unbiased whatever the features are. With long ones it approaches
-the weights of the features. What the remaining distance may hide is estimated in `model_first`.
+The weights taken are those of the largest power that leaves enough responses in effect, and none with a large share of
+the total. With short responses, or a policy close to the log's, that is 1: the estimate is unbiased whatever the
+features are. With long ones it approaches the weights of the features. What the remaining distance may hide is
+estimated in `model_first`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from .._arrays import Floats
 from .diagnostics import effective_sample_size
 from .rules import RULES
-from .tempered import largest_power
+from .tempered import largest_power, largest_share
 
 #: The effective sample size to keep is at least that of the rule for weights; for larger logs it grows with this power
 #: of the number of responses, so that variance and bias both vanish.
@@ -46,8 +47,19 @@ def enough(responses: float) -> float:
     return min(max(RULES["ess"].caution or 0.0, responses**_GROWTH), responses / 3)
 
 
+def at_most(share: float) -> float:
+    """The share of the total that one bridged weight has at most: that of the rule for weights, with room for rounding.
+
+    Args:
+        share: of the largest weight in the log's mean; in a small log that can have more, three times as much is left.
+    """
+    return max((RULES["max_share"].caution or 0.0) * (1 - 1e-9), min(3 * share, 1.0))
+
+
 def bridged_weights(own: Floats, of_features: Floats, of_responses: Floats | None) -> BridgedWeights:
-    """The weights of a power, found by bisection, with an effective sample size of at least `enough`: 1 if that has it.
+    """The weights of the largest power with an effective sample size of `enough` and no weight above `at_most`.
+
+    It is 1 if those of whole responses are as even as that, and found by bisection otherwise.
 
     Responses that the policy cannot write have the weight 0 at every power.
 
@@ -72,8 +84,9 @@ def bridged_weights(own: Floats, of_features: Floats, of_responses: Floats | Non
         )
     least = enough(effective_sample_size(own[written]))
     mine, features, ratio = own[written], of_features[written], whole[written]
-    start = features * largest_power(mine, features, least)
-    power = 0.0 if of_responses is None else largest_power(mine + start, ratio - start, least)
+    most = at_most(largest_share(mine))
+    start = features * largest_power(mine, features, least, most)
+    power = 0.0 if of_responses is None else largest_power(mine + start, ratio - start, least, most)
     taken = np.full(own.shape, -np.inf)
     taken[written] = start + power * (ratio - start)
     return BridgedWeights(taken, power, effective_sample_size(own + taken))

@@ -69,16 +69,19 @@ def tempered(log_weights: Floats, share: float = ESS_SHARE) -> Tempered:
     return Tempered(result, power, effective_sample_size(result), raw)
 
 
-def largest_power(start: Floats, direction: Floats, ess: float) -> float:
-    """A power in [0, 1] with an effective sample size of at least ``ess`` of ``start + power * direction``: 1 if that
-    has it, 0 where bisection finds none, else the largest up to where it falls below.
+def largest_power(start: Floats, direction: Floats, ess: float, share: float = 1.0) -> float:
+    """A power in [0, 1] at which ``start + power * direction`` are even enough: 1 if they are there, 0 where bisection
+    finds none, else the largest up to where they are no longer.
 
     Args:
         start, direction: ``[R]`` nats; the direction may be -inf.
+        ess: effective sample size that they have at least.
+        share: of the total that the largest has at most.
     """
 
     def enough(power: float) -> bool:
-        return effective_sample_size(start + _times(power, direction)) >= ess
+        at = start + _times(power, direction)
+        return effective_sample_size(at) >= ess and (share >= 1 or largest_share(at) <= share)
 
     if enough(1.0):
         return 1.0
@@ -87,6 +90,11 @@ def largest_power(start: Floats, direction: Floats, ess: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if enough(middle) else (low, middle)
     return low
+
+
+def largest_share(log_weights: Floats) -> float:
+    """What the largest weight has of the total."""
+    return float(1 / np.exp(log_weights - log_weights.max()).sum())
 
 
 def _times(power: float, log_weights: Floats) -> Floats:
