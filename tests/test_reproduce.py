@@ -92,6 +92,21 @@ def test_parts_share_no_group_and_references_no_response_with_other_people(tmp_p
     assert (tmp_path / "other" / parts.TEST).read_text() != (tmp_path / parts.TEST).read_text()
 
 
+def test_validation_slates_share_no_group_with_the_others_and_keep_all_their_responses(tmp_path: Path) -> None:
+    counts = make_parts(described(60), tmp_path, train=20, test=12, most=4, answers=2, validation=8)
+    groups = [
+        {slate_group(slate) for slate in read_slates(tmp_path / name)}
+        for name in (parts.TRAIN, parts.VALIDATION, parts.TEST)
+    ]
+    assert len(set.union(*groups)) == sum(map(len, groups))
+    assert (counts.train, counts.validation, counts.test) == (20, 8, 12)
+    assert counts.validation_responses == 8 * 6
+    assert not (make_parts(described(60), tmp_path / "none", train=20, test=12, most=4, answers=2)).validation
+    assert not (tmp_path / "none" / parts.VALIDATION).exists()
+    with pytest.raises(ValueError, match="expected at least 2 validation slates, got 1 of 6"):
+        make_parts(described(6), tmp_path / "few", train=4, test=2, most=4, answers=2, validation=1)
+
+
 def test_slates_of_three_responses_have_no_other_people_and_few_slates_are_told(tmp_path: Path) -> None:
     counts = make_parts(described(8, responses=3), tmp_path, train=0, test=50, most=4, answers=2)
     assert (counts.train, counts.test, counts.divided, counts.references) == (0, 8, 0, 24)
@@ -258,8 +273,8 @@ def test_a_protocol_has_sizes_and_the_papers_numbers_fit_its_columns(name: str) 
 
 def test_sizes_are_changed_by_name_and_checked() -> None:
     protocol = read_protocol("table1")
-    sizes = read_sizes(protocol, quick=True, changes=["answers=6", "temperatures=1,0.7", "learning_rate=1e-4"])
-    assert (sizes.answers, sizes.temperatures, sizes.learning_rate) == (6, (0.7, 1.0), 1e-4)
+    sizes = read_sizes(protocol, quick=True, changes=["answers=6", "temperatures=1,0.7", "learning_rates=1e-4"])
+    assert (sizes.answers, sizes.temperatures, sizes.learning_rates) == (6, (0.7, 1.0), (1e-4,))
     for change, message in {
         "answer=6": "expected NAME=VALUE with a name among train, .* got 'answer=6'",
         "answers=six": "--set answers: expected a number of type int, got 'six'",
@@ -290,7 +305,8 @@ def request_for(
 
 
 COUNTS = PartCounts(
-    slates=90, matching=80, train=24, test=8, test_prompts=8, train_responses=96, references=40, test_responses=80,
+    slates=90, matching=80, train=24, validation=6, test=8, test_prompts=8, train_responses=96, validation_responses=30,
+    references=40, test_responses=80,
     tokens=30, divided=8,
 )  # fmt: skip
 
@@ -321,6 +337,33 @@ def test_the_plan_of_table_1_trains_on_own_candidates_with_recorded_propensities
     answers = len([name for name in commands if name.startswith("answers-")])
     assert answers == 2 * (5 + 1 + 4)
     assert plan.cost.written == (2 * 24 * 4 + answers * 8 * 4) * 40
+
+
+def test_several_learning_rates_are_tried_on_validation_slates_and_one_is_trained_with_every_seed(
+    tmp_path: Path,
+) -> None:
+    request = request_for("table1", tmp_path, seeds=2)
+    request = replace(request, sizes=replace(request.sizes, learning_rates=(1e-5, 1e-4)))
+    assert "--validation 8" in " ".join(preparation(request)[SOURCE].argv)
+    assert "--validation" not in preparation(request_for("table1", tmp_path))[SOURCE].argv
+    shown = make_plan(request, {SOURCE: COUNTS})
+    assert set(shown.tuning) == set(itertools.product(("sft", "dpo", "pope-paper", "pope-shuffled"), (1e-5, 1e-4)))
+    first = shown.stages[: shown.tuning_stages]
+    assert not any("source" in stage.name for stage in first)  # no test prompt is read before the choice
+    plan = make_plan(request, {SOURCE: COUNTS}, {"sft": 1e-4, "dpo": 1e-5, "pope-paper": 1e-4, "pope-shuffled": 1e-5})
+    assert plan.stages[: shown.tuning_stages] == first
+    assert plan.cost == shown.cost
+    rates = {
+        stage.name: stage.argv[stage.argv.index("--learning-rate") + 1]
+        for stage in plan.stages
+        if stage.name.startswith("train-")
+    }
+    assert len(rates) == 4 * 2 + 4  # two rates with the first seed, and the second seed with what was chosen
+    assert rates["train-sft-0.0001-1"] == rates["train-pope-paper-0.0001-1"] == "0.0001"
+    assert rates["train-dpo-1e-05-1"] == "1e-05"
+    (answers,) = (stage for stage in plan.stages if stage.name == "answers-source-sft-0-T1")
+    assert str(tmp_path / "models" / "sft-0.0001-0") in answers.argv
+    assert f"generate {tmp_path}/source/parts/validation.jsonl" in " ".join(first[-2].argv)
 
 
 def test_the_plan_of_table_3_reports_other_domains_only_and_clones_the_logging_policy(tmp_path: Path) -> None:
@@ -434,7 +477,7 @@ SMALL = [
     "max_length=96",
     "batch=3",
     "draws=60",
-    "learning_rate=0.02",
+    "learning_rates=0.02",
 ]
 
 
@@ -481,6 +524,26 @@ def test_table_1_from_data_to_page_from_the_cache_and_after_one_change(work: Pat
     assert {name.partition("-")[0] for name in again} == {"parts", "answers", "metrics"}
     trained = [name for name in after if name.startswith(("train", "candidates", "votes", "abilities"))]
     assert len(trained) == 4 + 1 + 1 + 5
+
+
+@pytest.mark.slow
+def test_the_best_learning_rate_on_validation_slates_is_taken(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--set", "learning_rates=0.0001,0.05", "--set", "validation=4", "--method", "sft", "--method", "dpo"]
+    ran = stages_run(monkeypatch, of=lambda: pope(work, "table1", "tuned", *options))
+    assert ran.count("train " + str(work / "tuned/candidates/logs/votes-0.jsonl")) == 4  # chosen ones are not repeated
+    content = json.loads((work / "tuned" / "table1.json").read_text())
+    for method, of in content["learning_rates"].items():
+        tried = {float(rate): each["value"] for rate, each in of["tried"].items()}
+        assert set(tried) == {0.0001, 0.05}
+        assert len(set(tried.values())) == 2
+        assert of["chosen"] == min(tried, key=tried.get)
+        used = [command for command in content["commands"] if f"{method}-0-T1" in command]
+        assert any(f"models/{method}-{of['chosen']:g}-0" in each for each in used[0])
+    page = (work / "tuned" / "table1.md").read_text()
+    table = page.partition("## Learning rates")[2].partition("##")[0]
+    assert "| Method | Energy distance ↓, 0.0001 | Energy distance ↓, 0.05 | chosen |" in table
+    assert table.count("\n| SFT | ") == 1
+    assert not stages_run(monkeypatch, of=lambda: pope(work, "table1", "tuned", *options))
 
 
 @pytest.mark.slow

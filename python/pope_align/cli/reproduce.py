@@ -194,7 +194,7 @@ def _check_used(protocol: Protocol, **given: object) -> None:
 
 
 def _run(request: ReproductionRequest, out: Path, *, dry_run: bool) -> None:
-    from ..experiments.reproduce.run import prepare, write
+    from ..experiments.reproduce.run import prepare, tuned, write
     from .console import err
     from .console import out as out_
 
@@ -202,6 +202,9 @@ def _run(request: ReproductionRequest, out: Path, *, dry_run: bool) -> None:
     _show(plan, request)
     if dry_run:
         return
+    if plan.tuning:
+        run_stages(plan.stages[: plan.tuning_stages], request.folder)
+        plan = tuned(plan)
     run_stages(plan.stages, request.folder)
     written = write(plan, out)
     out_.print(written[0].read_text(encoding="utf-8"))
@@ -225,4 +228,10 @@ def _show(plan: ReproductionPlan, request: ReproductionRequest) -> None:
     out.print(f"{request.protocol.title}: {', '.join(each.name for each in request.methods)}")
     show_plan(plan.stages, request.folder, width)
     show_commands(plan.stages, width)
+    if plan.tuning:
+        first = request.sizes.learning_rates[0]
+        out.print(
+            f"The first {plan.tuning_stages} stages choose each method's learning rate; the others are shown with "
+            f"{first:g}, whatever is chosen."
+        )
     out.print(f"In all, with what is there already: {plan.cost}")

@@ -23,6 +23,7 @@ def parts(
     out: _Out,
     train: Annotated[int, typer.Option(min=0, help="Slates of the training part; 0: none.")],
     test: Annotated[int, typer.Option(min=2, help="Slates of the test part.")],
+    validation: Annotated[int, typer.Option(min=0, help="Slates to choose settings on; 0: none.")] = 0,
     most: Annotated[int, typer.Option(min=2, help="Responses of a training slate; of more, a sample.")] = 64,
     answers: Annotated[int, typer.Option(min=2, help="Answers of other people to a test prompt, at most.")] = 10,
     matching: Annotated[str, typer.Option(help="Regular expression that prompts must contain.")] = "",
@@ -48,7 +49,15 @@ def parts(
     from .console import err
 
     counts = make_parts(
-        read_slates(data), out, train=train, test=test, most=most, answers=answers, matching=matching, seed=seed
+        read_slates(data),
+        out,
+        train=train,
+        test=test,
+        most=most,
+        answers=answers,
+        validation=validation,
+        matching=matching,
+        seed=seed,
     )
     err.print(f"{counts.train} training and {counts.test} test slates of {counts.matching} that match, in {out}")
 

@@ -21,6 +21,7 @@ from ...stats.intervals import Quantity
 from .methods import AGAIN, BASE, PEOPLE, label
 from .plan import SOURCE, ReproductionPlan
 from .results import DETECTABLE, FLUENCY, Point, Results, better_side, column_label, digits
+from .tuning import tunings
 
 _PAPER_NOTE = "as the paper reports it, with its own models and data"
 
@@ -137,6 +138,21 @@ def difference_table(plan: ReproductionPlan, data: str, results: Results) -> Tab
             "it. The smallest visible difference is what this many prompts and seeds detect in the second difference "
             "with 80% power.",
         ),
+    )
+
+
+def tuning_table(plan: ReproductionPlan) -> Table:
+    """What every learning rate gave on the validation prompts."""
+    metric, rates = plan.request.protocol.metrics[0], plan.request.sizes.learning_rates
+    rows = [
+        (label(method), *(cell(of.tried[rate], digits(metric)) for rate in rates), f"{of.chosen:g}")
+        for method, of in tunings(plan).items()
+    ]
+    return Table(
+        "Learning rates",
+        ("Method", *(f"{column_label(metric)}, {rate:g}" for rate in rates), "chosen"),
+        tuple(rows),
+        ("Answers at T = 1 to prompts that are neither trained on nor tested on, first seed. Intervals over prompts.",),
     )
 
 
@@ -274,6 +290,7 @@ def result_json(plan: ReproductionPlan, results: Mapping[str, Results]) -> dict[
         "data": {SOURCE: request.data, **request.tests},
         "sizes": asdict(request.sizes),
         "seeds": request.seeds,
+        "learning_rates": {method: asdict(of) for method, of in tunings(plan).items()},
         "results": {name: _result(plan, of) for name, of in results.items()},
         "values": {name: _values(plan, name) for name in plan.values},
         "judged": {name: json.loads(path.read_text(encoding="utf-8")) for name, path in plan.judged.items()},

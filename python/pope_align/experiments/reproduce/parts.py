@@ -19,6 +19,8 @@ from .methods import PEOPLE
 #: Files of the parts: slates to train on; test slates with all responses; the same with the responses that serve as
 #: references; the other responses as generations; counts.
 TRAIN, TEST, REFERENCES, OTHERS, COUNTS = "train.jsonl", "test.jsonl", "references.jsonl", "people.jsonl", "parts.json"
+#: Slates that settings are chosen on; all their responses are references.
+VALIDATION = "validation.jsonl"
 
 #: Responses from which a test slate is divided into references and answers of other people: two of each, because a
 #: spread needs pairs.
@@ -31,9 +33,9 @@ class PartCounts:
 
     Attributes:
         slates, matching: read, and those whose prompt matches.
-        train, test: slates of the parts.
+        train, validation, test: slates of the parts.
         test_prompts: groups of the test part, over which intervals are taken.
-        train_responses, references, test_responses: in all.
+        train_responses, validation_responses, references, test_responses: in all.
         tokens: of a response, about (four characters each).
         divided: test slates that have answers of other people.
     """
@@ -41,9 +43,11 @@ class PartCounts:
     slates: int
     matching: int
     train: int
+    validation: int
     test: int
     test_prompts: int
     train_responses: int
+    validation_responses: int
     references: int
     test_responses: int
     tokens: int
@@ -58,6 +62,7 @@ def make_parts(
     test: int,
     most: int,
     answers: int,
+    validation: int = 0,
     matching: str = "",
     seed: int = 0,
 ) -> PartCounts:
@@ -67,25 +72,31 @@ def make_parts(
     and the content only.
 
     Args:
-        train, test: slates; 0 for no training part. Fewer if there are fewer, in the same proportion.
+        train, validation, test: slates; 0 for no such part. Fewer if there are fewer, in the same proportion.
         most: responses of a training slate; of more, a sample.
         answers: of other people, at most, to a test prompt.
         matching: regular expression that prompts must contain.
 
     Raises:
-        ValueError: fewer than two test slates; no prompt that matches.
+        ValueError: fewer than two slates of a part; no prompt that matches.
     """
     pattern = re.compile(matching)
     kept = [slate for slate in slates if pattern.search(text_of(slate.prompt))]
     if not kept:
         raise ValueError(f"matching: expected a prompt that contains {matching!r}, got none among {len(slates)} slates")
     if train:
-        rest, held_out = group_split(kept, slate_group, test / (train + test), seed)
+        rest, held_out = group_split(kept, slate_group, test / (train + validation + test), seed)
     else:
         rest, held_out = [], kept
+    chosen_on: list[Slate] = []
+    if validation:
+        rest, chosen_on = group_split(rest, slate_group, validation / (train + validation), seed)
+        chosen_on = _in_turn(chosen_on, validation, seed)
     tested, trained = _in_turn(held_out, test, seed), _in_turn(rest, train, seed)
     if len(tested) < 2:
         raise ValueError(f"data: expected at least 2 test slates, got {len(tested)} of {len(kept)} slates that match")
+    if validation and len(chosen_on) < 2:
+        raise ValueError(f"data: expected at least 2 validation slates, got {len(chosen_on)} of {len(kept)} that match")
     trained = [subset(slate, sorted(_shuffled(slate, seed)[:most])) for slate in trained]
     pairs = [_divided(slate, answers, seed) for slate in tested]
     references = [slate for slate, _ in pairs]
@@ -97,6 +108,8 @@ def make_parts(
     folder.mkdir(parents=True, exist_ok=True)
     if trained:
         write_slates(trained, folder / TRAIN)
+    if chosen_on:
+        write_slates(chosen_on, folder / VALIDATION)
     write_slates(tested, folder / TEST)
     write_slates(references, folder / REFERENCES)
     if rows:
@@ -106,9 +119,11 @@ def make_parts(
         slates=len(slates),
         matching=len(kept),
         train=len(trained),
+        validation=len(chosen_on),
         test=len(tested),
         test_prompts=len({slate_group(slate) for slate in tested}),
         train_responses=sum(len(slate.completions) for slate in trained),
+        validation_responses=sum(len(slate.completions) for slate in chosen_on),
         references=sum(len(slate.completions) for slate in references),
         test_responses=sum(len(slate.completions) for slate in tested),
         tokens=max(1, round(sum(lengths) / len(lengths) / 4)),

@@ -14,6 +14,9 @@ from .protocol import Protocol, Sizes
 #: Name of the data set that the methods are trained on; others have names of the user's.
 SOURCE = "source"
 
+#: Name of the slates on which learning rates are chosen.
+VALIDATION = "validation"
+
 
 @dataclass(frozen=True)
 class ReproductionRequest:
@@ -116,6 +119,8 @@ class ReproductionPlan:
     abilities: dict[tuple[str, int], Path] = field(default_factory=dict)  # method, seed
     values: dict[str, Path] = field(default_factory=dict)  # data set -> evaluation
     judged: dict[str, Path] = field(default_factory=dict)  # data set -> verdicts
+    tuning: dict[tuple[str, float], Measured] = field(default_factory=dict)  # method, learning rate
+    tuning_stages: int = 0  # the first so many measure `tuning`; the rest depends on what it chooses
 
     def add(
         self,

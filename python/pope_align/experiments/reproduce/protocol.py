@@ -28,7 +28,10 @@ class Sizes:
         temperatures: of the methods; the base always has those of `BASE_TEMPERATURES`.
         max_new_tokens: of an answer.
         max_length: tokens of prompt and response in training and scoring.
-        epochs, learning_rate, batch: of training; a batch is slates per optimizer step.
+        epochs, batch: of training; a batch is slates per optimizer step.
+        learning_rates: that are tried for every method; of several, the one is taken whose answers to the validation
+            prompts are best.
+        validation: slates for that choice; none are made where there is one rate.
         draws: of the bootstrap.
     """
 
@@ -40,7 +43,8 @@ class Sizes:
     max_new_tokens: int
     max_length: int
     epochs: int
-    learning_rate: float
+    learning_rates: tuple[float, ...]
+    validation: int
     batch: int
     draws: int
 
@@ -50,11 +54,16 @@ class Sizes:
             for value in values if isinstance(values, tuple) else (values,):
                 if not value > 0:
                     raise ValueError(f"{each.name}: expected a number > 0, got {value}")
-        for name in ("candidates", "answers", "test"):
+        for name in ("candidates", "answers", "test", "validation"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
         if 1.0 not in self.temperatures:
             raise ValueError(f"temperatures: expected 1.0 among them, got {self.temperatures}")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether there is a learning rate to choose."""
+        return len(self.learning_rates) > 1
 
 
 #: Temperatures of the base model, whose front every method is compared with.
@@ -114,7 +123,7 @@ def read_sizes(protocol: Protocol, *, quick: bool, changes: Sequence[str] = ()) 
         ValueError: an unknown name or an invalid value.
     """
     content = _yaml("sizes.yaml")[protocol.log]["quick" if quick else "full"]
-    content["temperatures"] = tuple(content["temperatures"])
+    content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     sizes = Sizes(**content)
     for change in changes:
         name, equals, text = change.partition("=")

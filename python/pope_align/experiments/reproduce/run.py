@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..._files import replacing, write_json, write_text
-from ...compare.stages import RunCommand, check_run_folder, run_stage
+from ...compare.stages import RunCommand, Stage, check_run_folder, run_stage
 from . import parts
 from .figures import draw
 from .page import (
@@ -17,11 +17,13 @@ from .page import (
     judge_table,
     main_table,
     result_json,
+    tuning_table,
 )
 from .parts import PartCounts
 from .plan import ReproductionPlan, ReproductionRequest
 from .results import Results, read_results
 from .stages import make_plan, preparation
+from .tuning import chosen_rates
 
 
 def prepare(request: ReproductionRequest, run: RunCommand) -> ReproductionPlan:
@@ -36,10 +38,23 @@ def prepare(request: ReproductionRequest, run: RunCommand) -> ReproductionPlan:
     counts = {}
     for name, stage in preparation(request).items():
         run_stage(stage, folder, run)
-        content = json.loads((Path(stage.writes[0]) / parts.COUNTS).read_text(encoding="utf-8"))
-        counts[name] = PartCounts(**content)
-    plan = make_plan(request, counts)
-    for stage in plan.stages:  # whose commands can then be run by hand, too
+        counts[name] = _counts(stage)
+    return _ready(make_plan(request, counts))
+
+
+def tuned(plan: ReproductionPlan) -> ReproductionPlan:
+    """The plan with the learning rates that its tuning stages, which have run, choose."""
+    counts = {name: _counts(stage) for name, stage in preparation(plan.request).items()}
+    return _ready(make_plan(plan.request, counts, chosen_rates(plan)))
+
+
+def _counts(stage: Stage) -> PartCounts:
+    return PartCounts(**json.loads((Path(stage.writes[0]) / parts.COUNTS).read_text(encoding="utf-8")))
+
+
+def _ready(plan: ReproductionPlan) -> ReproductionPlan:
+    """The plan after its folders are made, so that its commands can be run by hand, too."""
+    for stage in plan.stages:
         for path in stage.writes:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
     return plan
@@ -60,6 +75,8 @@ def tables(plan: ReproductionPlan, results: dict[str, Results]) -> list[Table]:
             found.append(envelope_table(plan, data, of))
         if data in plan.judged:
             found.append(judge_table(plan, data))
+    if plan.tuning:
+        found.append(tuning_table(plan))
     if plan.abilities:
         found.append(abilities_table(plan, draws=plan.request.sizes.draws))
     return found

@@ -9,7 +9,7 @@ from ...compare.stages import Stage
 from . import parts
 from .methods import AGAIN, BASE, PEOPLE, Feedback, Method
 from .parts import PartCounts
-from .plan import SOURCE, Arguments, Cost, Measured, ReproductionPlan, ReproductionRequest
+from .plan import SOURCE, VALIDATION, Arguments, Cost, Measured, ReproductionPlan, ReproductionRequest
 from .protocol import BASE_TEMPERATURES
 
 #: Added to the seeds of all samples but those of the base's front. The base's second sample and the methods have the
@@ -29,6 +29,8 @@ def preparation(request: ReproductionRequest) -> dict[str, Stage]:
         train = sizes.train if name == SOURCE else 0
         argv = ["step", "parts", data, "--train", str(train), "--test", str(sizes.test)]
         argv += ["--most", str(sizes.candidates if not request.protocol.own else 64), "--answers", str(sizes.answers)]
+        if train and sizes.tuned:
+            argv += ["--validation", str(sizes.validation)]
         if request.protocol.matching:
             argv += ["--matching", request.protocol.matching]
         stages[name] = Stage(
@@ -37,11 +39,15 @@ def preparation(request: ReproductionRequest) -> dict[str, Stage]:
     return stages
 
 
-def make_plan(request: ReproductionRequest, counts: Mapping[str, PartCounts]) -> ReproductionPlan:
+def make_plan(
+    request: ReproductionRequest, counts: Mapping[str, PartCounts], rates: Mapping[str, float] | None = None
+) -> ReproductionPlan:
     """The stages after the parts of every data set are there.
 
     Args:
         counts: of every data set.
+        rates: the learning rate of every method, chosen from what the plan's first stages measure (`chosen_rates`).
+            None: the first of the rates, which gives the same costs.
 
     Raises:
         ValueError: no training part.
@@ -50,7 +56,7 @@ def make_plan(request: ReproductionRequest, counts: Mapping[str, PartCounts]) ->
         raise ValueError(
             f"data: expected slates for training beside the test part, got {counts[SOURCE].matching} in all"
         )
-    return _Builder(request, counts).build()
+    return _Builder(request, counts).build(rates or {})
 
 
 class _Builder:
@@ -62,13 +68,17 @@ class _Builder:
         self.folder = request.folder
         self.cache = ("--cache", request.folder / "cache")
         self.logs: dict[tuple[str, int], Path] = {}
+        self.trained: set[Path] = set()
 
-    def build(self) -> ReproductionPlan:
+    def build(self, rates: Mapping[str, float]) -> ReproductionPlan:
+        if self.sizes.tuned:
+            self._tuning()
         policies: dict[tuple[str, int], str | Path] = {}
         for seed in range(self.request.seeds):
             policies[BASE, seed] = self.request.model
             for method in self.request.methods:
-                policies[method.name, seed] = self._train(method, seed)
+                rate = rates.get(method.name, self.sizes.learning_rates[0])
+                policies[method.name, seed] = self._train(method, seed, rate)
         for data in self.request.reported:
             self._data_set(data, policies)
         if self.request.protocol.shows == "table":
@@ -77,12 +87,39 @@ class _Builder:
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def _train(self, method: Method, seed: int) -> Path:
-        log, out = self._log(method.feedback, seed), self.folder / "models" / f"{method.name}-{seed}"
+    def _tuning(self) -> None:
+        """Every method at every learning rate, with the first seed, and its answers to the validation prompts."""
+        prompts = self._part(SOURCE, parts.VALIDATION)
+        folder = self.folder / VALIDATION
+        for method in self.request.methods:
+            for rate in self.sizes.learning_rates:
+                name = f"{method.name}-{rate:g}"
+                model = self._train(method, 0, rate)
+                answers = self._answers(VALIDATION, name, 0, 1.0, model, prompts)
+                self.plan.add(
+                    f"metrics-{VALIDATION}-{name}",
+                    f"{VALIDATION}: metrics of {method.name} at the learning rate {rate:g}",
+                    Cost(embedded=self.counts[SOURCE].validation * self.sizes.answers),
+                    ["metrics", f"{name}={answers}", "--refs", prompts, *self.cache, "-o", folder / "metrics" / name],
+                    reads=[prompts, answers],
+                    writes=folder / "metrics" / name,
+                )
+                self.plan.tuning[method.name, rate] = Measured(
+                    VALIDATION, name, 0, 1.0, name, folder / "metrics" / name
+                )
+        self.plan.tuning_stages = len(self.plan.stages)
+
+    def _train(self, method: Method, seed: int, rate: float) -> Path:
         sizes, slates = self.sizes, self.counts[SOURCE].train
+        name = f"{method.name}-{rate:g}-{seed}" if sizes.tuned else f"{method.name}-{seed}"
+        out = self.folder / "models" / name
+        if out in self.trained:
+            return out
+        self.trained.add(out)
+        log = self._log(method.feedback, seed)
         steps = -(-slates // sizes.batch) * sizes.epochs
         options = {
-            "learning-rate": sizes.learning_rate,
+            "learning-rate": rate,
             "max-steps": steps,  # the same for every method: an epoch of DPO on all pairs is several of the others
             "gradient-accumulation-steps": sizes.batch,
             "max-length": sizes.max_length,
@@ -92,8 +129,8 @@ class _Builder:
         }
         argv: Arguments = ["train", log, "--model", self.request.model, *method.train, *_flags(options), "-o", out]
         return self.plan.add(
-            f"train-{method.name}-{seed}",
-            f"{method.label}, seed {seed}: trained on {slates} slates",
+            f"train-{name}",
+            f"{method.label}, seed {seed}: trained on {slates} slates, learning rate {rate:g}",
             Cost(steps=steps),
             argv,
             reads=[log, self.request.model],
@@ -178,7 +215,9 @@ class _Builder:
         for (method, seed), model in self._sampled(policies):
             files = {}
             for temperature in BASE_TEMPERATURES if method == BASE else self.sizes.temperatures:
-                files[temperature] = self._answers(data, method, seed, temperature, model)
+                files[temperature] = self._answers(
+                    data, method, seed, temperature, model, self._part(data, parts.REFERENCES)
+                )
             if seed == 0 and method != AGAIN:
                 first[method] = files[1.0]
             self._metrics(data, method, seed, files, model)
@@ -201,8 +240,7 @@ class _Builder:
             if method == BASE:
                 yield (AGAIN, seed), model
 
-    def _answers(self, data: str, method: str, seed: int, temperature: float, model: str | Path) -> Path:
-        prompts = self._part(data, parts.REFERENCES)
+    def _answers(self, data: str, method: str, seed: int, temperature: float, model: str | Path, prompts: Path) -> Path:
         name = f"{method}-{seed}-T{temperature:g}"
         out = self.folder / data / "answers" / f"{name}.jsonl"
         sampled = seed + (0 if method == BASE else _OTHER_SEED)
@@ -214,7 +252,8 @@ class _Builder:
             "max-new-tokens": self.sizes.max_new_tokens,
             "seed": sampled,
         }
-        count = self.counts[data].test * self.sizes.answers
+        slates = self.counts[SOURCE].validation if data == VALIDATION else self.counts[data].test
+        count = slates * self.sizes.answers
         return self.plan.add(
             f"answers-{data}-{name}",
             f"{data}: {self.sizes.answers} answers of {method}, seed {seed}, at temperature {temperature:g}",
