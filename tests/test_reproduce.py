@@ -107,6 +107,26 @@ def test_validation_slates_share_no_group_with_the_others_and_keep_all_their_res
         make_parts(described(6), tmp_path / "few", train=4, test=2, most=4, answers=2, validation=1)
 
 
+def test_references_are_cut_before_a_word_and_what_was_recorded_of_them_is_dropped(tmp_path: Path) -> None:
+    slates = [replace(slate, logging_logprobs=[-1.0] * 6, completion_tokens=[3] * 6) for slate in described(8)]
+    make_parts(slates, tmp_path, train=3, test=3, most=4, answers=2, characters=14)
+    (first, *_) = read_slates(tmp_path / parts.TEST)
+    number = "".join(filter(str.isdigit, first.prompt))
+    whole = [f"{word} {number}, answer {at}" for at, word in enumerate(["red", "green", "blue", "grey", "b", "c"])]
+    for text, uncut in zip(first.completions, whole, strict=True):
+        assert uncut.startswith(text)
+        assert uncut[len(text) :][:1] in ("", " ")
+        assert len(text) <= 14
+        assert text == uncut or len(f"{text} {uncut[len(text) :].split()[0]}") > 14  # the next word had no place
+    assert (first.logging_logprobs, first.completion_tokens) == (None, None)
+    make_parts(slates, tmp_path / "long", train=3, test=3, most=4, answers=2, characters=100)
+    (same, *_) = read_slates(tmp_path / "long" / parts.TEST)
+    assert same.logging_logprobs == [-1.0] * 6
+    request = request_for("table1", tmp_path)
+    request = replace(request, sizes=replace(request.sizes, reference_characters=160))
+    assert "--characters 160" in " ".join(preparation(request)[SOURCE].argv)
+
+
 def test_slates_of_three_responses_have_no_other_people_and_few_slates_are_told(tmp_path: Path) -> None:
     counts = make_parts(described(8, responses=3), tmp_path, train=0, test=50, most=4, answers=2)
     assert (counts.train, counts.test, counts.divided, counts.references) == (0, 8, 0, 24)

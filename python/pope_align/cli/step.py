@@ -24,6 +24,7 @@ def parts(
     train: Annotated[int, typer.Option(min=0, help="Slates of the training part; 0: none.")],
     test: Annotated[int, typer.Option(min=2, help="Slates of the test part.")],
     validation: Annotated[int, typer.Option(min=0, help="Slates to choose settings on; 0: none.")] = 0,
+    characters: Annotated[int, typer.Option(min=0, help="Cut responses to so many, before a word; 0: uncut.")] = 0,
     most: Annotated[int, typer.Option(min=2, help="Responses of a training slate; of more, a sample.")] = 64,
     answers: Annotated[int, typer.Option(min=2, help="Answers of other people to a test prompt, at most.")] = 10,
     matching: Annotated[str, typer.Option(help="Regular expression that prompts must contain.")] = "",
@@ -56,6 +57,7 @@ def parts(
         most=most,
         answers=answers,
         validation=validation,
+        characters=characters,
         matching=matching,
         seed=seed,
     )

@@ -63,6 +63,7 @@ def make_parts(
     most: int,
     answers: int,
     validation: int = 0,
+    characters: int = 0,
     matching: str = "",
     seed: int = 0,
 ) -> PartCounts:
@@ -75,13 +76,14 @@ def make_parts(
         train, validation, test: slates; 0 for no such part. Fewer if there are fewer, in the same proportion.
         most: responses of a training slate; of more, a sample.
         answers: of other people, at most, to a test prompt.
+        characters: to which responses are cut, before a word; 0: uncut.
         matching: regular expression that prompts must contain.
 
     Raises:
         ValueError: fewer than two slates of a part; no prompt that matches.
     """
     pattern = re.compile(matching)
-    kept = [slate for slate in slates if pattern.search(text_of(slate.prompt))]
+    kept = [_cut(slate, characters) for slate in slates if pattern.search(text_of(slate.prompt))]
     if not kept:
         raise ValueError(f"matching: expected a prompt that contains {matching!r}, got none among {len(slates)} slates")
     if train:
@@ -152,6 +154,23 @@ def subset(slate: Slate, indices: Sequence[int]) -> Slate:
         if name in per_response and getattr(slate, name) is not None
     }
     return replace(slate, **chosen, ranks=slate.ranks if len(indices) == count else None)
+
+
+def _cut(slate: Slate, characters: int) -> Slate:
+    """The slate with responses of at most so many characters, without what was recorded of the uncut ones."""
+    texts = [completion_text(each) for each in slate.completions]
+    if not characters or max(map(len, texts)) <= characters:
+        return slate
+    cut = [text if len(text) <= characters else _before_a_word(text, characters) for text in texts]
+    return replace(
+        slate, completions=cut, logging_logprobs=None, completion_tokens=None, completion_ids=None, finished=None
+    )
+
+
+def _before_a_word(text: str, characters: int) -> str:
+    head = text[:characters]
+    inside = not (text[characters].isspace() or head[-1].isspace()) and len(head.split()) > 1
+    return head.rsplit(maxsplit=1)[0] if inside else head.rstrip()
 
 
 def _in_turn(slates: Sequence[Slate], count: int, seed: int) -> list[Slate]:

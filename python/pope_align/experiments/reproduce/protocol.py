@@ -27,6 +27,8 @@ class Sizes:
         answers: to every test prompt, at every temperature.
         temperatures: of the methods; the base always has those of `BASE_TEMPERATURES`.
         max_new_tokens: of an answer.
+        reference_characters: to which reference answers are cut, so that they are about as long as an answer can be; 0:
+            uncut. Only for own candidates: what people voted on stays as it is.
         max_length: tokens of prompt and response in training and scoring.
         epochs, batch: of training; a batch is slates per optimizer step.
         learning_rates: that are tried for every method; of several, the one is taken whose answers to the validation
@@ -41,6 +43,7 @@ class Sizes:
     answers: int
     temperatures: tuple[float, ...]
     max_new_tokens: int
+    reference_characters: int
     max_length: int
     epochs: int
     learning_rates: tuple[float, ...]
@@ -52,7 +55,7 @@ class Sizes:
         for each in fields(self):
             values = getattr(self, each.name)
             for value in values if isinstance(values, tuple) else (values,):
-                if not value > 0:
+                if not value > 0 and each.name != "reference_characters":
                     raise ValueError(f"{each.name}: expected a number > 0, got {value}")
         for name in ("candidates", "answers", "test", "validation"):
             if getattr(self, name) < 2:

@@ -29,6 +29,8 @@ def preparation(request: ReproductionRequest) -> dict[str, Stage]:
         train = sizes.train if name == SOURCE else 0
         argv = ["step", "parts", data, "--train", str(train), "--test", str(sizes.test)]
         argv += ["--most", str(sizes.candidates if not request.protocol.own else 64), "--answers", str(sizes.answers)]
+        if request.protocol.own and sizes.reference_characters:
+            argv += ["--characters", str(sizes.reference_characters)]
         if train and sizes.tuned:
             argv += ["--validation", str(sizes.validation)]
         if request.protocol.matching:
