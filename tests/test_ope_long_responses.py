@@ -13,6 +13,7 @@ from pope_align.ope.classifier_weights import classifier_weights
 from pope_align.ope.comparison import compare
 from pope_align.ope.crossfit import cross_fit
 from pope_align.ope.features import Features
+from pope_align.ope.log import FreshScores
 from pope_align.ope.long_responses import LongEstimate, model_first_estimate
 from pope_align.ope.model_first import model_first
 from pope_align.ope.placebo import placebo
@@ -170,6 +171,25 @@ def test_a_feature_that_the_log_does_not_have_is_outside_its_support() -> None:
     assert drawn().within_log().beyond == 0
     cut = drawn().within_log()
     assert cut.within_log() is cut
+
+
+def test_even_weights_of_whole_responses_with_support_need_none_of_the_features() -> None:
+    """The model is corrected by weights that miss nothing; it was refused for a feature that the log does not have."""
+    random = np.random.default_rng(5)
+    logged, target = random.normal(size=(2, 240, 1))
+    liked = (random.random(240) < 1 / (1 + np.exp(-3 * logged[:, 0]))).astype(np.float64)
+    flag = drawn(np.column_stack([logged, np.zeros(240)]), np.column_stack([target, np.ones(240)]))
+    ratio = random.normal(0, 0.3, 240)
+
+    def scored(fresh_ratio: np.ndarray) -> Estimate:
+        fresh = FreshScores(flag.owner, np.full(240, -80.0) + fresh_ratio, np.full(240, -80.0))
+        return estimated(liked, ratio, flag, fresh={"target": fresh})
+
+    inside, outside = scored(ratio - 0.1), scored(ratio + 5)
+    assert inside.chosen["power"] == 1
+    assert (inside.support.share, inside.verdict) == (0, "reliable")
+    assert (outside.support.share, outside.verdict) == (1, "refuse")
+    assert any("outweigh every logged one" in reason for reason in outside.reasons)
 
 
 def test_no_response_has_all_the_weight() -> None:

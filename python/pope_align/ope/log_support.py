@@ -77,6 +77,14 @@ def support(log: LoggedSlates, policy: str, fresh_log_weights: Floats, owner: In
     return support_of(log, target - logging, fresh_log_weights, owner)
 
 
+def fresh_support(log: LoggedSlates, policy: str) -> Support | None:
+    """`support` by the log's own fresh responses of the policy; None without any that the logging policy scored."""
+    fresh = log.fresh.get(policy)
+    if fresh is None or fresh.logging is None:
+        return None
+    return support(log, policy, fresh.target - fresh.logging, fresh.owner)
+
+
 def support_of(log: LoggedSlates, logged_log_weights: Floats, fresh_log_weights: Floats, owner: Integers) -> Support:
     """The same for weights of any kind, such as `classifier_weights`.
 

@@ -28,7 +28,7 @@ from .diagnostics import cluster_ess
 from .estimators import leak_findings
 from .features import Features
 from .log import LoggedSlates
-from .log_support import support_of
+from .log_support import Support, fresh_support, support_of
 from .model_first import ModelFirst, missed, model_first, per_slate_weights, residual_check, weighted_mean
 from .pope import fresh_diversity
 from .result import Estimate, finish
@@ -133,6 +133,8 @@ def estimate_of_fit(
     result = model_first(log, fit, taken.log_weights)
     uneven = tuple(_weight_findings(log, taken))
     hidden = tuple(_missed(log, fit, result, taken, ratio))
+    even = taken.power == 1 and not (uneven or hidden)
+    seen, beyond = _supports(log, policy, fit, weights, even=even)
     estimate = finish(
         log,
         policy,
@@ -142,7 +144,7 @@ def estimate_of_fit(
         diagnostics=None,
         findings=[
             *propensity_findings(log, policy, length_normalize=False),
-            *_findings(log, policy, fit, even=taken.power == 1 and not (uneven or hidden)),
+            *_findings(log, policy, fit, beyond, even=even),
             *uneven,
             *hidden,
         ],
@@ -159,7 +161,7 @@ def estimate_of_fit(
             "correction": result.correction,
             "power": taken.power,
         },
-        seen=support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner),
+        seen=seen,
     )
     return LongEstimate(estimate, result.shares)
 
@@ -209,11 +211,29 @@ def _missed(
     yield from contradiction_findings(hidden.value, hidden.standard_error, what)
 
 
-def _findings(log: LoggedSlates, policy: str, fit: CrossFit, *, even: bool) -> Iterator[Finding]:
+def _supports(
+    log: LoggedSlates, policy: str, fit: CrossFit, weights: ClassifierWeights, *, even: bool
+) -> tuple[Support, float]:
+    """How much of the policy is outside the log's support, and the share of its responses that lie beyond the log in a
+    feature.
+
+    Where even weights of whole responses correct the model, it is enough that they have support, or that the features
+    have it: the model is right, or it is corrected.
+    """
+    beyond = fit.features.beyond or 0.0
+    of_features = support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner)
+    whole = fresh_support(log, policy) if even else None
+    if whole is not None and whole.share <= max(of_features.share, beyond):
+        return whole, 0.0
+    return of_features, beyond
+
+
+def _findings(log: LoggedSlates, policy: str, fit: CrossFit, beyond: float, *, even: bool) -> Iterator[Finding]:
     """Whether the model predicts the reward with the right scale and without leakage, and whether the log contradicts
     it.
 
     Args:
+        beyond: share of the policy's fresh responses that lie beyond all logged ones in a feature.
         even: the weights of whole responses are even enough to correct any model, also one that explains little.
     """
     if not even:
@@ -225,7 +245,6 @@ def _findings(log: LoggedSlates, policy: str, fit: CrossFit, *, even: bool) -> I
         abs(fit.calibration - 1) / fit.calibration_error if fit.calibration_error > 0 else float("nan"),
     )
     yield from leak_findings(log, log.utility - fit.logged)
-    beyond = fit.features.beyond or 0.0
     what = f"{beyond:.1%} of the policy's fresh responses lie beyond all logged ones in a feature"
     yield from find("support", what, beyond)
     raw = log_weights(log, policy, "response", length_normalize=False)

@@ -16,7 +16,7 @@ from .balance import balance_findings
 from .diagnostics import Diagnostics, cluster_ess
 from .facts import LogFacts
 from .log import LoggedSlates
-from .log_support import Support, support
+from .log_support import Support, fresh_support
 from .rules import Verdict, is_index
 from .verdict import (
     Finding,
@@ -110,7 +110,7 @@ def finish(
         joint = JointRegion.of(parts, confidence.level)
         moved = None if unshrunk is None else _shrinkage_bias(parts, unshrunk, diversity_weight)
     whole = log if isinstance(log, LoggedSlates) else None
-    seen = seen or (None if whole is None else _support(whole, policy))
+    seen = seen or (None if whole is None else fresh_support(whole, policy))
     seen = seen.reaching(reach) if seen is not None and reach is not None else seen
     every = [
         *log_findings(log, whole_slates=whole_slates),
@@ -150,13 +150,6 @@ def finish(
         clusters_fingerprint=log.clusters_fingerprint,
         chosen={**(chosen or {}), **({} if moved is None else {"shrinkage_bias": moved[0]})},
     )
-
-
-def _support(log: LoggedSlates, policy: str) -> Support | None:
-    fresh = log.fresh.get(policy)
-    if fresh is None or fresh.logging is None:
-        return None
-    return support(log, policy, fresh.target - fresh.logging, fresh.owner)
 
 
 def _cluster_findings(log: LoggedSlates, diagnostics: Diagnostics | None) -> Iterable[Finding]:
