@@ -67,6 +67,24 @@ def test_batch_size_and_order_change_no_text(model, tiny_tokenizer, sampling: Sa
         assert len(set(alone[0])) == 3
 
 
+def test_a_prompt_is_read_once_in_a_batch_of_its_answers(model, tiny_tokenizer, monkeypatch) -> None:
+    read: list[tuple[int, int]] = []
+    forward = model.base_model.forward
+
+    def counted(*args, **kwargs):
+        read.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    counted.__signature__ = __import__("inspect").signature(forward)
+    monkeypatch.setattr(model.base_model, "forward", counted)
+    texts = generate(model, tiny_tokenizer, PROMPTS[:2], n=4, sampling=SAMPLED, batch_size=8)
+    (rows, length), *steps = [shape for shape in read if shape != (1, 1)]
+    assert (rows, length > 1) == (2, True)
+    assert {shape for shape in steps if shape[0] > 1} == {(8, 1)}  # the last token of the prompts, too
+    read.clear()
+    assert generate(model, tiny_tokenizer, PROMPTS[:2], n=4, sampling=SAMPLED, batch_size=1) == texts
+
+
 def test_close_calls_are_decided_alone_whatever_rounding_does(model, tiny_tokenizer, monkeypatch) -> None:
     """With noise of the size of rounding on every batched logit, texts stay what they are without it."""
     expected = generate(model, tiny_tokenizer, PROMPTS, n=2, sampling=SAMPLED)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..generation.sampling import BATCH_SIZE
 from ._engine_options import (
     address_option,
     engine_of,
@@ -73,7 +74,7 @@ def generate(
         typer.Option(
             metavar="N", min=1, help="Answers decoded together; does not change them.", rich_help_panel=_MODEL
         ),
-    ] = 16,
+    ] = BATCH_SIZE,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
         typer.Option(

@@ -4,6 +4,8 @@ A sampled text can depend on its batch in two ways. One is a shared random strea
 other is rounding: logits of a row differ in the last digits with batch size and padding, which can change a near-tie
 between two tokens. Such near-ties are detected by their margin and decided on logits of that row alone, without padding
 or cache.
+
+Answers to one prompt share its keys and values: the prompt is read once in a batch, not once for every answer.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
 from ..models.modes import evaluation_mode
 from ..models.rope import decide_alone
@@ -71,7 +74,7 @@ def decode_batch(
         use_cache: cache keys and values; False if they change with the length (`models.rope`).
         logprobs: give the log-probability of every token, too; see `propensities`.
     """
-    decide_alone(model)
+    by_length = decide_alone(model)
     device = model.device
     length = max(map(len, prompts))
     input_ids = torch.full((len(prompts), length), stop_ids[0], dtype=torch.int64)
@@ -87,14 +90,45 @@ def decode_batch(
         pad_token_id=stop_ids[0],
         use_cache=use_cache,
     )
+    tokens, mask = input_ids.to(device), attention_mask.to(device)
     with _own_configuration(model, config), torch.inference_mode():
+        # Frequencies that depend on a row's length may be others for the prompt without its last token.
+        cache = _prompt_cache(model, prompts, tokens, mask) if use_cache and not by_length else None
         output = model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
+            input_ids=tokens,
+            attention_mask=mask,
             logits_processor=LogitsProcessorList([chooser]),
+            **({} if cache is None else {"past_key_values": cache}),
         )
     answers = [_until_stop(row, stop_ids) for row in output[:, length:].tolist()]
     return chooser.decoded(answers) if logprobs else [Decoded(ids) for ids in answers]
+
+
+def _prompt_cache(
+    model: PreTrainedModel, prompts: Sequence[list[int]], input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> DynamicCache | None:
+    """Keys and values of all prompts without their last tokens, each distinct prompt read once.
+
+    None where nothing is gained, because all differ or have one token; and for models that keep anything but keys and
+    values of single tokens, which read every row.
+    """
+    first = {tuple(ids): row for row, ids in reversed(list(enumerate(prompts)))}
+    distinct = sorted(first.values())
+    cache = DynamicCache(config=model.config)
+    simple = cache.layers and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    if len(distinct) == len(prompts) or input_ids.shape[1] == 1 or not simple:
+        return None
+    mask = attention_mask[distinct, :-1]
+    model.base_model(
+        input_ids=input_ids[distinct, :-1],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    place = {row: at for at, row in enumerate(distinct)}
+    cache.batch_select_indices(torch.tensor([place[first[tuple(ids)]] for ids in prompts], device=input_ids.device))
+    return cache
 
 
 class _Chooser:

@@ -17,6 +17,7 @@ from ..data.schema import Turn
 from ..data.tokenize import reads_clock, today, tokenizer_fingerprint
 from ..models.rope import length_rule
 from .generations import Generation, GenerationSet, Propensity, slate_keys
+from .sampling import BATCH_SIZE
 from .sampling import Sampling as Sampling
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def generate(
     n: int = 1,
     sampling: Sampling | None = None,
     seeds: Sequence[int] | None = None,
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     template_date: str | None = None,
     progress: OnAnswer | None = None,
 ) -> list[list[str]]:
@@ -201,7 +202,7 @@ def load_engine(
     *,
     adapter: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     logprobs: bool = False,
     template_date: str | None = None,
 ) -> TransformersEngine:
@@ -243,7 +244,7 @@ class TransformersEngine:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
         about: dict[str, Any] | None = None,
         logprobs: bool = False,
         template_date: str | None = None,
