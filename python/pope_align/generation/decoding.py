@@ -151,6 +151,9 @@ class _Chooser:
         self.ended = torch.zeros(len(seeds), dtype=torch.bool, device=model.device)
         self.started = False
         self.logprobs = logprobs
+        # [B, V], allocated once: fresh memory of this size costs more than what is computed in it.
+        self.noise: torch.Tensor | None = None
+        self.forced: torch.Tensor | None = None
         self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # of `propensities`
         # 16-bit logits are so coarse that most choices would be near-ties.
         self.tolerance = FLOAT32_TOLERANCE if model.dtype in (torch.float32, torch.float64) else 0.0
@@ -170,7 +173,9 @@ class _Chooser:
                 scores = scores.index_put((torch.tensor([row], device=scores.device),), alone.to(scores.dtype))
         if self.logprobs:
             self.steps.append(propensities(scores, choice, self.sampling))
-        return torch.full_like(scores, -torch.inf).scatter_(1, choice[:, None], 0.0)
+        if self.forced is None:
+            self.forced = torch.empty_like(scores)
+        return self.forced.fill_(-torch.inf).scatter_(1, choice[:, None], 0.0)
 
     def decoded(self, answers: Sequence[list[int]]) -> list[Decoded]:
         """The answers with recorded log-probabilities."""
@@ -179,12 +184,13 @@ class _Chooser:
 
     def _noise(self, scores: torch.Tensor) -> torch.Tensor:
         """Standard Gumbel noise, [B, V]: the largest of logit + noise is a sample of the softmax (Gumbel-max)."""
-        noise = torch.zeros_like(scores)
+        if self.noise is None:
+            self.noise = torch.zeros_like(scores)
         if self.sampling.temperature > 0:
             for row, stream in enumerate(self.streams):
                 if not self.ended[row]:
-                    noise[row].exponential_(generator=stream).log_().neg_()
-        return noise
+                    self.noise[row].exponential_(generator=stream).log_().neg_()
+        return self.noise
 
     def _logits_alone(self, ids: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(input_ids=ids, use_cache=False, **self.only_last).logits
@@ -207,10 +213,13 @@ def choose(
     if sampling.temperature == 0:
         best = logits.topk(2).values
         return logits.argmax(1), best[:, 0] - best[:, 1] > 2 * tolerance
-    scaled = logits / sampling.temperature
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
     # The difference of two logits changes by up to 2 * tolerance, probabilities and their sums by its exponential.
     slack = 2 * tolerance / sampling.temperature
     doubt = math.expm1(2 * slack)
+    if sampling.top_p >= 1 and not 0 < sampling.top_k < logits.shape[1]:
+        best, tokens = (scaled + noise).topk(2)
+        return tokens[:, 0], best[:, 0] - best[:, 1] > slack
     lowest_kept = _cut(scaled, sampling.top_k, sampling.top_p, doubt)[0] - slack
     highest_dropped = _cut(scaled, sampling.top_k, sampling.top_p, -doubt)[1] + slack
     race = (scaled + noise).masked_fill(scaled < lowest_kept, -torch.inf)
