@@ -21,6 +21,7 @@ from .data.merge import content
 from .data.near import near_duplicates
 from .data.schema import Slate, text_of
 from .data.split import grouping
+from .disagreement import Raters, raters_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +66,7 @@ class Inspection:
         near_prompts: slates whose prompt is nearly equal to one of that log, and not equal (`near_duplicates`).
         propensities: of each logging policy that scored the log.
         origins: slates by format and kind of feedback.
+        raters: None if the log has neither ratings by annotator nor by group.
     """
 
     slates: int
@@ -86,6 +88,7 @@ class Inspection:
     propensities: tuple[Propensities, ...]
     unscored: int
     origins: dict[str, int]
+    raters: Raters | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -113,6 +116,7 @@ class Inspection:
             **{name: getattr(self, name) for name in _COUNTS},
             "distributions": {name: dict(zip(names, values, strict=True)) for name, values in spreads.items()},
             "propensities": [policy.to_dict() for policy in self.propensities],
+            "raters": None if self.raters is None else self.raters.to_dict(),
             "warnings": self.warnings,
             "hints": self.hints,
         }
@@ -190,6 +194,7 @@ def inspect_slates(
         propensities=tuple(_propensities(slates)),
         unscored=sum(slate.logging_logprobs is None for slate in slates),
         origins=dict(origins.most_common()),
+        raters=raters_of(slates),
     )
 
 

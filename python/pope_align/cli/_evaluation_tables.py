@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..ope import Comparison, DirectionIndex, Estimate, Evaluation
+    from ..ope import Comparison, DirectionIndex, Estimate, Evaluation, GroupValue, RaterGroups
 
 #: Title, columns and rows.
 Table = tuple[str, list[str], list[list[str]]]
@@ -38,6 +38,10 @@ def tables(evaluation: Evaluation, *, struck: bool) -> Iterator[Table]:
         columns = ["policy", "weights", "gain", "low", "high", "seq. ESS", "placebo p", "rank corr.", "verdict"]
         title = f"Direction within the log, from {evaluation.baseline} (an index, not a value)"
         yield title, columns, [_index(each, struck) for each in evaluation.indices]
+    for raters in evaluation.raters:
+        columns = ["raters", "V", "low", "high", "gain", "low", "high", "people", "prompts", "verdict"]
+        rows = [_to_raters(each, struck) for each in (raters.everyone, *raters.groups)]
+        yield f"{raters.policy}: values to raters, intervals by prompt and person", columns, rows
 
 
 def lines(evaluation: Evaluation) -> Iterator[str]:
@@ -47,6 +51,8 @@ def lines(evaluation: Evaluation) -> Iterator[str]:
     for nothing in evaluation.undecided:
         yield str(nothing)
     yield f"one unit of V_CU is {evaluation.log.scale.unit}"
+    for raters in evaluation.raters:
+        yield _worst(raters)
     for policy, fresh in evaluation.log.fresh.items():
         entropy = -float((fresh.target / fresh.tokens if fresh.tokens is not None else fresh.target).mean())
         unit = "nats per token" if fresh.tokens is not None else "nats"
@@ -102,6 +108,23 @@ def _index(each: DirectionIndex, struck: bool) -> list[str]:
     ranks = "" if each.rank_correlation is None else f"{each.rank_correlation.value:+.2f}"
     cells = _struck(numbers, each.verdict, struck)
     return [each.policy, each.weights, *cells, f"{each.sequence_ess:.3g}", p_value, ranks, each.verdict]
+
+
+def _to_raters(each: GroupValue, struck: bool) -> list[str]:
+    numbers = [f"{q:.4g}" for q in (each.value.value, each.value.low, each.value.high)]
+    gain = each.gain
+    numbers += ["", "", ""] if gain is None else [f"{q:+.3g}" for q in (gain.value, gain.low, gain.high)]
+    people = "" if each.annotators is None else f"{each.annotators}"
+    return [each.group, *_struck(numbers, each.verdict, struck), people, f"{each.prompts}", each.verdict]
+
+
+def _worst(raters: RaterGroups) -> str:
+    """The group served worst and the gap, in one line."""
+    small = f"; too few ratings of {', '.join(raters.too_small)}" if raters.too_small else ""
+    if raters.worst is None:
+        return f"{raters.policy}: no group of raters can be estimated{small}"
+    gap = "" if raters.gap is None else f"; gap between groups {raters.gap}"
+    return f"{raters.policy}: serves {raters.worst} worst, {raters.worst_value}{gap}{small}; one unit is {raters.unit}"
 
 
 def _struck(cells: list[str], verdict: str, struck: bool) -> list[str]:

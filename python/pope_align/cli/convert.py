@@ -103,7 +103,10 @@ def convert(
         str | None, typer.Option(metavar="DATE", help="Time of the log, e.g. 2023-09-30.", rich_help_panel=_TEXT)
     ] = None,
     keep_users: Annotated[
-        bool, typer.Option("--keep-users", help="Copy user identifiers into responders.", rich_help_panel=_TEXT)
+        bool,
+        typer.Option(
+            "--keep-users", help="Copy ids of people: authors, annotators with ratings.", rich_help_panel=_TEXT
+        ),
     ] = False,
     map: Annotated[
         str,

@@ -81,6 +81,13 @@ def evaluate(
             rich_help_panel=_LOG,
         ),
     ] = None,
+    by_raters: Annotated[
+        bool,
+        typer.Option(
+            "--by-raters",
+            help="The value to every group of raters, the worst-served one and the gap, for slates with ratings.",
+        ),
+    ] = False,
     lam: Annotated[
         float | None,
         typer.Option(help="Shrinkage of clipped_ips and similar estimators; default: chosen from the data."),
@@ -158,7 +165,7 @@ def evaluate(
     if rows:
         scoring = {"--max-length": max_length, "--dtype": dtype, "--template-date": template_date}
         others = {"--samples": samples, "--group": group, "--logging-policy": logging_policy, "--figure": figure}
-        refuse_options({**others, **scoring}, rows=True)
+        refuse_options({**others, **scoring, "--by-raters": by_raters}, rows=True)
     else:
         check_log(log, "log")
         refuse_options({"--columns": columns, "--how": how != "unknown", "--workers": workers != 1}, rows=False)
@@ -217,6 +224,7 @@ def evaluate(
                 utility_transform=utility_transform,  # type: ignore[arg-type]  # checked there, by name
                 score_range=score_range,
                 cluster=cluster,
+                by_raters=by_raters,
                 confidence=confidence,
                 scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date),
                 report=report,

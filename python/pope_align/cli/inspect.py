@@ -10,6 +10,7 @@ import typer
 from .command import group_option
 
 if TYPE_CHECKING:
+    from ..disagreement import Raters
     from ..inspect import Inspection
 
 
@@ -107,6 +108,8 @@ def show(name: str, inspection: Inspection) -> None:
     }
     rows = [[label, *(f"{value:,.4g}" for value in quantiles(values))] for label, values in spreads.items()]
     table("distributions", ["", "least", "5%", "median", "95%", "greatest"], rows)
+    if inspection.raters is not None:
+        _show_raters(inspection.raters)
     for policy in inspection.propensities:
         known = policy.nats_per_token is not None
         rows = [
@@ -119,3 +122,25 @@ def show(name: str, inspection: Inspection) -> None:
             ["  5% of responses below, nats", f"{quantiles(policy.totals)[1]:,.1f}"],
         ]
         table("propensities: " + policy.how + (", cross-fitted" if policy.cross_fitted else ""), ["", ""], rows)
+
+
+def _show_raters(raters: Raters) -> None:
+    """Print who rated, and how far they disagree."""
+    from .console import table
+
+    def known(number: float | None) -> str:
+        return "-" if number is None else f"{number:,.4g}"
+
+    rows = [
+        ["annotators", known(raters.annotators)],
+        ["ratings", known(raters.ratings)],
+        ["  of a response", known(raters.per_response)],
+        ["standard deviation within a response", known(raters.within)],
+        ["Krippendorff's alpha (1: all agree, 0: as by chance)", known(raters.alpha)],
+        ["slates that several groups rated", known(raters.compared)],
+        ["  in which two groups share no favourite", known(raters.apart)],
+    ]
+    table("raters", ["", ""], rows)
+    if raters.groups:
+        rows = [[name, *map(known, values)] for name, values in raters.groups.items()]
+        table("groups of raters", ["", "annotators", "ratings", "mean"], rows)

@@ -11,18 +11,36 @@ if TYPE_CHECKING:
     from ..generation.labels import Labeller
 
 _REFS, _JUDGE = "By embeddings (similarity, energy, set-utility)", "By a judge"
+_RATERS = "By raters (utilitarian, maximin, nash, group)"
 _BY_REFERENCES = ("similarity", "energy", "set-utility")
 _BY_GROUPS = ("utilitarian", "maximin", "nash")  # `data.transforms.Aggregation`
 #: The `utility_transform` with which training takes scores that are on one scale for the whole log.
 _TRANSFORMS = {"energy": "reward", "set-utility": "none"}
 #: The option that each kind of feedback requires, and that no other kind accepts.
-_NEEDS = {**dict.fromkeys(_BY_REFERENCES, "refs"), "command": "command", "python": "function", "judge": "model"}
+_NEEDS = {
+    **dict.fromkeys(_BY_REFERENCES, "refs"),
+    "command": "command",
+    "python": "function",
+    "judge": "model",
+    "group": "raters",
+}
 
 
 def label(
     gens: Annotated[Path, typer.Argument(help="Generations, as pope generate writes them; or slates, for new scores.")],
     by: Annotated[
-        Literal["similarity", "energy", "set-utility", "utilitarian", "maximin", "nash", "command", "python", "judge"],
+        Literal[
+            "similarity",
+            "energy",
+            "set-utility",
+            "utilitarian",
+            "maximin",
+            "nash",
+            "group",
+            "command",
+            "python",
+            "judge",
+        ],
         typer.Option("--with", metavar="HOW", help="similarity, energy, set-utility, maximin, judge ...: see below."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Slates: .jsonl or .parquet.")],
@@ -39,6 +57,19 @@ def label(
     cache: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for cached embeddings.", rich_help_panel=_REFS)
     ] = Path(".pope_cache"),
+    voices: Annotated[
+        Literal["groups", "annotators"],
+        typer.Option(help="Whose feedback utilitarian, maximin and nash combine.", rich_help_panel=_RATERS),
+    ] = "groups",
+    raters: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The group of raters.", rich_help_panel=_RATERS)
+    ] = None,
+    score_range: Annotated[
+        tuple[float, float],
+        typer.Option(
+            metavar="LOW HIGH", help="Ratings that become 0 and 1, before they are combined.", rich_help_panel=_RATERS
+        ),
+    ] = (0.0, 1.0),
     command: Annotated[
         str | None,
         typer.Option(metavar="COMMAND", help="A program that reads JSON lines and writes a number for each."),
@@ -78,7 +109,9 @@ def label(
     answers, near to people: the reward whose gradient lowers the energy distance) and set-utility (how much each answer
     adds for people who each take the nearest one, rescaled to [0, 1] over the log). Feedback by opinion groups, for
     slates with group_scores: set-utility without --refs, utilitarian (the groups' mean), maximin (the group served
-    worst) and nash (their geometric mean). Others: command, python, judge. Example:
+    worst) and nash (their geometric mean); with --voices annotators, by annotators, for slates with ratings. group is
+    the mean rating by one group (--raters); slates that it did not rate are left out. Others: command, python, judge.
+    Example:
 
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
@@ -86,19 +119,25 @@ def label(
     from .checks import check_input, check_json, check_key, check_log, required
 
     check_input(gens, "gens")
-    given = {"refs": refs, "command": command, "function": function, "model": model}
+    given = {"refs": refs, "command": command, "function": function, "model": model, "raters": raters}
     for name, value in given.items():
         if name != _NEEDS.get(by) and value is not None:
             wanted = ", ".join(how for how, need in _NEEDS.items() if need == name)
             raise ValueError(f"--{name}: expected with --with {wanted} only, got --with {by}")
         if name == _NEEDS.get(by) and by != "set-utility":  # slates with group_scores need no references
             required(value, f"--{name} (for --with {by})")
+    if by not in _BY_GROUPS and (voices != "groups" or score_range != (0.0, 1.0)):
+        raise ValueError(f"--voices, --score-range: expected with --with {', '.join(_BY_GROUPS)} only, got {by}")
+    if not score_range[0] < score_range[1]:
+        raise ValueError(f"--score-range: expected two numbers, low < high, got {score_range[0]:g} {score_range[1]:g}")
     if refs is not None:
         check_log(refs, "--refs")
     if by == "judge":
         check_key(key_variable, base_url)
     check_json(json_out, overwrite=overwrite)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
+        from dataclasses import replace
+
         from ..data import read_slates, write_slates
         from ..generation.generations import holds_slates, of_slates, read_generations
         from ..generation.labelled import labelled_slates, relabelled, rescaled
@@ -113,7 +152,18 @@ def label(
 
             if log is None:
                 raise ValueError(f"gens: expected slates with group_scores for --with {by}, got generations")
-            labeller = ByAggregation(log, by)  # type: ignore[arg-type]  # one of _BY_GROUPS
+            labeller = ByAggregation(log, by, voices, score_range)  # type: ignore[arg-type]  # one of _BY_GROUPS
+        elif by == "group":
+            from ..generation.labels import ByOneGroup, rated_by
+
+            if log is None:
+                raise ValueError("gens: expected slates with ratings for --with group, got generations")
+            rated = rated_by(log, required(raters, "--raters"))
+            if len(rated) < len(log):
+                err.print(f"{len(log) - len(rated)} of {len(log)} slates left out, which {raters} did not rate")
+            log = replace(log, slates=tuple(rated))
+            generations = of_slates(log, gens.stem)
+            labeller = ByOneGroup(log, required(raters, "--raters"))
         elif by == "set-utility" and refs is None and log is not None:
             from ..generation.labels import ByGroups
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._extras import require
-from .checks import Place, SlateError
+from .checks import Place, Rating, SlateError
 from .feedback import SMALL_UTILITY, age_corrected, is_constant, to_utility
 from .formats import Format, Source
 from .gather import gather
@@ -165,6 +165,7 @@ class Assembler:
             "slate_id": piece.key,
             "responders": _all([r.responder or (r.user if options.keep_users else None) for r in responses]),
             "group_scores": _groups(responses),
+            "ratings": _ratings(responses) if options.keep_users or self.kind.keeps_ratings else None,
             "origin": origin,
         }
         if row["logging_logprobs"] is not None:
@@ -233,6 +234,11 @@ def _corrected(place: Place, responses: list[Response], scale_days: float, as_of
 def _groups(responses: list[Response]) -> list[dict[str, float]] | None:
     groups = [response.group_scores for response in responses]
     return [group or {} for group in groups] if any(groups) else None
+
+
+def _ratings(responses: list[Response]) -> list[list[Rating]] | None:
+    ratings = [response.ratings for response in responses]
+    return [each or [] for each in ratings] if any(ratings) else None
 
 
 def _origin_lists(responses: list[Response]) -> dict[str, Any]:

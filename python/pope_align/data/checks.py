@@ -8,9 +8,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 Turn = dict[str, str]  # {"role": ..., "content": ...}
+
+
+class Rating(TypedDict):
+    """What one annotator said of one response."""
+
+    annotator: str  # an id that is the same in all slates
+    score: float  # larger is better
+    group: NotRequired[str]  # of the annotator, such as a country
+
 
 #: Numbers in text: ASCII digits, no ``1_000``, no ``1,000``, no ``inf``.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -167,6 +176,30 @@ class Place:
             raise self.error(field, "an object with a number for each group", value)
         numbers = {name: number for name, number in value.items() if number is not None}
         return {self.text(f"{field} (group)", name): self.finite(f"{field}.{name}", numbers[name]) for name in numbers}
+
+    def ratings(self, field: str, value: Any) -> list[Rating]:
+        """One rating per annotator; a group that is null, as typed columns have it, counts as absent."""
+        if not isinstance(value, (list, tuple)):
+            raise self.error(field, "a list of ratings", value)
+        ratings = [self.rating(f"{field}[{i}]", each) for i, each in enumerate(value)]
+        seen: set[str] = set()
+        for i, rating in enumerate(ratings):
+            if rating["annotator"] in seen:
+                raise self.error(f"{field}[{i}].annotator", "each annotator once for a response", rating["annotator"])
+            seen.add(rating["annotator"])
+        return ratings
+
+    def rating(self, field: str, value: Any) -> Rating:
+        present = {key for key, entry in value.items() if entry is not None} if isinstance(value, Mapping) else set()
+        if not {"annotator", "score"} <= present <= {"annotator", "score", "group"}:
+            raise self.error(field, "a rating {'annotator': ..., 'score': ..., maybe 'group': ...}", value)
+        rating = Rating(
+            annotator=self.text(f"{field}.annotator", value["annotator"]),
+            score=self.finite(f"{field}.score", value["score"]),
+        )
+        if "group" in present:
+            rating["group"] = self.text(f"{field}.group", value["group"])
+        return rating
 
     def provenance(self, field: str, value: Any) -> dict[str, Any]:
         if isinstance(value, str):  # as Parquet stores it

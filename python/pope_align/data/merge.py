@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from .checks import Turn
+from .checks import Rating, Turn
 from .pieces import Piece, Response, spelled
 from .schema import text_of
 
@@ -16,7 +16,7 @@ def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Pi
     """Merge pieces with the same key; returns the merged piece and how many responses were repeats.
 
     The first prompt is used. Blank responses are dropped. Of responses with equal text the best-scored one is kept
-    ("best"), or their scores are averaged, also within groups ("mean").
+    ("best"), or their scores are averaged, also within groups ("mean"), as those of several annotators always are.
     """
     first = next((piece for piece in pieces if piece.prompt is not None), pieces[0])
     by_text: dict[str, list[Response]] = {}
@@ -24,7 +24,7 @@ def merge(pieces: Sequence[Piece], repeats: Literal["best", "mean"]) -> tuple[Pi
         for response in piece.responses:
             if text_of(response.completion).strip():
                 by_text.setdefault(content(response.completion).strip(), []).append(response)
-    responses = [_best(same) if repeats == "best" else _mean(same) for same in by_text.values()]
+    responses = [_mean(same) if repeats == "mean" or _rated(same) else _best(same) for same in by_text.values()]
     copies = sum(map(len, by_text.values())) - len(responses)
     policy = next((piece.logging_policy for piece in pieces if piece.logging_policy is not None), None)
     group = next((piece.group for piece in pieces if piece.group is not None), None)
@@ -46,7 +46,22 @@ def _mean(same: list[Response]) -> Response:
         for group, score in (response.group_scores or {}).items():
             ratings.setdefault(group, []).append(score)
     groups = {group: _average(scores) for group, scores in sorted(ratings.items())}
-    return replace(same[0], score=_average([response.score for response in same]), group_scores=groups or None)
+    score = _average([response.score for response in same])
+    return replace(same[0], score=score, group_scores=groups or None, ratings=_by_annotator(same) or None)
+
+
+def _rated(same: list[Response]) -> bool:
+    """Whether what repeats is not the response, but its rating by another annotator."""
+    return len({rating["annotator"] for response in same for rating in response.ratings or []}) > 1
+
+
+def _by_annotator(same: list[Response]) -> list[Rating]:
+    """One rating per annotator, in the order of their names; of one who rated the response repeatedly, the mean."""
+    by: dict[str, list[Rating]] = {}
+    for response in same:
+        for rating in response.ratings or []:
+            by.setdefault(rating["annotator"], []).append(rating)
+    return [{**by[who][0], "score": _average([rating["score"] for rating in by[who]])} for who in sorted(by)]
 
 
 def _average(scores: Sequence[float]) -> float:

@@ -44,7 +44,8 @@ class ConvertOptions:
         prompt_template: template of prompts that are text, with ``{prompt}`` for the prompt.
         age_scale_days, as_of: correct votes for the age of their response (`age_corrected`) at the time ``as_of``
             (seconds since 1970).
-        keep_users: copy user identifiers into ``responders`` if the format has no public author.
+        keep_users: copy user identifiers: into ``responders`` if the format has no public author, and annotators with
+            their ``ratings``.
         mapping: names that the format accepts (``Format.maps``), such as a slate field, to a column or a choice.
         sql: for the table format: a DuckDB query whose rows are read.
         skip_bad_rows: count bad rows instead of stopping at the first.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .checks import Place, Turn
+from .checks import Place, Rating, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Response:
     ids: list[int] | None = None  # the sampled tokens
     model_logprob: float | None = None  # total of the model without the sampler's settings: no propensity
     sampled: list[str] | None = None  # texts of the sampled tokens, where the log has no ids
+    ratings: list[Rating] | None = None  # by annotator; copied into slates only on request
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
 
@@ -39,6 +40,12 @@ _RESPONSE = tuple(entry.name for entry in fields(Response) if entry.name != "pla
 
 def _present(response: Response) -> dict[str, Any]:
     return {name: value for name in _RESPONSE if (value := getattr(response, name)) is not None}
+
+
+def rating(annotator: str, score: float, group: str | None = None) -> Rating:
+    """One annotator's rating of a response."""
+    found: Rating = {"annotator": annotator, "score": score}
+    return found if group is None else {**found, "group": group}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,7 @@ def _checked(place: Place, response: Response, index: int | None) -> Response:
         ids=_optional(place.token_ids, named("completion_ids"), response.ids),
         model_logprob=_optional(place.logprob, named("model_logprob"), response.model_logprob),
         sampled=response.sampled,
+        ratings=_optional(place.ratings, named("ratings"), response.ratings),
         place=place,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from .._paths import address, is_folder
-from .checks import Place, SlateError, Turn
+from .checks import Place, Rating, SlateError, Turn
 from .readers import read_records
 from .shards import input_files
 
@@ -37,6 +37,7 @@ class Slate:
     origin: dict[str, Any] | None = None  # what the slate was converted from; see pope_align.data.convert
     finished: list[bool] | None = None  # [k] False: cut at a limit, without an end-of-turn token
     completion_ids: list[list[int]] | None = None  # [k][t] sampled tokens, of logging_policy["tokenizer_fingerprint"]
+    ratings: list[list[Rating]] | None = None  # [k] what each annotator said; a response may have none
 
 
 def text_of(value: str | list[Turn]) -> str:
@@ -161,7 +162,7 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
 
     def each(name: str, check: Any) -> list[Any] | None:
         value = columns.get(name)
-        if name == "group_scores" and isinstance(value, str):  # as Parquet stores it
+        if name in ("group_scores", "ratings") and isinstance(value, str):  # as Parquet stores it
             value = place.json(name, value)
         return None if value is None else place.each(name, value, len(completions), check)
 
@@ -190,6 +191,7 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
         origin=optional("origin", place.provenance),
         finished=each("finished", place.boolean),
         completion_ids=_sampled(place, each("completion_ids", place.token_ids), tokens),
+        ratings=each("ratings", place.ratings),
     )
 
 

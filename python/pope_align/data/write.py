@@ -16,7 +16,7 @@ from .schema import FIELDS, Slate
 #: Endings of files that slates can be written to.
 ENDINGS = (".jsonl", ".parquet")
 #: Columns that Parquet stores as JSON text, because they have no single type.
-JSON_COLUMNS = ("logging_policy", "group_scores", "origin")
+JSON_COLUMNS = ("logging_policy", "group_scores", "ratings", "origin")
 _ROW_GROUP = 1000
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ class Writer(Protocol):
 def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
     """Write slates to ``.jsonl`` or ``.parquet``; `read_slates` returns equal slates.
 
-    The write is atomic. Parquet has one type per column: there ``logging_policy``, ``group_scores``
+    The write is atomic. Parquet has one type per column: there ``logging_policy``, ``group_scores``, ``ratings``
     and ``origin`` are JSON text, and prompts (and completions) must be all text or all turns.
 
     Raises:

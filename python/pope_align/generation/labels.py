@@ -12,15 +12,16 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from .._arrays import Floats
 from ..data import Slate
 from ..data.feedback import Aggregation, group_utility
+from ..data.raters import annotator_scores, group_feedback, group_scores
 from ..metrics.energy import energy_reward
 from ..metrics.groups import group_weights
 from ..metrics.set_utility import marginal_contributions
@@ -136,38 +137,88 @@ class ByGroups:
 
 @dataclass(frozen=True)
 class ByAggregation:
-    """One score per logged response from those of opinion groups, by `pope_align.data.feedback.group_utility`.
+    """One score per logged response from those of opinion groups or annotators, by
+    `pope_align.data.feedback.group_utility`.
 
-    Groups count equally; a group that did not rate a response is left out for it.
+    They count equally; one who did not rate a response is left out for it.
 
     Attributes:
-        slates: with ``group_scores`` in [0, 1], one for each row of the generations.
+        slates: with feedback by groups or annotators, one for each row of the generations.
+        voices: whose feedback is combined.
+        score_range: feedback that becomes 0 and 1.
     """
 
     slates: Sequence[Slate]
     aggregation: Aggregation
+    voices: Literal["groups", "annotators"] = "groups"
+    score_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"labeller": self.aggregation, "of": "group_scores"}
+        of = "group_scores" if self.voices == "groups" else "ratings"
+        scaled = {} if self.score_range == (0.0, 1.0) else {"score_range": list(self.score_range)}
+        return {"labeller": self.aggregation, "of": of, **scaled}
 
     def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
-        """Raises ValueError for a response without ``group_scores``, or with one outside [0, 1]."""
+        """Raises ValueError for a response without such feedback, or with some outside of ``score_range``."""
+        of_slate = group_scores if self.voices == "groups" else annotator_scores
         labelled: list[list[float]] = []
         for number, slate in enumerate(self.slates, start=1):
-            scores = slate.group_scores or [{} for _ in slate.completions]
-            labelled.append([self._score(number, index, of_response) for index, of_response in enumerate(scores)])
+            labelled.append([self._score(number, index, scores) for index, scores in enumerate(of_slate(slate))])
             progress(number, len(self.slates))
         return labelled
 
-    def _score(self, number: int, index: int, of_response: Mapping[str, float]) -> float:
-        where = f"slate {number}: group_scores[{index}]"
-        if not of_response:
-            raise ValueError(f"{where}: expected feedback of at least one group, got none")
+    def _score(self, number: int, index: int, scores: Sequence[float]) -> float:
+        where = f"slate {number}: {self.about['of']}[{index}]"
+        if not scores:
+            raise ValueError(f"{where}: expected feedback of at least one of the {self.voices}, got none")
+        low, high = self.score_range
         try:
-            return float(group_utility([[score] for score in of_response.values()], self.aggregation)[0])
+            return float(group_utility([[(score - low) / (high - low)] for score in scores], self.aggregation)[0])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class ByOneGroup:
+    """The mean rating of each logged response by one group of raters.
+
+    Attributes:
+        slates: with feedback of the group on every response (see `rated_by`), one for each row of the generations.
+        group: as in ``ratings`` or ``group_scores``.
+    """
+
+    slates: Sequence[Slate]
+    group: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"labeller": "group", "group_of_raters": self.group}
+
+    def __call__(self, generations: GenerationSet, progress: OnLabel) -> list[list[float]]:
+        """Raises ValueError for a response that the group did not rate."""
+        labelled: list[list[float]] = []
+        for number, slate in enumerate(self.slates, start=1):
+            scores = group_feedback(slate, self.group)
+            where = f"slate {number}: feedback of {self.group}"
+            labelled.append([_finite(score, f"{where}[{index}]") for index, score in enumerate(scores)])
+            progress(number, len(self.slates))
+        return labelled
+
+
+def rated_by(slates: Sequence[Slate], group: str) -> list[Slate]:
+    """The slates of which a group of raters rated every response.
+
+    Raises:
+        ValueError: there is none; the error names the groups of the log.
+    """
+    rated = [slate for slate in slates if None not in group_feedback(slate, group)]
+    if not rated:
+        known = {each["group"] for slate in slates for of in slate.ratings or [] for each in of if "group" in each}
+        known |= {name for slate in slates for scores in slate.group_scores or [] for name in scores}
+        there = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"raters: expected a group that rated all responses of a slate ({there:.200}), got {group!r}")
+    return rated
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .logging_policies import balanced_logprobs
 from .one_pass import Columns, evaluate_shards
 from .pope import pope_value
 from .predictions import Predictions
+from .raters import GroupValue, RaterGroups, values_by_raters
 from .result import Estimate
 from .reward_model import fit_predictions, predict_with
 from .scoring import Scoring
@@ -39,6 +40,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "FreshScores",
+    "GroupValue",
     "JointRegion",
     "JudgeCalibration",
     "Judged",
@@ -46,6 +48,7 @@ __all__ = [
     "PolicyScores",
     "Predictions",
     "Quantity",
+    "RaterGroups",
     "Scoring",
     "SensitivityBounds",
     "Shrink",
@@ -73,4 +76,5 @@ __all__ = [
     "subgroup_values",
     "support",
     "utilities",
+    "values_by_raters",
 ]

@@ -26,6 +26,7 @@ from .long_responses import LongEstimate, model_first_estimate
 from .placebo import Placebo, gain_shares, placebo
 from .pope import fresh_diversity, is_weighted_mean, pope_value
 from .predictions import Predictions
+from .raters import check_raters, values_by_raters
 from .response_features import response_features
 from .result import Estimate
 from .reward_model import Embed, fit_predictions
@@ -56,6 +57,7 @@ def evaluate_policies(
     embed: Embed | None = None,
     predictions: Mapping[str, Predictions] | None = None,
     set_rewards: Mapping[str, Callable[[Slate], float] | npt.ArrayLike] | None = None,
+    by_raters: bool = False,
     confidence: Confidence = Confidence(),  # noqa: B008 (frozen)
     scoring: Scoring = Scoring(),  # noqa: B008 (frozen)
     report: OnScored | None = None,
@@ -87,6 +89,7 @@ def evaluate_policies(
         embed: sentence embeddings for the reward model; None: all-MiniLM-L6-v2.
         predictions: your own predictions instead of a fitted reward model's.
         set_rewards: rewards of whole slates by name, as in `set_value`.
+        by_raters: also give the value to every group of raters (`values_by_raters`), for slates with ratings.
         confidence: how intervals are made.
         scoring: length, dtype, batches and cache for scoring.
         report: called with a policy's name and the numbers of responses scored so far and in total.
@@ -104,6 +107,8 @@ def evaluate_policies(
     unscored, models = _unscored(log, policies, fresh, utility_transform, score_range, cluster)
     to_fit = {name: texts for name, texts in samples.items() if name not in given} if reads_samples(estimators) else {}
     check_log(unscored, every, lam, given, objective, cross_fits=bool(to_fit))
+    if by_raters:
+        check_raters(unscored)
     rewards = {title: rewards_of(unscored, reward) for title, reward in (set_rewards or {}).items()}
     embed = _once(embed) if samples and reads_samples(estimators) else _no_embedding
     logged = _scored(unscored, models, names, fresh, logging_policy, scoring, report)
@@ -154,6 +159,10 @@ def evaluate_policies(
         baseline=baseline,
         objective=objective,
         log=logged,
+        raters=tuple(
+            values_by_raters(logged, name, baseline=baseline, score_range=score_range, level=confidence.level)
+            for name in (names if by_raters else [])
+        ),
     )
 
 

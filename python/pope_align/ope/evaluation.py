@@ -16,6 +16,7 @@ from .direction import DirectionIndex
 from .facts import LogFacts
 from .figure import evaluation_figure
 from .log import LoggedSlates
+from .raters import RaterGroups
 from .result import Estimate
 from .rules import VERDICTS, Verdict
 from .undecided import Undecided, undecided
@@ -31,6 +32,7 @@ class Evaluation:
     baseline: str
     objective: Objective
     log: LogFacts = field(repr=False)
+    raters: tuple[RaterGroups, ...] = ()  # of every policy, if they were asked for
 
     @property
     def policies(self) -> list[str]:
@@ -99,6 +101,7 @@ class Evaluation:
                 "comparisons": [each.to_dict() for each in self.comparisons],
                 "indices": [each.to_dict() for each in self.indices],
                 "undecided": [each.to_dict() for each in self.undecided],
+                "raters": [each.to_dict() for each in self.raters],
             }
         )
         return content

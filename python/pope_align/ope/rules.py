@@ -62,6 +62,7 @@ RULES: Mapping[str, Rule] = {
     # the log
     "clusters": Rule("number of independent clusters", 50, 10, below=True),
     "cluster_ess": Rule("effective number of clusters, by their weights", 50, 10, below=True),
+    "annotators": Rule("number of annotators", 50, 10, below=True, note="values to groups of raters"),
     "constant_utility": Rule("every response has the same utility, or the same within its slate", always="refuse"),
     "relative_utility": Rule("utilities relative to their slate", always="caution"),
     "relative_slate": Rule("utilities relative to their slate, with weights of whole slates", always="refuse"),

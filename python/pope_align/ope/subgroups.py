@@ -92,12 +92,13 @@ def take_slates(log: LoggedSlates, slates: Integers) -> LoggedSlates:
         logging=scores(log.logging),
         policies={name: scores(of) for name, of in log.policies.items()},
         clusters=cluster_codes(log.clusters[slates], slates.size),
-        fresh={name: _take_fresh(of, slates) for name, of in log.fresh.items()},
+        fresh={name: take_fresh(of, slates) for name, of in log.fresh.items()},
         slates=None if log.slates is None else tuple(log.slates[at] for at in slates),
     )
 
 
-def _take_fresh(fresh: FreshScores, slates: Integers) -> FreshScores:
+def take_fresh(fresh: FreshScores, slates: Integers) -> FreshScores:
+    """The fresh responses to the prompts of some slates, in the order given."""
     mine = [np.flatnonzero(fresh.owner == at) for at in slates]
     rows = np.concatenate(mine)
     return FreshScores(

@@ -86,6 +86,7 @@ class Format:
         looks: what else its records have, where another format has the same marks.
         by_people: whether all its responses were written by people, so that there is no logging policy.
         maps: the names that ``--map`` accepts: of columns, or of what a record has several of.
+        keeps_ratings: whether annotators are copied without being asked for, because they were asked for before.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Format:
     looks: Callable[[Mapping[str, Any]], bool] = lambda values: True
     by_people: bool = False
     maps: tuple[str, ...] = ()
+    keeps_ratings: bool = False
 
     def mark(self, fields: frozenset[str]) -> frozenset[str]:
         """The largest of the format's marks that is contained in these fields; empty if none is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..checks import Turn
-from ..pieces import Piece, Response, spelled, text_key
+from ..pieces import Piece, Response, rating, spelled, text_key
 from ..records import Record
 from .base import Format, Nothing, Source, per_record
 
@@ -52,7 +52,8 @@ def _piece(prompt: list[Turn], texts: dict[str, str | None], chosen: str, group:
     for text in candidates:
         won = float(text == chosen)
         answer = [{"role": "assistant", "content": text}]
-        responses.append(Response(answer, won, group_scores=None if group is None else {group: won}))
+        groups = None if group is None else {group: won}
+        responses.append(Response(answer, won, group_scores=groups, ratings=[rating(user, won, group)]))
     key = f"{text_key(spelled(prompt))}#{text_key(spelled(candidates))}"
     return Piece(key, prompt=prompt, responses=responses, user=user)
 

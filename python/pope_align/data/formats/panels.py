@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checks import Place, SlateError, Turn
 from ..feedback import group_utility, shrunk_rate
-from ..pieces import Piece, Response, text_key
+from ..pieces import Piece, Response, rating, text_key
 from ..readers import read_records
 from ..records import Record
 from .base import Format, Nothing, Source, per_record
@@ -36,6 +36,7 @@ def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
                 [{"role": "assistant", "content": reply.text("content")}],
                 reply.number("score"),
                 responder=reply.optional_name("model_name"),
+                ratings=None if user is None else [rating(user, reply.number("score"))],
             )
             for reply in replies
         ]
@@ -48,22 +49,29 @@ def prism(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
 
 
 #: Columns of OvertonBench, and the names that people give them in tables of their own.
-_OVERTONBENCH = {"response": "llm_response", "rating": "representation_rating", "group": "cluster_kmeans"}
+_OVERTONBENCH = {
+    "response": "llm_response",
+    "rating": "representation_rating",
+    "group": "cluster_kmeans",
+    "participant": "user",
+}
 
 
 def overton(record: Record, feedback: str) -> Iterable[Piece]:
-    """One rating of one response by one participant: ``question``, ``response``, ``rating``, ``model``, ``group``.
+    """One rating of one response by one participant: ``question``, ``response``, ``rating``, ``model``, ``group``,
+    ``participant``.
 
-    OvertonBench calls three of them ``llm_response``, ``representation_rating`` and ``cluster_kmeans``.
+    OvertonBench calls four of them ``llm_response``, ``representation_rating``, ``cluster_kmeans`` and ``user``.
     """
     columns = {name: theirs if theirs in record else name for name, theirs in _OVERTONBENCH.items()}
-    prompt, rating = record.text("question"), record.number(columns["rating"])
-    group = record.optional_name(columns["group"])
+    prompt, score = record.text("question"), record.number(columns["rating"])
+    group, user = record.optional_name(columns["group"]), record.optional_name(columns["participant"])
     response = Response(
         record.text(columns["response"]),
-        rating,
+        score,
         responder=record.optional_name("model"),
-        group_scores=None if group is None else {group: rating},
+        group_scores=None if group is None else {group: score},
+        ratings=None if user is None else [rating(user, score, group)],
     )
     return [Piece(text_key(prompt), prompt=prompt, responses=[response])]
 

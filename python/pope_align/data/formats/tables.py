@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..checks import SlateError
-from ..pieces import ORIGIN_LISTS, Piece, Response, spelled, text_key
+from ..pieces import ORIGIN_LISTS, Piece, Response, rating, spelled, text_key
 from ..records import Record
 from ..schema import parse_row
 from .base import Format, Source, per_record
@@ -22,6 +22,7 @@ COLUMNS = {
     "user": "user",
     "timestamp": "timestamp",
     "group": "group",
+    "annotator": "annotator",
     "logging_logprob": "logging_logprob",
     "completion_tokens": "completion_tokens",
     "token_logprobs": "token_logprobs",
@@ -31,7 +32,8 @@ COLUMNS = {
 def table(source: Source, feedback: str) -> Iterator[Piece]:
     """One response per row. ``prompt``, ``completion`` and ``score`` are required; rows with the same ``key`` (or,
     without one, the same prompt) make a slate. A recorded log-probability is a total in ``logging_logprob`` (nats) or a
-    list of its tokens' in ``token_logprobs``, which are summed.
+    list of its tokens' in ``token_logprobs``, which are summed. With ``annotator`` a row is that person's rating, and
+    the ratings of a response are averaged.
     """
     columns = {**COLUMNS, **source.mapping}
 
@@ -42,6 +44,7 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
         prompt = record.place.prompt(columns["prompt"], record.content(columns["prompt"]))
         completion = record.content(columns["completion"])
         score, group = record.feedback(columns["score"]), record.optional_label(columns["group"])
+        annotator = record.optional_name(columns["annotator"])
         logprob, tokens = _recorded(record, columns)
         response = Response(
             completion,
@@ -52,6 +55,7 @@ def table(source: Source, feedback: str) -> Iterator[Piece]:
             group_scores=None if group is None else {group: score},
             logprob=logprob,
             tokens=tokens,
+            ratings=None if annotator is None else [rating(annotator, score, group)],
         )
         key = record.optional_name(columns["key"])
         recorded = None if logprob is None else {"how": "recorded", "model": None}
@@ -104,6 +108,7 @@ def slates(record: Record, feedback: str) -> list[Piece]:
             strict=True,
         )
     ]
+    responses = [replace(response, ratings=of) for response, of in zip(responses, each(slate.ratings), strict=True)]
     key = slate.slate_id or text_key(spelled(slate.prompt))
     origin = dict(slate.origin or {})
     for name, field in ORIGIN_LISTS.items():  # of each response, and so to be filtered and sampled with them
@@ -130,4 +135,5 @@ SLATES = Format(
     per_record(slates),
     scattered=False,
     marks=("prompt completions scores",),
+    keeps_ratings=True,
 )

@@ -147,6 +147,7 @@ def subset(slate: Slate, indices: Sequence[int]) -> Slate:
         "group_scores",
         "finished",
         "completion_ids",
+        "ratings",
     }
     chosen: dict[str, Any] = {
         name: [getattr(slate, name)[index] for index in indices]

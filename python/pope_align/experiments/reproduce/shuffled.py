@@ -13,7 +13,7 @@ from ...data import Slate
 def shuffled_votes(slates: Sequence[Slate], seed: int) -> list[Slate]:
     """Slates whose scores are permuted within each of them, so that nothing can be learned from the feedback.
 
-    Ranks and scores of groups of raters, which would still tell, are removed.
+    Ranks and scores of raters and their groups, which would still tell, are removed.
     """
     shuffled = []
     for number, slate in enumerate(slates):
@@ -21,5 +21,5 @@ def shuffled_votes(slates: Sequence[Slate], seed: int) -> list[Slate]:
         scores = list(slate.scores)
         random.Random(digest).shuffle(scores)
         origin = {**(slate.origin or {}), "feedback": "shuffled"}
-        shuffled.append(replace(slate, scores=scores, ranks=None, group_scores=None, origin=origin))
+        shuffled.append(replace(slate, scores=scores, ranks=None, group_scores=None, ratings=None, origin=origin))
     return shuffled
