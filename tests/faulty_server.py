@@ -59,6 +59,10 @@ class FaultyServer:
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
 
+    def answers(self, body: dict[str, Any]) -> list[str | dict[str, Any]]:
+        """One reply for each of the ``n`` that are asked for."""
+        return [self.answer(body["messages"]) for _ in range(body.get("n", 1))]
+
     def fault(self, body: dict[str, Any]) -> tuple[str, str | None]:
         """The request's name, and what goes wrong with this sending."""
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -93,7 +97,7 @@ def running(server: FaultyServer) -> Iterator[FaultyServer]:
                 return self.send(200, json.dumps({"id": "x", "object": "chat.completion", "choices": []}))
             if fault in BAD_BODIES:
                 return self.send(200, BAD_BODIES[fault])
-            text = json.dumps(completion(body, server.answer(body["messages"])))
+            text = json.dumps(completion(body, *server.answers(body)))
             if fault == "cut":
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
@@ -135,17 +139,15 @@ def running(server: FaultyServer) -> Iterator[FaultyServer]:
         http.server_close()
 
 
-def completion(body: dict[str, Any], said: str | dict[str, Any]) -> dict[str, Any]:
-    """The JSON of a chat completion."""
-    message = {"role": "assistant", "content": said} if isinstance(said, str) else {"role": "assistant", **said}
-    finish, usage = message.pop("finish_reason", "stop"), message.pop("usage", (10, 5))
-    reply = {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": body["model"],
-        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
-    }
+def completion(body: dict[str, Any], *said: str | dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a chat completion; the tokens of all its answers are counted together."""
+    choices, usage = [], (10, 5 * len(said))
+    for index, each in enumerate(said):
+        message = {"role": "assistant", "content": each} if isinstance(each, str) else {"role": "assistant", **each}
+        usage = message.pop("usage", usage)
+        of_choice = {name: message.pop(name) for name in ("finish_reason", "logprobs") if name in message}
+        choices.append({"index": index, "finish_reason": "stop", "message": message, **of_choice})
+    reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "choices": choices}
     if usage is not None:
         counts = (*usage, sum(usage))
         reply["usage"] = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), counts))

@@ -17,7 +17,6 @@ import transformers
 from pope_align._journal import Journal
 from pope_align.data import Slate
 from pope_align.generation.decoding import choose
-from pope_align.generation.engines import VllmEngine
 from pope_align.generation.generate import (
     Sampling,
     TransformersEngine,
@@ -33,6 +32,7 @@ from pope_align.generation.generations import (
     slate_keys,
     write_generations,
 )
+from pope_align.generation.vllm_engine import VllmEngine
 
 PROMPTS = [
     "A?",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pope_align.data import Slate
 from pope_align.generation.endpoint import Budget, BudgetExceeded, Endpoint, EndpointRefused
-from pope_align.generation.engines import EndpointEngine
+from pope_align.generation.endpoint_engine import EndpointEngine
 from pope_align.generation.generate import generate_for_slates
 from pope_align.generation.generations import Generation, GenerationSet
 from pope_align.generation.sampling import Sampling

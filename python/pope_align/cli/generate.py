@@ -112,6 +112,14 @@ def generate(
     base_url: Annotated[
         str | None, typer.Option(metavar="URL", help="E.g. http://localhost:8000/v1.", rich_help_panel=_ENDPOINT)
     ] = None,
+    server: Annotated[
+        Literal["openai", "vllm", "sglang"],
+        typer.Option(help="What answers there; decides what its --logprobs are of.", rich_help_panel=_ENDPOINT),
+    ] = "openai",
+    answers_per_request: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Answers asked for in one request.", rich_help_panel=_ENDPOINT),
+    ] = 1,
     concurrency: Annotated[
         int, typer.Option(metavar="N", min=1, help="Concurrent requests.", rich_help_panel=_ENDPOINT)
     ] = 8,
@@ -136,14 +144,22 @@ def generate(
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
     if logprobs:
         sampling.check_logprobs()
-        if engine not in ("transformers", "ray"):
-            raise ValueError(f"logprobs: expected --engine transformers, which has all probabilities, got {engine}")
+        if engine == "vllm":
+            raise ValueError(
+                "logprobs: expected --engine transformers, or openai with a server of vLLM (--server vllm), got vllm"
+            )
     if engine == "openai":
         check_key("OPENAI_API_KEY", base_url)
         if top_k:
             raise ValueError(f"top_k: expected 0 (off) with an OpenAI-compatible endpoint, got {top_k}")
         if adapter is not None:
             raise ValueError("adapter: expected none with --engine openai, whose models are fixed")
+        if logprobs:
+            from ..generation.recordable import check_recordable
+
+            check_recordable(sampling, server)
+    elif server != "openai" or answers_per_request != 1:
+        raise ValueError(f"server, answers-per-request: expected with --engine openai only, got --engine {engine}")
     check_folder(adapter, "adapter_config.json", "--adapter")
     check_json(json_out, overwrite=overwrite)
     run = engine_of(engine, workers, gpus_per_worker, address)
@@ -191,14 +207,20 @@ def generate(
                 template_date=template_date,
             )
         elif engine == "vllm":
-            from ..generation.engines import VllmEngine
+            from ..generation.vllm_engine import VllmEngine
 
             runner = VllmEngine(model, adapter=adapter, dtype=dtype)
         else:
             from ..generation.endpoint import Endpoint
-            from ..generation.engines import EndpointEngine
+            from ..generation.endpoint_engine import EndpointEngine
 
-            runner = EndpointEngine(Endpoint(model, base_url), concurrency=concurrency)
+            runner = EndpointEngine(
+                Endpoint(model, base_url),
+                concurrency=concurrency,
+                answers_per_request=answers_per_request,
+                logprobs=logprobs,
+                server=server,
+            )
         journal = out.with_name(out.name + ".journal")
         start = time.monotonic()
         with progress("generating", "answers") as report:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._extras import require
 from .._text import passwords, redact, utf8, without_password
-from .replies import BadReply, Reply, read_reply
+from .replies import BadReply, Choice, Reply, read_choices
 
 #: Statuses that are retried, in addition to 5xx.
 _TRANSIENT = {408, 409, 425, 429}
@@ -103,7 +103,13 @@ class Endpoint:
         self._not_before = 0.0  # monotonic time before which nothing is sent
 
     def chat(self, messages: Sequence[dict[str, str]], **parameters: Any) -> Reply:
-        """The model's answer to ``messages``; ``parameters`` are those of the chat completions API.
+        """The model's answer to ``messages``; as `choices`, of which it is the first."""
+        return self.choices(messages, **parameters)[0].reply
+
+    def choices(self, messages: Sequence[dict[str, str]], **parameters: Any) -> list[Choice]:
+        """The model's answers to ``messages``; ``parameters`` are those of the chat completions API.
+
+        With ``n`` there should be so many, and at least one.
 
         Raises:
             EndpointError: this request failed.
@@ -132,23 +138,24 @@ class Endpoint:
         """``base_url`` without passwords and keys, to be shown and stored."""
         return None if self.base_url is None else without_password(self.base_url)
 
-    def _send(self, messages: Sequence[dict[str, str]], parameters: dict[str, Any]) -> Reply:
+    def _send(self, messages: Sequence[dict[str, str]], parameters: dict[str, Any]) -> list[Choice]:
         with self._lock:
             self.budget.check()
             self.budget.requests += 1
         api = self._client.chat.completions.with_raw_response
         response = api.create(model=self.model, messages=list(messages), **parameters)
         try:
-            reply, counted = read_reply(response.http_response.content, self._clean)
+            choices, counted = read_choices(response.http_response.content, self._clean)
         except BadReply as error:
             self._charge(error.tokens)
             raise
         if not counted:  # without token counts, four characters count as a token
             sent = sum(len(message["content"]) for message in messages)
-            said = len(reply.text) + len(reply.reasoning)
-            reply = replace(reply, prompt_tokens=sent // 4, completion_tokens=said // 4)
-        self._charge(reply.prompt_tokens + reply.completion_tokens)
-        return reply
+            choices = [
+                replace(choice, reply=_counted(choice.reply, sent * (at == 0))) for at, choice in enumerate(choices)
+            ]
+        self._charge(sum(choice.reply.prompt_tokens + choice.reply.completion_tokens for choice in choices))
+        return choices
 
     def _charge(self, tokens: int) -> None:
         with self._lock:
@@ -180,6 +187,12 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         return utf8(redact(text, self._secrets))
+
+
+def _counted(reply: Reply, sent: int) -> Reply:
+    """The reply with tokens counted by its characters."""
+    said = len(reply.text) + len(reply.reasoning)
+    return replace(reply, prompt_tokens=sent // 4, completion_tokens=said // 4)
 
 
 def _only_this_request(error: Any) -> bool:

@@ -16,7 +16,7 @@ from ..data.rows import Tree
 from ..data.schema import Turn
 from ..data.tokenize import reads_clock, today, tokenizer_fingerprint
 from ..models.rope import length_rule
-from .generations import Generation, GenerationSet, Propensity, slate_keys
+from .generations import Generation, GenerationSet, Propensity, RecordedTotal, slate_keys
 from .sampling import BATCH_SIZE
 from .sampling import Sampling as Sampling
 
@@ -47,10 +47,16 @@ class Completion:
     tokens: int  # generated, the end-of-turn token included
     finished: bool  # ended by the model, not at the limit
     propensity: Propensity | None = None
+    recorded: RecordedTotal | None = None  # by an endpoint
+
+
+def turns_of(prompt: Prompt) -> list[Turn]:
+    """A prompt as the turns of a conversation."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 class Engine(Protocol):
-    """An engine that generates answers: transformers here, vLLM and OpenAI-compatible endpoints in `engines`."""
+    """An engine that generates answers: transformers here, others in `vllm_engine` and `endpoint_engine`."""
 
     #: What answers depend on besides prompt, seed and sampling; stored with them.
     about: dict[str, Any]
@@ -162,6 +168,7 @@ def generate_for_slates(
     rows = []
     for key, slate in zip(keys, slates):
         answers = [done[f"{key}/{i}"] for i in range(n)]
+        propensities = _propensities(answers)
         rows.append(
             Generation(
                 key,
@@ -169,7 +176,8 @@ def generate_for_slates(
                 [answer["text"] for answer in answers],
                 [answer["tokens"] for answer in answers],
                 [answer["finished"] for answer in answers],
-                _propensities(answers),
+                propensities,
+                _recorded(answers) if propensities is None and settings.get("logprobs") else None,
             )
         )
     return GenerationSet(name, tuple(rows), settings)
@@ -178,6 +186,10 @@ def generate_for_slates(
 def _propensities(answers: Sequence[dict[str, Any]]) -> list[Propensity] | None:
     recorded = [answer.get("propensity") for answer in answers]
     return None if None in recorded else [Propensity(**each) for each in recorded if each is not None]
+
+
+def _recorded(answers: Sequence[dict[str, Any]]) -> list[RecordedTotal | None]:
+    return [None if each is None else RecordedTotal(**each) for each in (answer.get("recorded") for answer in answers)]
 
 
 def answer_seed(prompt_seed: int | str, number: int) -> int:

@@ -40,6 +40,15 @@ class Propensity:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedTotal:
+    """The log-probability of one answer under the distribution that an endpoint drew it from."""
+
+    logprob: float  # nats, the sum over tokens
+    tokens: int
+    ends: bool  # whether the end-of-turn token is one of them
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """The ``n`` answers of one model to one prompt."""
 
@@ -49,6 +58,7 @@ class Generation:
     tokens: list[int] | None = None  # [n] generated tokens, the end-of-turn token included
     finished: list[bool] | None = None  # [n] ended by the model, not at the limit
     propensities: list[Propensity] | None = None  # [n] if recorded
+    recorded: list[RecordedTotal | None] | None = None  # [n] by an endpoint; None: its tokens are not those of the text
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,7 @@ def generation_schema(pa: Any, rows: Iterable[Mapping[str, Any]]) -> dict[str, A
         "tokens": pa.list_(pa.int64()),
         "finished": pa.list_(pa.bool_()),
         "propensities": pa.list_(_propensity_type(pa)),
+        "recorded": pa.list_(pa.struct({"logprob": pa.float64(), "tokens": pa.int64(), "ends": pa.bool_()})),
     }
 
 
@@ -307,6 +318,7 @@ def _row(row: Any, where: str) -> Generation:
         _each(row, "tokens", count, where, "an integer >= 0", _is_count),
         _each(row, "finished", count, where, "true or false", lambda value: isinstance(value, bool)),
         _read_propensities(row, count, where),
+        _read_recorded(row, count, where),
     )
 
 
@@ -350,6 +362,20 @@ def _each(
 def _read_propensities(row: Mapping[str, Any], count: int, where: str) -> list[Propensity] | None:
     values = _each(row, "propensities", count, where, "an object", lambda value: isinstance(value, Mapping))
     return values and [_propensity(value, f"{where}: propensities[{index}]") for index, value in enumerate(values)]
+
+
+def _read_recorded(row: Mapping[str, Any], count: int, where: str) -> list[RecordedTotal | None] | None:
+    names = {field.name for field in fields(RecordedTotal)}
+
+    def fits(value: Any) -> bool:
+        if value is None:
+            return True
+        whole = isinstance(value, Mapping) and set(value) == names and _is_count(value["tokens"])
+        return whole and _is_number(value["logprob"]) and value["logprob"] <= 0 and isinstance(value["ends"], bool)
+
+    expected = "a total log-probability <= 0, its tokens, and whether it ends"
+    values = _each(row, "recorded", count, where, expected, fits)
+    return values and [None if value is None else RecordedTotal(**value) for value in values]
 
 
 def _propensity(value: Mapping[str, Any], where: str) -> Propensity:

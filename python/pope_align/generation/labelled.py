@@ -26,6 +26,7 @@ class LabelReport:
     answers: int = 0  # in the slates
     cut: int = 0  # of these, answers that were cut at the limit
     blank: int = 0  # left out: no text
+    unrecorded: int = 0  # left out: the endpoint's log-probabilities are of other tokens than the text's
     empty_slates: int = 0  # left out: no answer remained
 
     def to_dict(self) -> dict[str, int]:
@@ -36,6 +37,7 @@ class LabelReport:
             f"{count} {what}"
             for count, what in (
                 (self.blank, "blank answers"),
+                (self.unrecorded, "answers whose recorded tokens are not those of their text"),
                 (self.empty_slates, "prompts without an answer left"),
             )
             if count
@@ -63,6 +65,10 @@ def labelled_slates(
     for row, of_row in zip(generations.rows, scores, strict=True):
         kept = [index for index, text in enumerate(row.texts) if text.strip()]
         report.blank += len(row.texts) - len(kept)
+        if row.recorded is not None:
+            usable = [index for index in kept if row.recorded[index] is not None]
+            report.unrecorded += len(kept) - len(usable)
+            kept = usable
         if not kept:
             report.empty_slates += 1
             continue
@@ -110,10 +116,26 @@ def _slate(
         origin=origin,
         finished=None if finished is None or all(finished) else finished,
     )
+    given = generations.settings
+    if row.recorded is not None:
+        totals = [total for index in kept if (total := row.recorded[index]) is not None]
+        ended = [total.ends and (finished is None or finished[at]) for at, total in enumerate(totals)]
+        policy = {"how": "recorded", "model": generations.model, "engine": given.get("engine")}
+        return replace(
+            slate,
+            logging_logprobs=[total.logprob for total in totals],
+            completion_tokens=[total.tokens for total in totals],
+            finished=None if all(ended) else ended,  # no policy's total may have the end that this one lacks
+            logging_policy={
+                **policy,
+                "sampling": given.get("sampling"),
+                "seed": given.get("seed"),
+                "n": given.get("n"),
+            },
+        )
     if row.propensities is None:
         return slate
     recorded = [row.propensities[index] for index in kept]
-    given = generations.settings
     policy = {name: given[name] for name in _PROVENANCE if given.get(name) is not None}
     sampling = {name: given.get(name) for name in ("sampling", "seed", "n")}
     return replace(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -32,10 +32,19 @@ class Reply:
     reasoning: str = ""  # reasoning in a separate field
 
 
-def read_reply(body: bytes, clean: Callable[[str], str]) -> tuple[Reply, bool]:
-    """The reply in the body of a response, and whether the endpoint counted its tokens.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to a request."""
 
-    If it did not, both counts are 0. Any body gives either a reply or `BadReply`.
+    reply: Reply
+    given: Mapping[str, Any]  # as the endpoint sent it, with the log-probabilities of its tokens if they were asked for
+
+
+def read_choices(body: bytes, clean: Callable[[str], str]) -> tuple[list[Choice], bool]:
+    """The answers in the body of a response, and whether the endpoint counted its tokens.
+
+    If it did not, all counts are 0. The API counts the tokens of all answers together: each gets a share by the length
+    of its text, and the first has those of the prompt. Any body gives answers or `BadReply`.
 
     Args:
         clean: applied to every text.
@@ -50,21 +59,38 @@ def read_reply(body: bytes, clean: Callable[[str], str]) -> tuple[Reply, bool]:
     counts = _counts(content)
     tokens = sum(counts) if counts else 0
     choices = content.get("choices") if isinstance(content, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choices, list) or not choices:
+        raise BadReply(f"expected a chat completion with a message, got {_short(body)}", tokens)
+    replies = [_reply(choice, clean, body, tokens) for choice in choices]
+    if counts is not None:
+        shares = _shares(counts[1], [len(reply.text) + len(reply.reasoning) for reply in replies])
+        prompts = [counts[0], *[0] * (len(replies) - 1)]
+        counted = zip(replies, prompts, shares, strict=True)
+        replies = [replace(reply, prompt_tokens=sent, completion_tokens=said) for reply, sent, said in counted]
+    return [Choice(reply, choice) for reply, choice in zip(replies, choices, strict=True)], counts is not None
+
+
+def _reply(choice: Any, clean: Callable[[str], str], body: bytes, tokens: int) -> Reply:
+    """One answer, its tokens not counted."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise BadReply(f"expected a chat completion with a message, got {_short(body)}", tokens)
     reasons = message.get("reasoning_content"), message.get("reasoning")
     reasoning = next((reason for reason in reasons if isinstance(reason, str) and reason), "")
-    finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+    finish = choice.get("finish_reason")
     text = message.get("content")
     if text is None and (reasoning or finish == "length"):
         text = ""  # a reasoning model that was cut during its reasoning
     if not isinstance(text, str):
         raise BadReply(f"expected a message with a text, got {_short(body)}", tokens)
-    prompt_tokens, completion_tokens = counts or (0, 0)
-    reply = Reply(clean(text), prompt_tokens, completion_tokens, clean(str(finish)), clean(reasoning))
-    return reply, counts is not None
+    return Reply(clean(text), 0, 0, clean(str(finish)), clean(reasoning))
+
+
+def _shares(total: int, lengths: list[int]) -> list[int]:
+    """Whole numbers that sum to ``total``, in proportion to ``lengths``."""
+    of = max(sum(lengths), 1)
+    ends = [total * sum(lengths[: at + 1]) // of for at in range(len(lengths) - 1)] + [total]
+    return [end - start for start, end in zip([0, *ends], ends)]
 
 
 def _counts(content: Any) -> tuple[int, int] | None:
