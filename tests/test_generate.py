@@ -28,6 +28,7 @@ from pope_align.generation.generate import (
 from pope_align.generation.generations import (
     Generation,
     GenerationSet,
+    RecordedTotal,
     read_generations,
     slate_keys,
     write_generations,
@@ -392,38 +393,93 @@ def test_other_endings_are_refused(tmp_path: Path) -> None:
         write_generations(mixed, tmp_path / "g.parquet")
 
 
-# --- vLLM, which is not installed where tests run: what it would be asked ---------------------------------------------
+# --- vLLM, which is not installed where tests run: a stand-in with the signatures of vLLM 0.32.0 ---------------------
+# The real one runs in `make integrations-vllm`.
+
+
+class SamplingParams:
+    """The fields that we use, of those of `vllm.SamplingParams`; another one is an error, as there."""
+
+    def __init__(self, *, max_tokens=16, temperature=1.0, top_p=1.0, top_k=0, seed=None, logprobs=None) -> None:
+        if top_k < -1 or (logprobs is not None and logprobs < -1):
+            raise ValueError("out of range")
+        self.asked = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+        }
+        self.logprobs = logprobs
+
+
+def vllm_stand_in(monkeypatch, template: str | None = "yes") -> dict:
+    """`vllm` with the signatures of 0.32.0 (`LLM.chat`, `LLM.generate`, `RequestOutput`); returns what it was asked."""
+    asked: dict = {}
+
+    def outputs(texts: list[str], params: list[SamplingParams]) -> list:
+        logprobs = [{1: types.SimpleNamespace(logprob=-0.5)}, {2: types.SimpleNamespace(logprob=-1.0)}]
+        return [
+            types.SimpleNamespace(
+                outputs=[
+                    types.SimpleNamespace(
+                        text=text.upper(),
+                        token_ids=[1, 2],
+                        finish_reason="stop",
+                        logprobs=None if each.logprobs is None else logprobs,
+                    )
+                ]
+            )
+            for text, each in zip(texts, params, strict=True)
+        ]
+
+    class Llm:
+        def __init__(self, model, *, dtype="auto", enable_lora=False, logprobs_mode="raw_logprobs") -> None:
+            asked.update(model=model, logprobs_mode=logprobs_mode)
+
+        def get_tokenizer(self):
+            return types.SimpleNamespace(chat_template=template)
+
+        def chat(self, messages, sampling_params=None, use_tqdm=True, lora_request=None):
+            asked.update(messages=messages, params=sampling_params, lora=lora_request)
+            return outputs([turns[-1]["content"] for turns in messages], sampling_params)
+
+        def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None):
+            asked.update(prompts=prompts, params=sampling_params, lora=lora_request)
+            return outputs(prompts, sampling_params)
+
+    fake = types.ModuleType("vllm")
+    fake.LLM, fake.SamplingParams, fake.__version__ = Llm, SamplingParams, "0"
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return asked
 
 
 def test_vllm_is_asked_with_a_seed_per_answer(monkeypatch) -> None:
-    asked = {}
-
-    class Output:
-        def __init__(self, text: str) -> None:
-            self.outputs = [types.SimpleNamespace(text=text, token_ids=[1, 2], finish_reason="stop")]
-
-    class Llm:
-        def __init__(self, **options) -> None:
-            asked["options"] = options
-
-        def get_tokenizer(self):
-            return types.SimpleNamespace(chat_template="yes")
-
-        def chat(self, messages, params, use_tqdm, lora_request):
-            asked.update(messages=messages, params=params, lora=lora_request)
-            return [Output(turns[-1]["content"].upper()) for turns in messages]
-
-    fake = types.ModuleType("vllm")
-    fake.LLM, fake.SamplingParams, fake.__version__ = Llm, lambda **options: options, "0"
-    monkeypatch.setitem(sys.modules, "vllm", fake)
+    asked = vllm_stand_in(monkeypatch)
     made = generate_for_slates(VllmEngine("some/model"), slates(), name="m", n=2, sampling=FILTERED, seed=3)
     assert made.rows[0].texts == ["A?", "A?"]
     assert made.settings["engine"] == "vllm 0"
-    assert asked["lora"] is None
-    assert asked["params"][1] == {
+    assert (asked["lora"], asked["logprobs_mode"]) == (None, "raw_logprobs")
+    assert asked["params"][1].asked == {
         "max_tokens": 20, "temperature": 0.9, "top_p": 0.9, "top_k": 40, "seed": answer_seed("3/s0", 1)
     }  # fmt: skip
+    assert asked["params"][1].logprobs is None
     assert asked["messages"][0] == [{"role": "user", "content": "A?"}]
+
+
+def test_vllm_without_a_chat_template_gets_text(monkeypatch) -> None:
+    asked = vllm_stand_in(monkeypatch, template=None)
+    made = generate_for_slates(VllmEngine("some/model"), slates()[:1], name="m", n=1, sampling=FILTERED)
+    assert (asked["prompts"], made.rows[0].texts) == (["A?"], ["A?"])
+
+
+def test_vllm_records_the_probabilities_that_it_drew_with(monkeypatch) -> None:
+    asked = vllm_stand_in(monkeypatch)
+    made = generate_for_slates(VllmEngine("some/model", logprobs=True), slates(), name="m", n=2, sampling=FILTERED)
+    assert (asked["logprobs_mode"], asked["params"][0].logprobs) == ("processed_logprobs", 0)
+    assert made.rows[0].recorded == [RecordedTotal(-1.5, 2, True)] * 2
+    with pytest.raises(ValueError, match="temperature: expected > 0 with logprobs, got 0"):
+        next(VllmEngine("some/model", logprobs=True).run([], Sampling(temperature=0)))
 
 
 # --- SmolLM2 --------------------------------------------------------------------------------------------------------

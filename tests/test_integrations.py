@@ -26,6 +26,14 @@ EXPECTED = {
         "inspect_ai",
         ["inspect-ai ", "Inspect: success", "  pope_distinct_1: mean 83.750, ", "pope: 2 slates, 4 responses"],
     ),
+    "vllm_sample": (
+        "vllm",
+        [
+            "vllm ",
+            " answers whose text has the sampled tokens; largest difference of totals ",
+            "propensities recorded by vllm",
+        ],
+    ),
 }
 
 

@@ -529,7 +529,7 @@ def test_training_on_maximin_serves_the_group_that_the_mean_forgets(
         (["generate", "log.jsonl", "--model", "./no", "-o", "g.jsonl"], "expected a model"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--top-p", "nan"], "top_p: expected a number"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--temperature", "0", "--logprobs"], "got 0"),
-        (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--engine", "vllm", "--logprobs"], "got vllm"),
+        (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--engine", "ray", "--server", "vllm"], "--engine"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--engine", "openai"], "expected an API key"),
         (["generate", "log.jsonl", "--model", "m", "-o", "g.jsonl", "--adapter", "no"], "adapter_config.json"),
         (["label", "none.jsonl", "--with", "python", "--function", "a:b", "-o", "l.jsonl"], "gens: expected a file"),

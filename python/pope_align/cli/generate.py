@@ -144,10 +144,6 @@ def generate(
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
     if logprobs:
         sampling.check_logprobs()
-        if engine == "vllm":
-            raise ValueError(
-                "logprobs: expected --engine transformers, or openai with a server of vLLM (--server vllm), got vllm"
-            )
     if engine == "openai":
         check_key("OPENAI_API_KEY", base_url)
         if top_k:
@@ -209,7 +205,7 @@ def generate(
         elif engine == "vllm":
             from ..generation.vllm_engine import VllmEngine
 
-            runner = VllmEngine(model, adapter=adapter, dtype=dtype)
+            runner = VllmEngine(model, adapter=adapter, dtype=dtype, logprobs=logprobs)
         else:
             from ..generation.endpoint import Endpoint
             from ..generation.endpoint_engine import EndpointEngine

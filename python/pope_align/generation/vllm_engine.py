@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .._extras import require
 from .generate import Completion, Prompt, Request, turns_of
+from .generations import RecordedTotal
 from .sampling import Sampling
 
 
@@ -19,9 +21,18 @@ class VllmEngine:
     Args:
         model: hub name or folder.
         adapter: folder of a LoRA adapter.
+        logprobs: record the log-probability of every answer under the distribution that it was drawn from
+            (``logprobs_mode="processed_logprobs"``), as a propensity.
     """
 
-    def __init__(self, model: str, *, adapter: str | os.PathLike[str] | None = None, dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        dtype: str = "auto",
+        logprobs: bool = False,
+    ) -> None:
         vllm = require("vllm", extra="vllm", purpose="for --engine vllm")
         self.about: dict[str, Any] = {
             "engine": f"vllm {vllm.__version__}",
@@ -29,15 +40,25 @@ class VllmEngine:
             "adapter": os.fspath(adapter) if adapter is not None else None,
             "dtype": dtype,
         }
-        self._vllm = vllm
-        self._model = vllm.LLM(model=model, dtype=dtype, enable_lora=adapter is not None)
+        self.logprobs, self._vllm = logprobs, vllm
+        options: dict[str, Any] = {"model": model, "dtype": dtype, "enable_lora": adapter is not None}
+        if logprobs:
+            self.about["logprobs"] = True
+            options["logprobs_mode"] = "processed_logprobs"
+        self._model = vllm.LLM(**options)
         self._lora: Any = None
         if adapter is not None:
             lora = require("vllm.lora.request", extra="vllm", purpose="to load adapters into vLLM")
             self._lora = lora.LoRARequest("adapter", 1, os.fspath(adapter))
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """Answer requests in rounds, so that a killed run keeps finished rounds."""
+        """Answer requests in rounds, so that a killed run keeps finished rounds.
+
+        Raises:
+            ValueError: greedy answers with ``logprobs``.
+        """
+        if self.logprobs:
+            sampling.check_logprobs()
         template = self._model.get_tokenizer().chat_template
         for start in range(0, len(requests), _ROUND):
             some = requests[start : start + _ROUND]
@@ -48,6 +69,7 @@ class VllmEngine:
                     top_p=sampling.top_p,
                     top_k=sampling.top_k or -1,
                     seed=request.seed,
+                    logprobs=0 if self.logprobs else None,  # of the sampled token alone
                 )
                 for request in some
             ]
@@ -56,7 +78,14 @@ class VllmEngine:
             outputs = ask(inputs, options, use_tqdm=False, lora_request=self._lora)
             for index, output in enumerate(outputs, start=start):
                 answer = output.outputs[0]
-                yield index, Completion(answer.text, len(answer.token_ids), answer.finish_reason == "stop")
+                ended = answer.finish_reason == "stop"
+                found = self._recorded(answer, ended) if self.logprobs else None
+                yield index, Completion(answer.text, len(answer.token_ids), ended, None, found)
+
+    def _recorded(self, answer: Any, ended: bool) -> RecordedTotal:
+        """The total of the sampled tokens, of which the last is the end-of-turn token if the answer ended."""
+        totals = [step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs, strict=True)]
+        return RecordedTotal(min(math.fsum(totals), 0.0), len(totals), ended)
 
 
 #: Number of requests per call of vLLM.
