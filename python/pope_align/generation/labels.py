@@ -171,7 +171,7 @@ class ByAggregation:
     def _score(self, number: int, index: int, scores: Sequence[float]) -> float:
         where = f"slate {number}: {self.about['of']}[{index}]"
         if not scores:
-            raise ValueError(f"{where}: expected feedback of at least one of the {self.voices}, got none")
+            raise ValueError(f"{where}: expected feedback of at least one {self.voices[:-1]}, got none")
         low, high = self.score_range
         try:
             return float(group_utility([[(score - low) / (high - low)] for score in scores], self.aggregation)[0])
