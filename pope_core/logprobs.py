@@ -148,6 +148,9 @@ def linear_response_logprobs(
         logits = logit_softcap * torch.tanh(logits / logit_softcap)   # if logit_softcap is given
         response_logprobs(logits, labels, ...)
 
+    The padded layout shifts labels itself, as :func:`response_logprobs` does: the state at ``t`` predicts the label at
+    ``t + 1``. In the packed layout row ``n`` predicts ``labels[n]``.
+
     The upstream gradient of each response is unknown in the forward. With a frozen head this costs nothing (4NDV: the
     forward computes the unscaled gradient of every token, backward scales it); with a trainable head or bias, backward
     computes the logits a second time (8NDV). For the POPE loss use :func:`linear_pope_loss`, which needs 6NDV.

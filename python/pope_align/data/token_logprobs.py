@@ -6,8 +6,8 @@ else changed its distribution. Engines return something else unless these are ne
 ==========  ===========================================================================================  =============
 engine      its log-probabilities are those of                                                           source
 ==========  ===========================================================================================  =============
-openai      the model itself, before temperature and top-p (observed; the API documents only that they   API reference
-            are ``log_softmax`` values, and that -9999.0 stands for any very unlikely token)
+openai      not documented whether temperature and top-p are included, so neither may be used (the API  API reference
+            documents that -9999.0 stands for any very unlikely token)
 vllm        the model itself (``raw_logprobs``, the default); with ``--logprobs-mode                     vLLM v1 guide
             processed_logprobs`` the distribution that was sampled
 sglang      the sampler after temperature, penalties and logit bias, before top-k, top-p and min-p       sampler.py
