@@ -36,8 +36,8 @@ test: $(VENV)/.dev lint  ## Lint, types and all tests
 examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; installs after installs
 	$(BIN)/python -m pytest tests -m "examples or release" $(ARGS)
 
-integrations: $(VENV)/.dev  ## Inspect and Ray with the real packages, which are large
-	$(PIP) -e ".[inspect,ray]"
+integrations: $(VENV)/.dev  ## Inspect, lm-eval and Ray with the real packages, which are large
+	$(PIP) -e ".[inspect,ray]" lm-eval==0.4.13
 	$(BIN)/python -m pytest tests/test_integrations.py tests/test_scale.py -m "integrations or not integrations" -s -q $(ARGS)
 
 # vLLM 0.32 needs transformers below 5.20, and pope-core one from 5.20 on.

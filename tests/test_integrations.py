@@ -26,6 +26,15 @@ EXPECTED = {
         "inspect_ai",
         ["inspect-ai ", "Inspect: success", "  pope_distinct_1: mean 83.750, ", "pope: 2 slates, 4 responses"],
     ),
+    "lm_eval_samples": (
+        "lm_eval",
+        [
+            "lm-eval ",
+            "pope: 2 slates, 4 responses",
+            "  Which tea is smoked? Lapsang 1, Matcha 0",
+            "  Which tea is whisked? Lapsang 0, Matcha 1",
+        ],
+    ),
     "vllm_sample": (
         "vllm",
         [
