@@ -351,6 +351,18 @@ def test_an_evaluation_by_raters_is_in_its_json_and_on_the_screen() -> None:
         evaluate_policies([replace(slate, ratings=None) for slate in slates], {"base": "no-model"}, by_raters=True)
 
 
+def test_the_command_shows_values_to_raters(make_tiny_model, tiny_tokenizer, tmp_path: Path) -> None:
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    write_slates(world(6, prompts=12)[0], tmp_path / "log.parquet")
+    options = ("--by-raters", "--score-range", 0, 1, "--cache", tmp_path / "cache", "-o", tmp_path / "e.json")
+    shown = pope("evaluate", tmp_path / "log.parquet", "--policy", f"m={tmp_path / 'model'}", *options)
+    assert "values to raters, intervals by prompt and person" in " ".join(shown.split())
+    (written,) = json.loads((tmp_path / "e.json").read_text())["raters"]
+    assert [each["group"] for each in written["groups"]] == ["cats", "dogs"]
+    assert written["everyone"]["ratings"] == 12 * 2 * 6
+
+
 def test_the_table_of_a_log_counts_responses_through_it() -> None:
     table = rating_table(small())
     assert table.response.tolist() == [0, 0, 0, 1, 1, 1, 2, 3]
