@@ -11,6 +11,7 @@ out of range. ``POPE_CHECK=1`` reads the values on the host instead and says whe
 from __future__ import annotations
 
 import math
+import numbers
 import os
 
 import torch
@@ -20,6 +21,7 @@ from .devices import device_type
 from .types import IGNORE_INDEX, MAX_LOG_WEIGHT
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 #: Environment variable: "1" checks the values of GPU tensors on the host, with the row or slate in the message.
@@ -50,6 +52,16 @@ def tensor(name: str, value: object) -> None:
         _fail(name, "a torch.Tensor", type(value).__name__)
 
 
+def is_real(value: object) -> bool:
+    """Whether an option is a number; in a trace it may be symbolic."""
+    return isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> bool:
+    """Whether an option is an integer; in a trace it may be symbolic."""
+    return isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
 def rows_and_labels(name: str, rows: torch.Tensor, labels: torch.Tensor, response_offsets: torch.Tensor | None) -> None:
     """``rows`` [N, C] with ``labels`` [N] and ``response_offsets`` [R+1], or [R, L, C] with [R, L]."""
     tensor(name, rows)
@@ -65,6 +77,7 @@ def rows_and_labels(name: str, rows: torch.Tensor, labels: torch.Tensor, respons
     if rows.numel() == 0:
         _fail(name, "at least one token and one column", f"shape {list(rows.shape)}")
     if rows.ndim == 3 and response_offsets is not None:
+        tensor("response_offsets", response_offsets)
         _fail("response_offsets", f"None with padded {name} [R, L, C]", f"shape {list(response_offsets.shape)}")
     if rows.ndim == 2:
         if response_offsets is None:
@@ -115,6 +128,8 @@ def head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
         _fail("lm_head_bias", f"shape [{weight.shape[0]}]", str(list(bias.shape)))
     if weight.dtype not in FLOATS:
         _fail("lm_head_weight", "a float32, float64, bfloat16 or float16 tensor", str(weight.dtype))
+    if bias is not None and bias.dtype not in FLOATS:
+        _fail("lm_head_bias", "a float32, float64, bfloat16 or float16 tensor", str(bias.dtype))
 
 
 def segments(name: str, value: torch.Tensor, total: int, what: str) -> None:

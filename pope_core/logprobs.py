@@ -48,11 +48,11 @@ def compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
 
 def check_head_options(logit_scale: float, logit_softcap: float | None, chunk_bytes: int | None) -> None:
     # Kernels keep both, and the inverse of the softcap, in float32.
-    if not 1e-30 <= logit_scale <= 1e30:
+    if not _checks.is_real(logit_scale) or not 1e-30 <= logit_scale <= 1e30:
         raise ValueError(f"logit_scale: expected a number in [1e-30, 1e+30], got {logit_scale!r}")
-    if logit_softcap is not None and not 1e-30 <= logit_softcap <= 1e30:
+    if logit_softcap is not None and (not _checks.is_real(logit_softcap) or not 1e-30 <= logit_softcap <= 1e30):
         raise ValueError(f"logit_softcap: expected None or a number in [1e-30, 1e+30], got {logit_softcap!r}")
-    if chunk_bytes is not None and chunk_bytes < 1:
+    if chunk_bytes is not None and (not _checks.is_integer(chunk_bytes) or chunk_bytes < 1):
         raise ValueError(f"chunk_bytes: expected None or a number of bytes >= 1, got {chunk_bytes!r}")
 
 

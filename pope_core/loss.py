@@ -276,7 +276,7 @@ def check_num_slates(objective: Objective, num_slates: int | None) -> None:
         raise ValueError(f"objective: expected a pope_core.Objective, got {type(objective).__name__}")
     if num_slates is None:
         return
-    if isinstance(num_slates, (float, str)) or num_slates < 1:
+    if not _checks.is_integer(num_slates) or num_slates < 1:
         raise ValueError(f"num_slates: expected None or an integer >= 1, got {num_slates!r}")
     if objective.couples_slates:
         raise ValueError(
@@ -302,7 +302,9 @@ def check_tokens(tokens: torch.Tensor | None, objective: Objective, num_response
                 f"tokens: expected the response tokens of the policy, shape [{num_responses}], because the objective "
                 "is length-normalised; got None. Pass them, or an objective with length_normalize=False"
             )
-    elif list(tokens.shape) != [num_responses] or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        return
+    _checks.tensor("tokens", tokens)
+    if list(tokens.shape) != [num_responses] or tokens.dtype not in _checks.INTEGERS:
         raise ValueError(
             f"tokens: expected integers of shape [{num_responses}], one per response, got {tokens.dtype} "
             f"{list(tokens.shape)}"

@@ -6,6 +6,7 @@ Imports no torch, so that a command line can read the options quickly.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Never, get_args
@@ -33,6 +34,10 @@ def missing_value(option: str, value: Never) -> NotImplementedError:
         f"{option}: {value!r} is not implemented by the function that raises this; CONTRIBUTING.md lists what a new "
         "value needs"
     )
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def weighs_slates(weighting: Weighting) -> bool:
@@ -98,9 +103,9 @@ class Objective:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         # Plain comparisons (NaN fails them too), because in a torch.compile trace these numbers may be symbolic.
-        if isinstance(self.diversity_weight, (bool, str)) or not 0 <= self.diversity_weight < math.inf:
+        if not _is_real(self.diversity_weight) or not 0 <= self.diversity_weight < math.inf:
             raise ValueError(f"diversity_weight: expected a finite number >= 0, got {self.diversity_weight!r}")
-        if self.clip is not None and (isinstance(self.clip, (bool, str)) or not 0 < self.clip < math.inf):
+        if self.clip is not None and (not _is_real(self.clip) or not 0 < self.clip < math.inf):
             raise ValueError(f"clip: expected None or a finite number > 0, got {self.clip!r}")
         if self.length_normalize is not True and self.length_normalize is not False:
             raise ValueError(f"length_normalize: expected True or False, got {self.length_normalize!r}")
