@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test examples integrations integrations-vllm lint format bench docs gpu-check clean
+.PHONY: sanitize fuzz wheels wheels-cuda install-check
 
 # The native sources are part of the stamp: touching them rebuilds the extension.
 STAMP_SOURCES = pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
@@ -69,6 +70,32 @@ docs: $(VENV)/.dev  ## The documentation as a site in site/; a warning is an err
 
 gpu-check:  ## On a machine with a GPU: build, test, sanitize, measure; see scripts/gpu_check.py for what it needs
 	$(PYTHON) scripts/gpu_check.py $(ARGS)
+
+sanitize: $(VENV)/.dev  ## Tests of the native kernels with the sanitizers of gcc
+	$(BIN)/python scripts/sanitize.py address $(ARGS)
+	$(BIN)/python scripts/sanitize.py thread $(ARGS)
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.dev  ## Readers, configuration and argument checks, FUZZ_SECONDS each
+	$(BIN)/python scripts/fuzz.py readers --seconds $(FUZZ_SECONDS)
+	$(BIN)/python scripts/fuzz.py config --seconds $(FUZZ_SECONDS)
+	$(BIN)/python scripts/fuzz.py arguments --seconds $(FUZZ_SECONDS)
+	$(BIN)/python scripts/fuzz_readers.py
+
+wheels: $(VENV)/.dev  ## Manylinux wheels for this processor in dist/, in containers
+	$(BIN)/pip install --quiet cibuildwheel
+	$(BIN)/cibuildwheel --output-dir dist
+
+wheels-cuda: $(VENV)/.dev  ## The same with the CUDA part, in containers that have nvcc
+	$(BIN)/pip install --quiet cibuildwheel
+	CIBW_ENVIRONMENT="POPE_CUDA=ON CUDACXX=/usr/local/cuda/bin/nvcc" \
+	CIBW_MANYLINUX_X86_64_IMAGE=$(CUDA_IMAGE) $(BIN)/cibuildwheel --output-dir dist
+
+CUDA_IMAGE ?= sameli/manylinux_2_28_x86_64_cuda_12.8
+
+install-check: $(VENV)/.dev  ## Build sdist and wheel in dist/, install and run them
+	$(BIN)/pip install --quiet auditwheel
+	$(BIN)/python scripts/check_install.py
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +72,29 @@ def test_the_wheel_holds_every_module_the_types_and_the_extension(built: Built) 
     (extension,) = (name for name in built.wheel if name.endswith((".so", ".pyd")))
     assert extension.startswith("pope_kernels/_C.")
     assert any(name.endswith("licenses/LICENSE") for name in built.wheel)
+
+
+def licences() -> list[str]:
+    """Patterns of the first table of THIRD_PARTY_LICENSES.md, in its order."""
+    page = (ROOT / "THIRD_PARTY_LICENSES.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+
+
+def row_of(name: str, patterns: list[str]) -> str | None:
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+@pytest.mark.slow
+def test_every_file_of_the_wheel_has_a_licence_and_every_row_a_file(built: Built) -> None:
+    rows = {name: row_of(name, licences()) for name in built.wheel}
+    assert not [name for name, row in rows.items() if row is None]
+    assert set(rows.values()) == set(licences())
+    assert rows["pope_align/demo_data/polis_slates.jsonl"] == "pope_align/demo_data/*"
+    assert any(name.endswith("licenses/THIRD_PARTY_LICENSES.md") for name in built.wheel)
+
+
+def test_a_file_without_a_licence_is_found() -> None:
+    assert row_of("vendored/parser.py", licences()) is None
 
 
 @pytest.mark.slow
@@ -170,7 +195,7 @@ def test_without_a_compiler_the_build_says_what_to_install(tmp_path: Path) -> No
     (only_python / "python").symlink_to(sys.executable)
     pytest.importorskip("setuptools")
     pytest.importorskip("pybind11")
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "THIRD_PARTY_LICENSES.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "pope_core", tmp_path / "pope_core", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
