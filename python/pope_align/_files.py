@@ -5,6 +5,7 @@ All writers of the project use `replacing`; all commands call `claim_output` bef
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -142,6 +143,7 @@ def replacing(path: StrPath) -> Iterator[Path]:
 
     Raises:
         ValueError: another process, or another thread, is writing the same file.
+        OSError: the file cannot be written; it is named.
     """
     if _paths.is_remote(path):
         with tempfile.TemporaryDirectory(prefix="pope-upload-") as folder:
@@ -164,6 +166,37 @@ def replacing(path: StrPath) -> Iterator[Path]:
                 yield from _replacing(target)
     finally:
         _writing.discard(target)
+
+
+#: Errors that only writing has.
+_WRITING = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+
+
+@contextmanager
+def named_writes(path: StrPath) -> Iterator[None]:
+    """Within the block errors of writing, such as that of a full disk, name what was written.
+
+    Python names a file that cannot be opened, but none that cannot be written to; safetensors and torch give no
+    OSError at all.
+
+    Raises:
+        OSError: what the system said, with ``path`` as its file name, for errors that name no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _WRITING:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+    except Exception as error:
+        text = str(error)
+        if type(error).__name__ == "SafetensorError" and "I/O error: " in text:
+            reason = text.partition("I/O error: ")[2]
+        elif isinstance(error, RuntimeError) and "inline_container.cc" in text:
+            reason = "the file cannot be written; is the disk full?"
+        else:
+            raise
+        raise OSError(errno.EIO, reason, os.fspath(path)) from error
 
 
 def write_text(path: StrPath, text: str) -> None:
@@ -218,8 +251,9 @@ def _replacing(target: Path) -> Iterator[Path]:
     try:
         with suppress(FileNotFoundError):
             os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
-        yield partial
-        _sync(partial)
+        with named_writes(target):
+            yield partial
+            _sync(partial)
         os.replace(partial, target)
         _sync(target.parent)
     finally:

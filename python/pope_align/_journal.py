@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ._files import replacing
+from ._files import named_writes, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Journal(Mapping[str, Any]):
 
     Raises:
         ValueError: the file is not a journal, or a journal of another run.
+        OSError: the file cannot be written, here and in `add` and `keep`; what was added before remains.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ def _append(file: int, line: bytes) -> None:
     written = os.write(file, line)
     if written < len(line):
         os.ftruncate(file, size)
-        raise OSError(errno.ENOSPC, "no space left for a line of a journal")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(file)
 
 
@@ -178,7 +179,8 @@ def _locked(path: Path) -> Iterator[int]:
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not os.path.samestat(os.fstat(file), os.stat(path)):
                 continue  # another process replaced it meanwhile
-            yield file
+            with named_writes(path):
+                yield file
             return
         finally:
             os.close(file)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
@@ -82,20 +85,45 @@ def main() -> None:
     """Run ``pope``; an error is one line on standard error and exit code 2, with a traceback only under ``--debug``.
 
     For an unexpected error the line has its type and the file that was being read. Exit code 1 is a result: ``pope
-    evaluate --require`` was not met.
+    evaluate --require`` was not met. An interrupted run (Ctrl-C) ends with 130, a terminated one (SIGTERM) with 143,
+    both after their temporary files and locks are removed.
     """
     debugging["on"] = False
     quiet()
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PrintableFormatter())
     try:
-        app(prog_name="pope")
+        with _ended_by_sigterm():
+            app(prog_name="pope")
+    except KeyboardInterrupt:  # before the command began
+        raise SystemExit(130) from None
     except (ValueError, ImportError, OSError) as error:
         _fail(str(error), error)
     except Exception as error:
         place = f" while reading {now_reading()}" if now_reading() else ""
         message = str(error).partition("\n")[0]
         _fail(f"{type(error).__name__}{place}: {message} (the same with --debug shows where)", error)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM ends the program as an exception does, so that what it holds is given back.
+
+    The second one kills it. So does the first where processes wait for each other, and could not end in order.
+    """
+
+    def end(number: int, frame: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    if "RANK" in os.environ:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, error: Exception) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,18 @@ def page_width() -> int:
 
 
 def run_pope(argv: Sequence[str]) -> None:
-    """One of pope's own commands, in this process."""
+    """One of pope's own commands, in this process.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: it was interrupted, which typer returns as an exit code, or ended with another.
+    """
     from . import app
 
-    app(list(argv), prog_name="pope", standalone_mode=False)
+    code = app(list(argv), prog_name="pope", standalone_mode=False)
+    if code == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    if code:
+        raise SystemExit(code)
 
 
 def run_stages(stages: Sequence[Stage], folder: Path) -> None:

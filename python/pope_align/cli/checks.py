@@ -95,6 +95,23 @@ def check_input(path: str | os.PathLike[str], what: str) -> None:
     input_files(path, argument=what)
 
 
+def check_cache(path: Path) -> None:
+    """Refuse a folder of caches that cannot be made or written, before a model is loaded.
+
+    Raises:
+        ValueError: names the folder, and what is wrong with it.
+    """
+    there = path.absolute()
+    while not there.exists() and not there.is_symlink():
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"--cache: {path}: expected a folder, got the file {str(there)!r}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--cache: {path}: expected a folder that can be written, got {str(there)!r}; name another with --cache"
+        )
+
+
 def check_folder(path: Path | None, holds: str, what: str) -> None:
     """Refuse a folder that does not exist or lacks a required file.
 

@@ -12,7 +12,7 @@ from pope_core.objective import Objective
 
 from ._evaluate_shards import columns_of, holds_rows, refuse_options
 from ._objective_options import with_objective
-from .checks import check_input, check_json, check_log, check_model, check_template_date, pairs, required
+from .checks import check_cache, check_input, check_json, check_log, check_model, check_template_date, pairs, required
 from .command import date_option, group_option
 
 if TYPE_CHECKING:
@@ -181,6 +181,8 @@ def evaluate(
         check_output(out, overwrite=overwrite)
     if figure is not None:
         check_output(figure, overwrite=overwrite, endings=(".png", ".svg", ".pdf"), argument="figure")
+    if not rows:
+        check_cache(cache)
     for name, model in {} if rows else policies.items():
         check_model(model, f"--policy {name}")
     if logging_policy is not None:

@@ -70,7 +70,7 @@ def fit_logger(
         pope fit-logger votes.jsonl --model openai-community/gpt2 --folds 5 -o scored.jsonl
     """
     from ..propensity.fit_report import BehaviourConfig
-    from .checks import check_log, check_model
+    from .checks import check_cache, check_log, check_model
 
     config = BehaviourConfig(
         max_length=max_length,
@@ -88,6 +88,8 @@ def fit_logger(
     if not 0 < holdout < 1:
         raise ValueError(f"--holdout: expected a share in (0, 1), got {holdout}")
     check_log(log, "LOG")
+    if folds is not None:
+        check_cache(cache)
     check_model(model)
     source = _Source(log, model, dtype, skip_bad_rows, config)
     if folds is None:
@@ -150,6 +152,11 @@ def _cross_fit(source: _Source, target: Path, folds: int, cache: Path, *, resume
     from .checks import claimed_by_main_process, is_main_process
 
     work = target.with_name(f"{target.name}.fits")
+    if is_main_process() and work.is_dir() and any(work.iterdir()) and not (resume or overwrite):
+        raise ValueError(
+            f"out: {work}: holds the fits of a run that was stopped; pass --resume to continue that run, or "
+            "--overwrite to begin again"
+        )
     with claimed_by_main_process(target, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         slates = source.slates()
         if not overwrite:

@@ -116,7 +116,7 @@ def label(
         pope label gens.jsonl --with energy --refs slates.jsonl -o labelled.jsonl
     """
     from .._files import claim_output
-    from .checks import check_input, check_json, check_key, check_log, required
+    from .checks import check_cache, check_input, check_json, check_key, check_log, required
 
     check_input(gens, "gens")
     given = {"refs": refs, "command": command, "function": function, "model": model, "raters": raters}
@@ -134,6 +134,8 @@ def label(
         check_log(refs, "--refs")
     if by == "judge":
         check_key(key_variable, base_url)
+    if by in _BY_REFERENCES:
+        check_cache(cache)
     check_json(json_out, overwrite=overwrite)
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet")):
         from dataclasses import replace

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .checks import check_file, check_folder, check_input, check_json, check_log, check_model, hold_folder
+from .checks import check_cache, check_file, check_folder, check_input, check_json, check_log, check_model, hold_folder
 from .command import group_option
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def metrics(
     check_output_folder(out, overwrite=overwrite)
     check_json(json, overwrite=overwrite)
     hold_folder(out)
+    check_cache(cache)
     for name, _ in policies:
         if name:
             check_model(name, "--policy")

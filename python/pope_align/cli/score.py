@@ -61,7 +61,7 @@ def score(
         pope score votes.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --how proxy -o scored.jsonl
     """
     from .._files import claim_output
-    from .checks import check_log, check_model, check_template_date
+    from .checks import check_cache, check_log, check_model, check_template_date
 
     check_log(log, "LOG")
     check_template_date(template_date)
@@ -82,6 +82,7 @@ def score(
         make_shards(step, log, out, "scoring", engine=run, shard_rows=shard_rows, overwrite=overwrite)
         return
     with claim_output(out, overwrite=overwrite, endings=(".jsonl", ".parquet"), remote=True):
+        check_cache(cache)
         check_model(model)
         from ..data import read_slates, write_slates
         from ..propensity.unscored import check_unscored

@@ -105,6 +105,8 @@ def run_stage(stage: Stage, folder: Path, run: RunCommand) -> bool:
     finally:
         (folder / LOGS).mkdir(exist_ok=True)
         write_text(folder / LOGS / f"{stage.name}.txt", printed.getvalue())
+    if missing := [path for path in stage.writes if not Path(path).exists()]:
+        raise ValueError(f"stage {stage.name}: expected it to write {', '.join(missing)}, got no such file")
     made = [fingerprint(Path(path)) for path in stage.writes]
     write_json(folder / STAMPS, {**stamps, stage.name: {"key": key, "done": True, "made": made}})
     return True
@@ -133,5 +135,8 @@ def is_done(stage: Stage, folder: Path) -> bool:
 def _stamps(folder: Path) -> dict[str, Any]:
     """By stage: its key, whether it is done, and the fingerprints of what it made."""
     path = folder / STAMPS
-    stamps: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        stamps: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: expected the JSON of a run, got {error}; delete it to run all again") from None
     return stamps

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 from .._extras import require
+from .._files import named_writes
 
 _BATCH = 20_000
 #: Fewer are sorted in memory.
@@ -53,7 +54,8 @@ def gather(pieces: Iterable[_Keyed], kind: type[_Keyed], *, memory_limit: str = 
     duckdb = require("duckdb", extra="train", purpose="to join and group files that may be larger than memory")
     with tempfile.TemporaryDirectory(prefix="pope-convert-") as folder:
         spilled, ordered = Path(folder, "pieces.parquet"), Path(folder, "sorted.parquet")
-        _spill(itertools.chain(first, iterator), spilled)
+        with named_writes(spilled):
+            _spill(itertools.chain(first, iterator), spilled)
         del first
         config = {"memory_limit": memory_limit, "temp_directory": folder, "threads": min(os.cpu_count() or 1, 4)}
         with duckdb.connect(config=config) as connection:

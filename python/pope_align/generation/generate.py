@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -284,17 +285,22 @@ class TransformersEngine:
             self.template_date = self.about["template_date"] = date
 
     def run(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """Answer in batches of similar length, longest first, so that a batch that does not fit in memory fails at the
-        start.
+        """Answer in batches of similar length, longest first; one that does not fit in memory is halved.
 
         Raises:
             ValueError: greedy answers with ``logprobs``; a prompt that leaves too little of the context.
+            MemoryError: a single answer does not fit in memory.
         """
-        from .decoding import decode_batch
+        from ..models.memory import FittingBatches
 
         if self.logprobs:
             sampling.check_logprobs()
         prompts, stop_ids = self._encode([request.prompt for request in requests], sampling)
+
+        def size(batch: list[int]) -> int:
+            return len(batch) * (max(len(prompts[index]) for index in batch) + sampling.max_new_tokens)
+
+        fitting: FittingBatches[int, list[Decoded]] = FittingBatches(size=size, what="generating")
         for use_cache, batch in self._batches(list(map(len, prompts)), sampling):
             if self.logprobs and not use_cache:
                 raise ValueError(
@@ -302,21 +308,35 @@ class TransformersEngine:
                     f"frequencies stay the same ({self.rule}), got one of {len(prompts[batch[0]])} tokens: no scorer "
                     "would give the probabilities that its tokens were drawn with"
                 )
-            answers = decode_batch(
-                self.model,
-                [prompts[index] for index in batch],
-                [requests[index].seed for index in batch],
-                sampling,
-                stop_ids,
-                use_cache=use_cache,
-                logprobs=self.logprobs,
-            )
-            for index, decoded in zip(batch, answers):
-                ids = decoded.ids
-                text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                finished = bool(ids) and ids[-1] in stop_ids
-                propensity = self._propensity(decoded, requests[index].prompt, text, finished)
-                yield index, Completion(text, len(ids), finished, propensity)
+            decode = partial(self._decode, prompts, requests, sampling, stop_ids, use_cache)
+            for part, answers in fitting.run(batch, decode):
+                for index, decoded in zip(part, answers, strict=True):
+                    ids = decoded.ids
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    finished = bool(ids) and ids[-1] in stop_ids
+                    propensity = self._propensity(decoded, requests[index].prompt, text, finished)
+                    yield index, Completion(text, len(ids), finished, propensity)
+
+    def _decode(
+        self,
+        prompts: list[list[int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_ids: list[int],
+        use_cache: bool,
+        batch: list[int],
+    ) -> list[Decoded]:
+        from .decoding import decode_batch
+
+        return decode_batch(
+            self.model,
+            [prompts[index] for index in batch],
+            [requests[index].seed for index in batch],
+            sampling,
+            stop_ids,
+            use_cache=use_cache,
+            logprobs=self.logprobs,
+        )
 
     def _propensity(self, decoded: Decoded, prompt: Prompt, text: str, finished: bool) -> Propensity | None:
         if decoded.sampled is None or decoded.model is None:

@@ -7,7 +7,8 @@ import importlib.util
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._extras import require
+from ..models.memory import is_out_of_memory
 from ..propensity.scoring import model_fingerprint
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class EmbeddingReport:
             if self.truncated
             else f"none longer than {self.max_tokens} tokens"
         )
-        return f"{self.model}: {self.texts} distinct texts, {cut}, {self.from_cache} from the cache"
+        return f"{self.model}: {self.texts} distinct texts, {cut}"  # no cache: a repeat says the same
 
 
 def embed(
@@ -137,9 +139,7 @@ class Embedder:
         report(len(known), len(distinct))
         for start in range(0, len(pending), _CHUNK):
             chunk = pending[start : start + _CHUNK]
-            vectors = self.model.encode(
-                [distinct[key] for key in chunk], batch_size=self.batch_size, show_progress_bar=False
-            )
+            vectors = self._encoded([distinct[key] for key in chunk])
             fresh = {key: np.asarray(vector, dtype=np.float32) for key, vector in zip(chunk, vectors, strict=True)}
             if self.cache is not None:
                 self.cache.write(fresh)
@@ -157,6 +157,21 @@ class Embedder:
             raise ValueError(f"texts[{index}]: expected a vector that is not zero from {self.report.model}, got zeros")
         unit: Vectors = vectors / norms
         return unit
+
+    def _encoded(self, texts: list[str]) -> Vectors:
+        """The model's vectors; the batch is halved, for all later texts too, where one does not fit in memory."""
+        while True:
+            try:
+                vectors: Vectors = self.model.encode(texts, batch_size=self.batch_size, show_progress_bar=False)
+                return vectors
+            except Exception as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                reason = str(error).splitlines()[0]
+            self.batch_size //= 2
+            logger.warning(
+                "embedding: a batch does not fit in memory; going on with %d texts (%s)", self.batch_size, reason
+            )
 
     def _count(self, distinct: dict[bytes, str], from_cache: int) -> None:
         """Update the counts of distinct texts over all calls."""
@@ -205,11 +220,27 @@ def _key(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
+@contextmanager
+def _named_cache(path: Path) -> Iterator[None]:
+    """Errors of SQLite name the cache, and say what can be done."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # a full disk, a file system that is read-only
+        raise ValueError(
+            f"cache: {path}: expected a file that can be written ({error}); name another folder"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"cache: {path}: expected a cache of embeddings, got a damaged or another file ({error}); delete it"
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _VectorCache:
     """Float32 vectors by key, in one SQLite file per model: safe to kill, and to share between processes."""
 
     database: sqlite3.Connection
+    path: Path
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], model: SentenceTransformer) -> _VectorCache:
@@ -217,14 +248,10 @@ class _VectorCache:
         settings = hashlib.sha256(f"{model} {model.max_seq_length}".encode()).hexdigest()[:16]
         path = Path(folder) / f"embeddings-{model_fingerprint(model)}-{settings}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(path, timeout=60)
-        try:
+        with _named_cache(path):
+            database = sqlite3.connect(path, timeout=60)
             database.execute("CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"{path}: expected a cache of embeddings, got another file ({error}); delete it"
-            ) from error
-        return cls(database)
+        return cls(database, path)
 
     def read(self, keys: dict[bytes, str]) -> dict[bytes, npt.NDArray[np.float32]]:
         found = {}
@@ -233,12 +260,14 @@ class _VectorCache:
             chunk = wanted[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
             query = f"SELECT key, vector FROM embeddings WHERE key IN ({marks})"
-            for key, vector in self.database.execute(query, chunk):
-                found[key] = np.frombuffer(vector, dtype="<f4")
+            with _named_cache(self.path):
+                found |= {
+                    key: np.frombuffer(vector, dtype="<f4") for key, vector in self.database.execute(query, chunk)
+                }
         return found
 
     def write(self, vectors: dict[bytes, npt.NDArray[np.float32]]) -> None:
-        with self.database:
+        with _named_cache(self.path), self.database:
             self.database.executemany(
                 "INSERT OR REPLACE INTO embeddings VALUES (?, ?)",
                 [(key, vector.astype("<f4").tobytes()) for key, vector in vectors.items()],

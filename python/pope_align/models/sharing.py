@@ -12,6 +12,7 @@ import torch
 from ..data.rows import TokenRows, Tree, lay_out
 from .attention import why_not
 from .causal_lm import head_logprobs, lm_head, pretrained, response_hidden_states, rows_on
+from .memory import is_out_of_memory
 from .modes import evaluation_mode
 from .rope import length_rule
 
@@ -78,9 +79,10 @@ def _difference(
         packed = None if max_tokens_per_row is None else sum(map(len, trees))
         try:
             together = _token_logprobs(model, lay_out(trees, share_prompt=True, max_tokens_per_row=packed))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # separate rows work, so the model rejects the mask or the positions
+        except Exception as error:
+            if is_out_of_memory(error):
+                return f"a row with a shared prompt and {sum(map(len, trees))} tokens does not fit in memory"
+            # Separate rows work, so the model rejects the mask or the positions.
             return f"it takes no mask of its own ({_line(error)})"
     parts = torch.split(together, [logprobs.numel() for logprobs in alone])
     off = max(float((a - b).square().mean().sqrt()) for a, b in zip(parts, alone, strict=True))

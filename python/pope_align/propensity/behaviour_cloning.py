@@ -29,6 +29,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 from .._extras import require
+from .._files import named_writes
 from ..data.collate import ResponseExample
 from ..data.schema import Slate
 from ..data.split import group_folds, group_split
@@ -57,8 +58,9 @@ class BehaviourPolicy(NamedTuple):
 
     def save(self, folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """Write model, tokenizer and report so that `load_model`, `load_tokenizer` and `FitReport.read` find them."""
-        self.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with named_writes(folder):
+            self.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         self.report.write(folder)
 
 

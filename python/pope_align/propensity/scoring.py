@@ -18,6 +18,7 @@ from ..data.rows import Tree, lay_out
 from ..data.tokenize import EncodedSlate
 from ..models.causal_lm import check_head, response_logprobs, rows_on
 from ..models.limits import check_limits
+from ..models.memory import FittingBatches, in_two
 from ..models.modes import evaluation_mode
 from ..models.sharing import sharing_obstacle
 
@@ -61,9 +62,10 @@ def score_responses(
 
     With ``cache_dir``, every finished batch is appended to a file there, so that only new responses of a log that grew
     are computed, and a killed run continues where it stopped. Batches depend on the log alone and are stored completely
-    or not at all, so the results are bit-identical to those of an uninterrupted run. An entry's key is the SHA-256 of
-    the cache version, the model's fingerprint (configuration, and names, dtypes, shapes and bytes of all parameters),
-    the number of prompt tokens and the token ids: nothing else affects the score, up to rounding.
+    or not at all, so the results are bit-identical to those of an uninterrupted run. A batch that does not fit in
+    memory is halved, with a warning; scores then differ from those of a larger machine by rounding. An entry's key is
+    the SHA-256 of the cache version, the model's fingerprint (configuration, and names, dtypes, shapes and bytes of all
+    parameters), the number of prompt tokens and the token ids: nothing else affects the score, up to rounding.
 
     Args:
         slates: token ids, from `encode_slates`.
@@ -76,6 +78,7 @@ def score_responses(
     Raises:
         ValueError: tokens or positions beyond the model's tables; an invalid cache file; a log-probability that is not
             finite; a model whose head or logits are not supported.
+        MemoryError: a single response does not fit in memory.
     """
     check_limits(model, [Tree(slate.prompt_ids, slate.completion_ids) for slate in slates])
     if fingerprint is None:
@@ -177,15 +180,33 @@ def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _ScoreCache, 
     if not any(pending):
         return
     share_prompt = _shares_prompt(model, plan)  # from the whole plan, so that a resumed run decides the same
+
+    def logprobs_of(batch: list[_Row]) -> list[float]:
+        rows = rows_on(model, lay_out([_tree(row) for row in batch], share_prompt=share_prompt))
+        # A log-probability is at most 0; rounding can make it slightly larger for near-certain tokens.
+        logprobs: list[float] = response_logprobs(model, rows).double().clamp(max=0.0).tolist()
+        return logprobs
+
+    fitting: FittingBatches[_Row, list[float]] = FittingBatches(size=_size, what="scoring", halves=_halves)
     with evaluation_mode(model), torch.no_grad():
         for batch in filter(None, pending):
-            trees = [_tree(row) for row in batch]
-            rows = rows_on(model, lay_out(trees, share_prompt=share_prompt))
-            # A log-probability is at most 0; rounding can make it slightly larger for near-certain tokens.
-            logprobs = response_logprobs(model, rows).double().clamp(max=0.0).tolist()
-            totals.add([request for row in batch for request in row], logprobs)
-            done += sum(map(_tokens, batch))
-            report(done, of)
+            for part, logprobs in fitting.run(batch, logprobs_of):
+                totals.add([request for row in part for request in row], logprobs)
+                done += sum(map(_tokens, part))
+                report(done, of)
+
+
+def _size(batch: list[_Row]) -> int:
+    """Tokens of a batch, with padding."""
+    return len(batch) * max(map(_length, batch))
+
+
+def _halves(batch: list[_Row]) -> tuple[list[_Row], list[_Row]] | None:
+    """The rows in two parts; the responses of a single one."""
+    if len(batch) > 1:
+        return in_two(batch)
+    parts = in_two(batch[0])
+    return None if parts is None else ([parts[0]], [parts[1]])
 
 
 def _tokens(row: _Row) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .._files import write_json
+from .._files import named_writes, write_json
 from .._json import jsonable
 from ..data.schema import Slate
 from ..models.loading import load_tokenizer
@@ -67,8 +67,7 @@ def run_training(
         peft_config=peft_config,
     )
     _quiet(trainer, callbacks)
-    _train(trainer)
-    trainer.save_model(_internal_call=True)  # pushed below, with the card and the metrics
+    _train(trainer, push=False)  # below, with the card and the metrics
     if eval_data is not None and not _evaluated_as_it_is(trainer):
         trainer.evaluate()
     if trainer.is_world_process_zero():
@@ -110,8 +109,7 @@ def run_baseline(
     for callback in callbacks or ():
         trainer.add_callback(callback)
     _quiet(trainer, callbacks)
-    _train(trainer)
-    trainer.save_model()
+    _train(trainer, push=True)
     if held_out is not None and not any("eval_loss" in entry for entry in trainer.state.log_history[-2:]):
         trainer.evaluate()
     if trainer.is_world_process_zero():
@@ -148,9 +146,14 @@ def _quiet(trainer: Trainer, callbacks: list[TrainerCallback] | None) -> None:
         trainer.remove_callback(ProgressCallback)
 
 
-def _train(trainer: Trainer) -> None:
+def _train(trainer: Trainer, *, push: bool) -> None:
+    """Train and save the model; with ``push`` it is also uploaded if the run asks for that."""
     resume = trainer.args.resume_from_checkpoint
-    trainer.train(last_checkpoint(trainer.args.output_dir) if resume == "last" else resume)
+    if resume == "last" and not isinstance(trainer, PolicyTrainer):  # TRL's know no "last"
+        resume = last_checkpoint(trainer.args.output_dir)
+    with named_writes(str(trainer.args.output_dir)):
+        trainer.train(resume)
+        trainer.save_model(_internal_call=not push)
 
 
 def _evaluated_as_it_is(trainer: PolicyTrainer) -> bool:

@@ -12,16 +12,16 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, EvalPrediction, TrainOutput
 
-from .._files import replacing
+from .._files import named_writes, replacing
 from ..data.collate import RowCollator
 from ..data.rows import Tree
 from ..distributed import from_main_process, gather_ragged, own_part, whole_while_called
 from ..models.causal_lm import check_head, compile_body
 from ..models.limits import check_limits
 from ..models.sharing import sharing_obstacle
-from .checkpoint import STATE_FILE, last_checkpoint
+from .checkpoint import STATE_FILE, check_checkpoint, last_checkpoint, note_files
 from .examples import Collator, IndexedCollator, SlateDataset, SlateSampler
 from .options import PromptSharing
 
@@ -122,9 +122,16 @@ class SlateTrainer(Trainer):
         Args:
             resume_from_checkpoint: a folder, or "last" (or True): the newest complete checkpoint in ``output_dir``. If
                 there is none, "last" starts from scratch and True is an error.
+
+        Raises:
+            ValueError: the folder is a damaged checkpoint.
         """
         if resume_from_checkpoint is True or resume_from_checkpoint == "last":
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir) or resume_from_checkpoint is True
+            found = from_main_process(lambda: last_checkpoint(self.args.output_dir))
+            resume_from_checkpoint = found or resume_from_checkpoint is True
+        elif resume_from_checkpoint:
+            folder = resume_from_checkpoint
+            from_main_process(lambda: check_checkpoint(folder))
         return super().train(resume_from_checkpoint, **options)
 
     def get_batch_samples(
@@ -182,12 +189,19 @@ class SlateTrainer(Trainer):
     # Trainer calls the next two on every process: after the weights and before its own state are written, and when the
     # data loader is at the position of the checkpoint.
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with named_writes(Path(str(self.args.output_dir), folder)):
+            super()._save_checkpoint(model, trial)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         state = {"data": self.train_dataset.fingerprint(), **self.own_state()}
         with replacing(self._state_path(output_dir)) as partial:
             torch.save(state, partial)
-        self.accelerator.wait_for_everyone()  # the trainer's state, written last, marks the checkpoint as complete
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            note_files(output_dir)  # before the trainer's state, which marks the checkpoint as complete
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
