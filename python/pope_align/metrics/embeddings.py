@@ -254,7 +254,7 @@ class _VectorCache:
         return cls(database, path)
 
     def read(self, keys: dict[bytes, str]) -> dict[bytes, npt.NDArray[np.float32]]:
-        found = {}
+        found: dict[bytes, npt.NDArray[np.float32]] = {}
         wanted = list(keys)
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]

@@ -10,7 +10,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

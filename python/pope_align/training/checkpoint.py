@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -10,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .._files import write_json
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 #: The file that each of our processes adds to a checkpoint.
