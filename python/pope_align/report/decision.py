@@ -32,6 +32,7 @@ _UTILITIES = "utilities"
 MISSING: Mapping[str, str] = {
     "clusters": _MORE_SLATES,
     "cluster_ess": _MORE_SLATES,
+    "annotators": "ratings by more people",
     "few_weights": _MORE_SLATES,
     "placebo": _MORE_SLATES,
     "constant_utility": _FEEDBACK,
