@@ -27,12 +27,13 @@ _RATINGS = "ratings"
 _PROPENSITIES = "propensities"
 _FEEDBACK = "feedback"
 _UTILITIES = "utilities"
+_PEOPLE = "people"
 
 #: What is missing where a rule of the verdict refuses.
 MISSING: Mapping[str, str] = {
     "clusters": _MORE_SLATES,
     "cluster_ess": _MORE_SLATES,
-    "annotators": "ratings by more people",
+    "annotators": _PEOPLE,
     "few_weights": _MORE_SLATES,
     "placebo": _MORE_SLATES,
     "constant_utility": _FEEDBACK,
@@ -178,6 +179,7 @@ def _would_tell(evaluation: Mapping[str, Any], found: Mapping[str, Any], rules: 
         _PROPENSITIES: "log-probabilities recorded when the answers are drawn (`pope generate --logprobs`), or those "
         "of the very model, template and settings that wrote the log (`pope score --how recorded`)",
         _FEEDBACK: "feedback that differs between the responses of a slate",
+        _PEOPLE: "ratings by more people of each group",
         _UTILITIES: "utilities on one scale for the whole log (`--utility-transform calibrated`)",
     }
     return [texts[kind] for kind in missing]
