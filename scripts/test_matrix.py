@@ -87,7 +87,8 @@ def main() -> None:
     for row in rows(given.transformers, given.pythons):
         table.append(f"| {' | '.join(row)} |")
         print(table[-1], flush=True)
-    measured = f"`python scripts/test_matrix.py`, {sysconfig.get_platform()}, commit {commit.strip()}:\n\n"
+    called = " ".join(["python", "scripts/test_matrix.py", *sys.argv[1:]])
+    measured = f"`{called}`, {sysconfig.get_platform()}, commit {commit.strip()}:\n\n"
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(before + BEGIN + measured + "\n".join(table) + "\n" + END + after, encoding="utf-8")
