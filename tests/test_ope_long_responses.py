@@ -173,23 +173,74 @@ def test_a_feature_that_the_log_does_not_have_is_outside_its_support() -> None:
     assert cut.within_log() is cut
 
 
-def test_even_weights_of_whole_responses_with_support_need_none_of_the_features() -> None:
-    """The model is corrected by weights that miss nothing; it was refused for a feature that the log does not have."""
-    random = np.random.default_rng(5)
-    logged, target = random.normal(size=(2, 240, 1))
-    liked = (random.random(240) < 1 / (1 + np.exp(-3 * logged[:, 0]))).astype(np.float64)
-    flag = drawn(np.column_stack([logged, np.zeros(240)]), np.column_stack([target, np.ones(240)]))
-    ratio = random.normal(0, 0.3, 240)
+def traits(seed: int, scored: bool) -> Estimate:
+    """A fifth of the policy's responses have a trait that the log writes once in 10,000, that no feature shows, and
+    that is always liked: the value is 0.6, and every logged response has the same weight.
+    """
+    random = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(150), 4)
+    logged, target = random.normal(size=(2, 600, 1))
+    liked = (random.random(600) < 1 / (1 + np.exp(-0.8 * logged[:, 0]))).astype(np.float64)
+    ratio = np.where(random.random(600) < 0.2, np.log(0.2 / 1e-4), np.log(0.8))
+    logging = np.full(600, -80.0)
+    fresh = FreshScores(owner, logging + ratio, logging if scored else None)
+    log = LoggedSlates.from_arrays(
+        liked, logging, {"target": logging + np.log(0.8)}, np.arange(0, 601, 4), how="recorded", fresh={"target": fresh}
+    )
+    return model_first_estimate(log, "target", [Features("f", logged, target, owner)], objective=CU_ONLY).estimate
 
-    def scored(fresh_ratio: np.ndarray) -> Estimate:
-        fresh = FreshScores(flag.owner, np.full(240, -80.0) + fresh_ratio, np.full(240, -80.0))
-        return estimated(liked, ratio, flag, fresh={"target": fresh})
 
-    inside, outside = scored(ratio - 0.1), scored(ratio + 5)
-    assert inside.chosen["power"] == 1
-    assert (inside.support.share, inside.verdict) == (0, "reliable")
-    assert (outside.support.share, outside.verdict) == (1, "refuse")
-    assert any("outweigh every logged one" in reason for reason in outside.reasons)
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_of_whole_responses_need_support_of_their_own(seed: int) -> None:
+    """It was reliable at 0.5: the weights excused the model, and the features' support excused the weights."""
+    found = traits(seed, scored=True)
+    assert found.chosen["power"] == 1
+    assert found.verdict == "refuse"
+    assert any("outweigh every logged one" in reason for reason in found.reasons)
+    unseen = traits(seed, scored=False)
+    assert unseen.verdict != "reliable"
+    assert any("support not checked" in reason for reason in unseen.reasons)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_temperature_that_is_not_the_recorded_one_is_noticed(seed: int) -> None:
+    """Sampled at 0.7 and recorded as 1, with features of noise: values off by 0.06 to 0.15 were reliable."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=20) * 1.5
+    recorded, true = (each - np.logaddexp.reduce(each) for each in (logits, logits / 0.7))
+    owner = np.repeat(np.arange(200), 4)
+    logged, target = random.choice(20, 800, p=np.exp(true)), random.choice(20, 800, p=np.exp(recorded))
+    liked = (random.random(800) < 1 / (1 + np.exp(-2 * (logits[logged] - 1)))).astype(np.float64)
+    scores = recorded[logged] + 0.01 * random.normal(size=800)
+    fresh = FreshScores(owner, recorded[target], recorded[target])
+    log = LoggedSlates.from_arrays(
+        liked, recorded[logged], {"target": scores}, np.arange(0, 801, 4), how="recorded", fresh={"target": fresh}
+    )
+    features = Features("noise", random.normal(size=(800, 1)), random.normal(size=(800, 1)), owner)
+    found = model_first_estimate(log, "target", [features], objective=CU_ONLY).estimate
+    assert found.verdict != "reliable"
+    assert any("propensities of another temperature" in reason for reason in found.reasons)
+
+
+def test_fresh_scores_are_checked_when_the_log_is_made() -> None:
+    """They raised inside of an estimator, without the policy's name."""
+    logging = np.full(8, -3.0)
+
+    def made(owner: list[int], target: list[float], scored: list[float]) -> LoggedSlates:
+        fresh = {"target": FreshScores(np.array(owner), np.array(target), np.array(scored))}
+        return LoggedSlates.from_arrays(
+            np.arange(8.0) / 8, logging, {"target": logging}, np.arange(0, 9, 2), how="recorded", fresh=fresh
+        )
+
+    made([0, 1, 2, 3], [-3.0] * 4, [-3.0, -3.0, -3.0, -np.inf])
+    for arguments, message in {
+        ((0, 1, 2), (-3.0,) * 3, (-3.0,) * 3): "slate 3: expected at least one fresh response",
+        ((0, 1, 2, 3), (-3.0, -np.inf, -3.0, -3.0), (-3.0,) * 4): "target: fresh response 1: expected a finite number",
+        ((0, 1, 2, 3), (-3.0,) * 4, (-3.0, -3.0, np.nan, -3.0)): "logging: fresh response 2: expected a number below",
+        ((0, 1, 2, 3), (-3.0,) * 3, (-3.0,) * 4): "target: expected 4 numbers, one for each owner, got 3",
+    }.items():
+        with pytest.raises(ValueError, match=rf"fresh\['target'\].*{message}"):
+            made(*map(list, arguments))
 
 
 def test_no_response_has_all_the_weight() -> None:
@@ -248,5 +299,6 @@ def test_ratings_that_the_features_hold_are_a_leak() -> None:
 
 def test_diversity_needs_the_policys_own_responses() -> None:
     log, features, _ = WORLD.draw(4, slates=20)
+    log = replace(log, fresh={})
     with pytest.raises(ValueError, match=r"scored fresh responses in log\.fresh for diversity_weight 0\.1"):
         model_first_estimate(log, "target", [features], objective=replace(CU_ONLY, diversity_weight=0.1))

@@ -15,6 +15,7 @@ import numpy as np
 from .._arrays import Floats, Integers
 from ..ope import LoggedSlates
 from ..ope.features import Features
+from ..ope.log import FreshScores
 from .ope_similar_world import sigmoid
 
 MEANING, PROMPT = 6, 3
@@ -79,7 +80,9 @@ class LongWorld:
         return (np.square(moved).sum(1) - np.square(away).sum(1)) / 2 - MEANING * np.log(self.spread)
 
     def sample(self, random: np.random.Generator, fresh: int = 4) -> tuple[LoggedSlates, Features]:
-        """A log with the policies "base", its own, and "target"; and the features of logged and fresh responses."""
+        """A log with the policies "base", its own, and "target", and with scores of fresh responses; the features of
+        logged and fresh responses.
+        """
         x = random.normal(size=(self.slates, PROMPT))
         rows, owner = np.repeat(np.arange(self.slates), self.size), np.repeat(np.arange(self.slates), fresh)
         middle = x @ self.about
@@ -96,7 +99,11 @@ class LongWorld:
             how="recorded",
             written_by="model",
         )
-        return log, self._features(logged, target, x, rows, owner, random)
+        features = self._features(logged, target, x, rows, owner, random)
+        words = random.normal(0, self.wording, owner.size) + self.wording**2 / 2
+        ratio = self._ratio(target - middle[owner]) + words
+        scores = FreshScores(owner, np.minimum(-300.0 + ratio, 0.0), np.full(owner.size, -300.0))
+        return log.with_fresh({"target": scores}), features
 
     def _features(
         self, logged: Floats, target: Floats, x: Floats, rows: Integers, owner: Integers, random: np.random.Generator

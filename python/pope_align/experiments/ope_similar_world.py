@@ -13,6 +13,7 @@ import numpy as np
 from .._arrays import Floats
 from ..ope import LoggedSlates
 from ..ope.features import Features
+from ..ope.log import FreshScores
 
 MEANING, PROMPT = 6, 3
 _RANDOM = np.random.default_rng(7)
@@ -70,7 +71,9 @@ class SimilarWorld:
             how="recorded",
         )
         features = Features("meaning", np.column_stack([logged, x[rows]]), np.column_stack([target, x[owner]]), owner)
-        return log, features, self._log_ratio(target - x[owner] @ _B) + fresh_words
+        fresh_ratio = self._log_ratio(target - x[owner] @ _B) + fresh_words
+        scores = FreshScores(owner, np.minimum(-200.0 + fresh_ratio, 0.0), np.full(owner.size, -200.0))
+        return log.with_fresh({"target": scores}), features, fresh_ratio
 
     def marginal(self, log: LoggedSlates, features: Features) -> Floats:
         """``[R]`` true log-weights of meanings."""

@@ -5,10 +5,10 @@ responses miss nothing, and for long responses one of them has everything. In be
 
     log w(power) = log w_features + power * (log w_whole - log w_features),        power from 0 to 1
 
-The weights taken are those of the largest power that leaves enough responses in effect, and none with a large share of
-the total. With short responses, or a policy close to the log's, that is 1: the estimate is unbiased whatever the
-features are. With long ones it approaches the weights of the features. What the remaining distance may hide is
-estimated in `model_first`.
+The weights taken are those of a power up to which enough responses stay in effect, and none has a large share of the
+total (in a log of fewer than 60 responses, where equal weights are large already, up to three times an equal one). With
+short responses, or a policy close to the log's, it is 1: the estimate is unbiased whatever the features are. With long
+ones it approaches the weights of the features. What the remaining distance may hide is estimated in `model_first`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def at_most(share: float) -> float:
 
 
 def bridged_weights(own: Floats, of_features: Floats, of_responses: Floats | None) -> BridgedWeights:
-    """The weights of the largest power with an effective sample size of `enough` and no weight above `at_most`.
+    """The weights of a power with an effective sample size of `enough` and no weight above `at_most`.
 
     It is 1 if those of whole responses are as even as that, and found by bisection otherwise.
 

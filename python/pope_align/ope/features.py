@@ -67,7 +67,8 @@ class Features:
 
     def _beyond(self) -> float:
         low, high = self.logged.min(0), self.logged.max(0)
-        share = ((self.target < low) | (self.target > high)).mean(0)
+        counts = np.bincount(self.owner)[self.owner]  # every slate counts the same
+        share = (((self.target < low) | (self.target > high)) / counts[:, None]).sum(0) / np.unique(self.owner).size
         # A response from the log's own distribution exceeds n others in a column with a probability of 2 / (n + 1).
         chance = 2 / (len(self.logged) + 1)
         doubt = _DOUBT * np.sqrt(np.maximum(share, chance) / (int(self.owner.max()) + 1))

@@ -159,7 +159,7 @@ class LoggedSlates:
             written_by=written_by,
             in_sample=in_sample,
             rescored_gap=rescored_gap,
-            fresh=dict(fresh or {}),
+            fresh={name: _checked_fresh(name, each, offsets.size - 1) for name, each in (fresh or {}).items()},
             slates=None if slates is None else tuple(slates),
         )
 
@@ -245,7 +245,8 @@ class LoggedSlates:
 
     def with_fresh(self, fresh: Mapping[str, FreshScores]) -> LoggedSlates:
         """The same log with fresh responses of its policies."""
-        return replace(self, fresh={**self.fresh, **fresh})
+        checked = {name: _checked_fresh(name, each, self.num_slates) for name, each in fresh.items()}
+        return replace(self, fresh={**self.fresh, **checked})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -371,6 +372,33 @@ def _checked(
             raise ValueError(f"tokens: expected one number per response with unit='mean' ({name}), got none")
         logprobs = logprobs * own
     return PolicyScores(logprobs, own, given.provenance)
+
+
+def _checked_fresh(name: str, given: FreshScores, slates: int) -> FreshScores:
+    """Raises: ValueError: other lengths, a slate without fresh responses, numbers that are no log-probabilities."""
+    owner = np.asarray(given.owner)
+    for what in ("target", "logging", "tokens"):
+        values = getattr(given, what)
+        if values is not None and len(values) != len(owner):
+            raise ValueError(
+                f"fresh[{name!r}]: {what}: expected {len(owner)} numbers, one for each owner, got {len(values)}"
+            )
+    missing = np.flatnonzero(np.bincount(owner, minlength=slates)[:slates] == 0)
+    if missing.size or owner.max() >= slates:
+        place = f"slate {missing[0]}: expected at least one fresh response, got none" if missing.size else "owner"
+        raise ValueError(f"fresh[{name!r}]: {place}; the log has {slates} slates")
+    bad = np.flatnonzero(~np.isfinite(given.target))
+    if bad.size:
+        raise ValueError(
+            f"fresh[{name!r}]: target: fresh response {bad[0]}: expected a finite number, because the policy wrote it, "
+            f"got {given.target[bad[0]]}"
+        )
+    if given.logging is not None and (bad := np.flatnonzero(~(given.logging < np.inf))).size:
+        raise ValueError(
+            f"fresh[{name!r}]: logging: fresh response {bad[0]}: expected a number below infinity, got "
+            f"{given.logging[bad[0]]}"
+        )
+    return given
 
 
 def _checked_policies(

@@ -5,7 +5,9 @@ correction's weights lie between those of a classifier that reads the features a
 (`bridged`): for short responses they are the latter. The verdict depends on whether the reward model predicts the
 reward (variance explained out of fold, scale), whether the log contradicts it where the policy puts probability
 (residuals under tempered weights), whether the log shows what the weights still miss, and whether the policy's
-responses overlap with the log's in the classifier's features. docs/choosing-an-estimator.md says when to use it.
+responses are inside the log's support. Weights of whole responses that are used as they are, with support, correct any
+model. Otherwise the support of the classifier's features counts, and the model has to see the reward.
+docs/choosing-an-estimator.md says when to use it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from pope_core.objective import Objective
 from .._arrays import Floats
 from ..stats.intervals import Confidence
 from ..stats.ratios import Ratios
+from .balance import balance_findings
 from .bridged import BridgedWeights, bridged_weights
 from .classifier_weights import ClassifierWeights, classifier_weights
 from .crossfit import FOLDS, CrossFit, best_fit
-from .diagnostics import cluster_ess
+from .diagnostics import cluster_ess, diagnose, effective_sample_size
 from .estimators import leak_findings
 from .features import Features
 from .log import LoggedSlates
@@ -32,8 +35,16 @@ from .log_support import Support, fresh_support, support_of
 from .model_first import ModelFirst, missed, model_first, per_slate_weights, residual_check, weighted_mean
 from .pope import fresh_diversity
 from .result import Estimate, finish
+from .rules import RULES
 from .tempered import tempered
-from .verdict import Finding, contradiction_findings, find, propensity_findings
+from .verdict import (
+    Finding,
+    contradiction_findings,
+    find,
+    propensity_findings,
+    support_findings,
+    weight_findings,
+)
 from .weights import log_weights
 
 #: The reason where nothing but the features vouches for the estimate.
@@ -47,6 +58,9 @@ _BENT = "only as good as the features: what they miss is not small enough to be 
 
 #: Standard errors by which two estimates of what the features miss may differ.
 _AGREE = 3
+
+#: Rules for weights of whole responses that ESS and largest share do not cover.
+_OF_WHOLE = ("mean_weight", "pareto_k", "pareto_k_infinite", "few_weights")
 
 #: Its name among the estimators.
 NAME = "model_first"
@@ -131,10 +145,14 @@ def estimate_of_fit(
     rows = _diversity(log, policy, objective)
     taken, ratio = _bridge(log, policy, weights.log_weights)
     result = model_first(log, fit, taken.log_weights)
-    uneven = tuple(_weight_findings(log, taken))
+    exact = taken.power == 1  # weights of whole responses as they are: their own support and checks count
+    uneven = (*_weight_findings(log, taken), *(_whole_findings(log, policy) if exact else ()))
     hidden = tuple(_missed(log, fit, result, taken, ratio))
-    even = taken.power == 1 and not (uneven or hidden)
-    seen, beyond = _supports(log, policy, fit, weights, even=even)
+    whole = fresh_support(log, policy)
+    seen = support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner)
+    vouched = whole is not None and exact and RULES["support"].grade(whole.share) is None
+    if whole is not None and exact and (vouched or RULES["support"].grade(whole.share) == "refuse"):
+        seen = whole
     estimate = finish(
         log,
         policy,
@@ -144,9 +162,10 @@ def estimate_of_fit(
         diagnostics=None,
         findings=[
             *propensity_findings(log, policy, length_normalize=False),
-            *_findings(log, policy, fit, beyond, even=even),
+            *_findings(log, policy, fit, even=vouched and not (uneven or hidden)),
             *uneven,
             *hidden,
+            *(() if ratio is None else _unseen(log, policy, whole)),
         ],
         options=_options(objective, folds, seed),
         labels=("model-based", f"reads {fit.features.name}"),
@@ -190,6 +209,22 @@ def _weight_findings(log: LoggedSlates, weights: BridgedWeights) -> Iterator[Fin
     yield from find("cluster_ess", f"they rest on {queries:.1f} effective independent queries", queries)
 
 
+def _whole_findings(log: LoggedSlates, policy: str) -> Iterator[Finding]:
+    """What weights of whole responses show of wrong propensities and of their tail, where they are used as they are."""
+    d = diagnose(log, policy, weighting="response", length_normalize=False)
+    every = weight_findings(d, self_normalized=True, clipped=False, length_normalize=False, support_checked=True)
+    yield from (each for each in every if each.rule in _OF_WHOLE)
+
+
+def _unseen(log: LoggedSlates, policy: str, whole: Support | None) -> Iterator[Finding]:
+    """Whether the propensities give the fresh responses what they give the logged ones."""
+    if whole is None:
+        yield from support_findings(log, policy, None)
+        return
+    raw = log_weights(log, policy, "response", length_normalize=False)
+    yield from balance_findings(log, policy, effective_sample_size(raw))
+
+
 def _missed(
     log: LoggedSlates, fit: CrossFit, result: ModelFirst, weights: BridgedWeights, ratio: Floats | None
 ) -> Iterator[Finding]:
@@ -211,29 +246,11 @@ def _missed(
     yield from contradiction_findings(hidden.value, hidden.standard_error, what)
 
 
-def _supports(
-    log: LoggedSlates, policy: str, fit: CrossFit, weights: ClassifierWeights, *, even: bool
-) -> tuple[Support, float]:
-    """How much of the policy is outside the log's support, and the share of its responses that lie beyond the log in a
-    feature.
-
-    Where even weights of whole responses correct the model, it is enough that they have support, or that the features
-    have it: the model is right, or it is corrected.
-    """
-    beyond = fit.features.beyond or 0.0
-    of_features = support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner)
-    whole = fresh_support(log, policy) if even else None
-    if whole is not None and whole.share <= max(of_features.share, beyond):
-        return whole, 0.0
-    return of_features, beyond
-
-
-def _findings(log: LoggedSlates, policy: str, fit: CrossFit, beyond: float, *, even: bool) -> Iterator[Finding]:
+def _findings(log: LoggedSlates, policy: str, fit: CrossFit, *, even: bool) -> Iterator[Finding]:
     """Whether the model predicts the reward with the right scale and without leakage, and whether the log contradicts
     it.
 
     Args:
-        beyond: share of the policy's fresh responses that lie beyond all logged ones in a feature.
         even: the weights of whole responses are even enough to correct any model, also one that explains little.
     """
     if not even:
@@ -245,6 +262,7 @@ def _findings(log: LoggedSlates, policy: str, fit: CrossFit, beyond: float, *, e
         abs(fit.calibration - 1) / fit.calibration_error if fit.calibration_error > 0 else float("nan"),
     )
     yield from leak_findings(log, log.utility - fit.logged)
+    beyond = fit.features.beyond or 0.0
     what = f"{beyond:.1%} of the policy's fresh responses lie beyond all logged ones in a feature"
     yield from find("support", what, beyond)
     raw = log_weights(log, policy, "response", length_normalize=False)

@@ -21,7 +21,7 @@ The model's own uncertainty is part of the interval. Predictions of a ridge are 
 so the coefficient ("share") of each rating in V is known exactly, and its influence is the share times (rating minus
 prediction). It is added to `Ratios` as a term of value 0, so that intervals, bootstraps and paired differences include
 it without refitting. The bias of ridge shrinkage is not in the interval; the correction removes it if the weights are
-right.
+right. The noise of a classifier's weights is not in it either: it is of second order where the model is right.
 
 ``model_first(...).ratios`` has one column, the utility; ``finish`` and ``compare`` need a second one for diversity,
 e.g. of zeros. Its verdict depends on `residual_check`, ``fit.r2`` and ``fit.calibration``; `placebo` uses ``shares``.

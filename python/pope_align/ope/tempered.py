@@ -70,8 +70,8 @@ def tempered(log_weights: Floats, share: float = ESS_SHARE) -> Tempered:
 
 
 def largest_power(start: Floats, direction: Floats, ess: float, share: float = 1.0) -> float:
-    """A power in [0, 1] at which ``start + power * direction`` are even enough: 1 if they are there, 0 where bisection
-    finds none, else the largest up to where they are no longer.
+    """A power in [0, 1] at which ``start + power * direction`` are even enough: 1 if they are there, else the one that
+    bisection finds at an end of their range, 0 if none.
 
     Args:
         start, direction: ``[R]`` nats; the direction may be -inf.
