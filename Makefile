@@ -91,7 +91,8 @@ wheels-cuda: $(VENV)/.dev  ## The same with the CUDA part, in containers that ha
 	CIBW_ENVIRONMENT="POPE_CUDA=ON CUDACXX=/usr/local/cuda/bin/nvcc" \
 	CIBW_MANYLINUX_X86_64_IMAGE=$(CUDA_IMAGE) $(BIN)/cibuildwheel --output-dir dist
 
-CUDA_IMAGE ?= sameli/manylinux_2_28_x86_64_cuda_12.8
+# As documented by https://github.com/ameli/manylinux-cuda
+CUDA_IMAGE ?= sameli/manylinux_2_28_x86_64_cuda_12.3
 
 install-check: $(VENV)/.dev  ## Build sdist and wheel in dist/, install and run them
 	$(BIN)/pip install --quiet auditwheel

@@ -130,6 +130,7 @@ BAD_ROWS = [
     ({"ranks": [1, False]}, "ranks[1]", "got False"),
     ({"slate_id": 12}, "slate_id", "got 12"),
     ({"responders": ["me", 5]}, "responders[1]", "got 5"),
+    ({"logging_policy": {"how": "recordd"}}, "logging_policy.how", "one of recorded, behaviour_cloned, proxy, unknown"),
     ({"logging_policy": 4}, "logging_policy", "describing the logging policy, got 4"),
     ({"logging_policy": "{"}, "logging_policy", "JSON"),
     ({"origin": 4}, "origin", "where the slate came from, got 4"),

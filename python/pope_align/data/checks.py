@@ -66,6 +66,10 @@ def as_integer(value: Any) -> int | None:
     return None
 
 
+#: How log-probabilities of the logging policy may have been obtained, best first.
+HOW = ("recorded", "behaviour_cloned", "proxy", "unknown")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """The source and number of a row, and checks whose errors name them. Every check returns the value."""
@@ -213,6 +217,8 @@ class Place:
             if isinstance(error, SlateError):
                 raise
             raise self.error(field, f"an object that JSON can hold ({error})", value) from None
+        if field == "logging_policy" and value.get("how", "unknown") not in HOW:
+            raise self.error(f"{field}.how", f"one of {', '.join(HOW)}", value["how"])
         return dict(value)
 
     def json(self, field: str, text: str | bytes) -> Any:

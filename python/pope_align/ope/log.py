@@ -432,7 +432,8 @@ def _flatten(
     scores: Any = given  # `ModelScores` is not imported here: it brings torch
     totals: Sequence[Sequence[float]] = getattr(scores, "totals", scores)
     if len(totals) != len(slates):
-        raise ValueError(f"policies[{name!r}]: expected {len(slates)} slates, got {len(totals)}")
+        flat = " numbers; write a list for each slate" if len(totals) and np.ndim(totals[0]) == 0 else ""
+        raise ValueError(f"policies[{name!r}]: expected {len(slates)} slates, got {len(totals)}{flat}")
     for index, (slate, of_slate) in enumerate(zip(slates, totals, strict=True)):
         if len(of_slate) != len(slate.completions):
             raise ValueError(

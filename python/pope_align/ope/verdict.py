@@ -140,7 +140,8 @@ def weight_findings(
     share = f"one weight has {d.max_share:.1%} of the total ({d.log_weight_max_place})"
     yield from find("max_share", share, d.max_share)
     yield from _tail_findings(d, enough and RULES["max_share"].grade(d.max_share) is None)
-    mean = f"mean weight {d.mean_weight:.3g}, {abs(d.mean_weight_z):.1f} standard errors from 1"
+    times = f"{abs(d.mean_weight_z):.1f}" if abs(d.mean_weight_z) <= 100 else "more than 100"
+    mean = f"mean weight {d.mean_weight:.3g}, {times} standard errors from 1"
     why = ": wrong propensities, or responses outside the log's support"
     far = RULES["mean_weight"].grade(abs(d.mean_weight_z)) == "refuse"
     yield from find("mean_weight", mean + (why if far else ""), abs(d.mean_weight_z))
