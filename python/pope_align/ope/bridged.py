@@ -48,7 +48,7 @@ def enough(responses: float) -> float:
 
 
 def at_most(share: float) -> float:
-    """The share of the total that one bridged weight has at most: that of the rule for weights, with room for rounding.
+    """The share of the total that one bridged weight has at most: that of the rule for weights, less rounding.
 
     Args:
         share: of the largest weight in the log's mean; in a small log that can have more, three times as much is left.

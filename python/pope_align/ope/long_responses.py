@@ -6,7 +6,7 @@ correction's weights lie between those of a classifier that reads the features a
 reward (variance explained out of fold, scale), whether the log contradicts it where the policy puts probability
 (residuals under tempered weights), whether the log shows what the weights still miss, and whether the policy's
 responses are inside the log's support. Weights of whole responses that are used as they are, with support, correct any
-model. Otherwise the support of the classifier's features counts, and the model has to see the reward.
+model. Otherwise the support of the classifier's features counts, and the model has to predict the reward.
 docs/choosing-an-estimator.md says when to use it.
 """
 
