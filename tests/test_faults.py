@@ -358,6 +358,15 @@ def test_only_errors_of_memory_are_taken_for_such() -> None:
 # --- signals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal; a test run in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_command_with_nothing_left_behind(
     number: int, code: int, make_slates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -381,6 +390,7 @@ def test_a_signal_ends_a_command_with_nothing_left_behind(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_inside_a_stage_ends_the_run_and_the_stage_is_not_done(
     number: int, error: type[BaseException], make_slates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
