@@ -51,6 +51,7 @@ def test_the_ablation_measures_every_setting_on_the_validation_part_alone(folder
     assert all(f"{utility:+.3f}" in row for utility, row in zip(utilities, rows, strict=True))
 
 
+@pytest.mark.release
 def test_the_methods_are_compared_on_the_test_part(folder, monkeypatch, capsys) -> None:
     pytest.importorskip("trl")
     arguments = ["methods", str(folder / "log.jsonl"), "--model", str(folder / "model"), "--max-length", "64"]

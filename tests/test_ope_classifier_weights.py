@@ -47,7 +47,7 @@ def test_weights_come_from_classifiers_that_have_not_seen_the_cluster() -> None:
     assert not np.allclose(before.log_weights[~mine], after.log_weights[~mine], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_intervals_hold_the_truth_where_weights_of_sequences_cannot() -> None:
     """Of 100 logs of 150 slates, alone and doubly robust."""
     covered: dict[str, list[bool]] = {"alone": [], "robust": []}

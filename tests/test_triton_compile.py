@@ -13,7 +13,10 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("backend", "arch"), [("cuda", "80"), ("cuda", "90"), ("hip", "gfx942")])
+_AT_RELEASES = [pytest.param(*target, marks=pytest.mark.release) for target in (("cuda", "80"), ("hip", "gfx942"))]
+
+
+@pytest.mark.parametrize(("backend", "arch"), [("cuda", "90"), *_AT_RELEASES])
 def test_compiles(backend: str, arch: str, tmp_path: Path) -> None:
     environment = {
         **os.environ,
