@@ -18,7 +18,7 @@ WORLD = SimilarWorld()
 
 def test_log_odds_are_the_true_log_weights_of_what_is_meant() -> None:
     """The world's ratio is linear in the features, which a logistic regression can learn exactly."""
-    log, features, _ = WORLD.draw(0, slates=1500)
+    log, features = WORLD.draw(0, slates=1500)
     result = classifier_weights(log, features)
     truth = WORLD.marginal(log, features)
     slope, intercept = np.polyfit(truth, result.log_weights, 1)
@@ -29,14 +29,14 @@ def test_log_odds_are_the_true_log_weights_of_what_is_meant() -> None:
 
 
 def test_a_policy_that_is_the_logging_policy_has_weights_near_one() -> None:
-    log, features, _ = SimilarWorld(shift=0.0).draw(1, slates=300)
+    log, features = SimilarWorld(shift=0.0).draw(1, slates=300)
     result = classifier_weights(log, features)
     assert result.gain < 0.003
     assert np.abs(result.log_weights).max() < 0.35
 
 
 def test_weights_come_from_classifiers_that_have_not_seen_the_cluster() -> None:
-    log, features, _ = WORLD.draw(2, slates=30)
+    log, features = WORLD.draw(2, slates=30)
     before = classifier_weights(log, features)
     changed = features.target.copy()
     changed[features.owner == 4] += 0.3
@@ -53,7 +53,7 @@ def test_intervals_hold_the_truth_where_weights_of_sequences_cannot() -> None:
     covered: dict[str, list[bool]] = {"alone": [], "robust": []}
     values = []
     for seed in range(100):
-        log, features, _ = WORLD.draw(seed)
+        log, features = WORLD.draw(seed)
         weights = classifier_weights(log, features).log_weights
         robust = model_first(log, cross_fit(log, features), weights).ratios
         for name, ratios in (("alone", weighted_mean(log, weights)), ("robust", robust)):
@@ -66,7 +66,7 @@ def test_intervals_hold_the_truth_where_weights_of_sequences_cannot() -> None:
 
 
 def test_many_rows_choose_their_penalty_on_a_part_and_weigh_all() -> None:
-    log, features, _ = WORLD.draw(3, slates=4000)
+    log, features = WORLD.draw(3, slates=4000)
     result = classifier_weights(log, features)
     assert result.log_weights.shape == (16_000,)
     assert np.corrcoef(WORLD.marginal(log, features), result.log_weights)[0, 1] > 0.98

@@ -58,7 +58,7 @@ def test_a_narrow_kernel_counts_equal_responses_and_a_wide_one_nothing() -> None
 
 
 def test_the_narrowest_kernel_does_not_underflow() -> None:
-    log, features, _ = WORLD.draw(0, slates=20)
+    log, features = WORLD.draw(0, slates=20)
     assert np.isfinite(kernel_weights(log, features, bandwidth=1e-6).log_weights).all()
 
 
@@ -67,7 +67,7 @@ def test_doubly_robust_intervals_hold_the_truth_and_the_bias_bound_the_bias() ->
     """Of 100 logs, with eight fresh responses of either policy: what kernels miss alone, the model knows."""
     covered, alone, bounds = [], [], []
     for seed in range(100):
-        log, features, _ = WORLD.draw(seed, fresh=8)
+        log, features = WORLD.draw(seed, fresh=8)
         theirs = SimilarWorld(shift=0.0).unit(
             SimilarWorld(shift=0.0).draw(seed, fresh=8)[1]
         )  # the same log, fresh ones of its policy

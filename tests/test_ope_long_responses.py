@@ -34,7 +34,7 @@ def with_base(log: LoggedSlates) -> LoggedSlates:
 def both(
     seed: int = 1, slates: int = 200, world: SimilarWorld = WORLD
 ) -> tuple[LoggedSlates, Features, LongEstimate, LongEstimate]:
-    log, features, _ = world.draw(seed, slates=slates)
+    log, features = world.draw(seed, slates=slates)
     log = with_base(log)
     target = model_first_estimate(log, "target", [features], objective=CU_ONLY)
     return log, features, target, model_first_estimate(log, "base", [], objective=CU_ONLY)
@@ -70,7 +70,7 @@ def test_intervals_hold_the_truth() -> None:
 
 def hidden(seed: int, world: SimilarWorld) -> tuple[LoggedSlates, Features, float]:
     """Features without the three coordinates of meaning that the policy changes most."""
-    log, features, _ = world.draw(seed, slates=300)
+    log, features = world.draw(seed, slates=300)
     order = np.argsort(np.abs(world.direction))
     kept = np.r_[order[:3], MEANING : features.logged.shape[1]]
     blind = replace(features, logged=features.logged[:, kept], target=features.target[:, kept])
@@ -245,7 +245,7 @@ def test_fresh_scores_are_checked_when_the_log_is_made() -> None:
 
 def test_no_response_has_all_the_weight() -> None:
     """One logged response is unlike all others, and much like the policy's: a ridge and a classifier extrapolate."""
-    log, features, _ = WORLD.draw(5, slates=150)
+    log, features = WORLD.draw(5, slates=150)
     column = np.zeros((600, 1))
     column[17] = 40.0
     random = np.random.default_rng(0)
@@ -261,14 +261,14 @@ def test_no_response_has_all_the_weight() -> None:
 
 
 def test_without_recorded_propensities_nothing_vouches_for_the_features() -> None:
-    log, features, _ = SHORTER.draw(1, slates=200)
+    log, features = SHORTER.draw(1, slates=200)
     found = model_first_estimate(replace(log, how="behaviour_cloned"), "target", [features], objective=CU_ONLY).estimate
     assert found.chosen["power"] == 0
     assert any("without recorded propensities" in reason for reason in found.reasons)
 
 
 def test_a_model_that_does_not_see_the_reward_is_refused() -> None:
-    log, features, _ = WORLD.draw(1, slates=200)
+    log, features = WORLD.draw(1, slates=200)
     random = np.random.default_rng(0)
     noise = replace(features, logged=random.random((800, 4)), target=random.random((800, 4)))
     found = model_first_estimate(log, "target", [noise], objective=CU_ONLY).estimate
@@ -278,7 +278,7 @@ def test_a_model_that_does_not_see_the_reward_is_refused() -> None:
 
 def test_a_policy_that_says_what_the_log_never_said_is_not_reliable() -> None:
     """Fresh responses far outside what was logged: the model would have to guess."""
-    log, features, _ = WORLD.draw(2, slates=200)
+    log, features = WORLD.draw(2, slates=200)
     away = features.target + 8 * np.r_[WORLD.direction / np.linalg.norm(WORLD.direction), np.zeros(3)]
     found = model_first_estimate(log, "target", [replace(features, target=away)], objective=CU_ONLY).estimate
     assert found.support is not None
@@ -287,7 +287,7 @@ def test_a_policy_that_says_what_the_log_never_said_is_not_reliable() -> None:
 
 
 def test_ratings_that_the_features_hold_are_a_leak() -> None:
-    log, features, _ = WORLD.draw(3, slates=100)
+    log, features = WORLD.draw(3, slates=100)
     leak = replace(
         features,
         logged=np.column_stack([features.logged, log.utility]),
@@ -298,7 +298,7 @@ def test_ratings_that_the_features_hold_are_a_leak() -> None:
 
 
 def test_diversity_needs_the_policys_own_responses() -> None:
-    log, features, _ = WORLD.draw(4, slates=20)
+    log, features = WORLD.draw(4, slates=20)
     log = replace(log, fresh={})
     with pytest.raises(ValueError, match=r"scored fresh responses in log\.fresh for diversity_weight 0\.1"):
         model_first_estimate(log, "target", [features], objective=replace(CU_ONLY, diversity_weight=0.1))

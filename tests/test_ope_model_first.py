@@ -36,7 +36,7 @@ def test_the_ridge_is_the_ridge() -> None:
 
 def test_shares_are_the_estimate() -> None:
     """An estimate is linear in the ratings, through the weights and through the models, and the shares say how."""
-    log, features, _ = WORLD.draw(0, slates=40)
+    log, features = WORLD.draw(0, slates=40)
     fit = cross_fit(log, features)
     for log_weights in (None, WORLD.marginal(log, features), raw_weights(log)):
         result = model_first(log, fit, log_weights)
@@ -46,13 +46,13 @@ def test_shares_are_the_estimate() -> None:
 
 
 def test_the_direct_method_is_the_mean_prediction_of_fresh_responses() -> None:
-    log, features, _ = WORLD.draw(1, slates=30)
+    log, features = WORLD.draw(1, slates=30)
     fit = cross_fit(log, features)
     assert model_first(log, fit).direct == pytest.approx(float(fresh_mean(log, features.owner, fit.target).mean()))
 
 
 def test_no_prediction_has_seen_a_rating_of_its_cluster() -> None:
-    log, features, _ = WORLD.draw(2, slates=20)
+    log, features = WORLD.draw(2, slates=20)
     before = cross_fit(log, features)
     mine = np.repeat(log.clusters, log.sizes) == 3
     changed = cross_fit(replace(log, utility=np.where(mine, 1 - log.utility, log.utility)), features)
@@ -74,7 +74,7 @@ def test_intervals_hold_the_truth_where_weights_of_sequences_cannot() -> None:
     """Of 200 logs of 150 slates: doubly robust and direct intervals hold it, the tempered index recovers a part."""
     found: dict[str, list[tuple[float, float, bool]]] = {"direct": [], "robust": [], "index": []}
     for seed in range(200):
-        log, features, _ = WORLD.draw(seed)
+        log, features = WORLD.draw(seed)
         fit = cross_fit(log, features)
         index = tempered(raw_weights(log)).log_weights
         for name, ratios in (
@@ -98,7 +98,7 @@ def test_the_interval_knows_of_the_model_it_rests_on() -> None:
     """Without the term of the model's own fit, the direct method's error would be understated."""
     values, with_model, without = [], [], []
     for seed in range(120):
-        log, features, _ = WORLD.draw(seed, slates=120)
+        log, features = WORLD.draw(seed, slates=120)
         ratios = model_first(log, cross_fit(log, features)).ratios
         values.append(float(ratios.values()[0]))
         with_model.append(float(np.sqrt(ratios.covariance()[0, 0])))
@@ -109,7 +109,7 @@ def test_the_interval_knows_of_the_model_it_rests_on() -> None:
 
 
 def test_a_model_that_does_not_see_the_reward_says_so() -> None:
-    log, features, _ = WORLD.draw(3, slates=300)
+    log, features = WORLD.draw(3, slates=300)
     random = np.random.default_rng(0)
     blind = replace(features, name="noise", logged=random.random((1200, 5)), target=random.random((1200, 5)))
     fit = cross_fit(log, blind)
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_see_the_reward_says_so() -> None:
 
 
 def test_residuals_contradict_a_model_that_is_wrong_where_the_policy_goes() -> None:
-    log, features, _ = SimilarWorld(shift=1.2, wording=0.3).draw(4, slates=600)
+    log, features = SimilarWorld(shift=1.2, wording=0.3).draw(4, slates=600)
     lean = tempered(raw_weights(log)).log_weights
     right = cross_fit(log, features)
     assert abs(residual_check(log, right, lean).z) < 3
@@ -142,7 +142,7 @@ def test_features_of_words_and_prompts() -> None:
 
 
 def test_errors_say_what_does_not_fit() -> None:
-    log, features, _ = WORLD.draw(5, slates=20)
+    log, features = WORLD.draw(5, slates=20)
     with pytest.raises(ValueError, match=r"features 'meaning': logged: expected \[80, d\], got \[79, 9\]"):
         cross_fit(log, replace(features, logged=features.logged[1:]))
     with pytest.raises(ValueError, match="owner: slate 19: expected at least one fresh response, got none"):

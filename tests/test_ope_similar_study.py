@@ -10,7 +10,7 @@ from pope_align.ope.diagnostics import effective_sample_size
 
 def test_the_exact_value_is_that_of_many_fresh_responses() -> None:
     world = SimilarWorld(0.9, wording=0.2)
-    log, _, _ = world.draw(0, slates=40_000, size=1, fresh=1)
+    log, _ = world.draw(0, slates=40_000, size=1, fresh=1)
     weights = np.exp(np.subtract(*log.logprobs("target", length_normalize=False)))
     found = weights * log.utility
     assert abs(found.mean() - world.truth) < 4 * found.std() / 200
@@ -19,8 +19,8 @@ def test_the_exact_value_is_that_of_many_fresh_responses() -> None:
 
 
 def test_one_log_in_more_and_more_words() -> None:
-    short, features, _ = SimilarWorld(0.6, 0.5 * 2**0.5, 2).draw(3)
-    long, same, _ = SimilarWorld(0.6, 0.5 * 64**0.5, 64).draw(3)
+    short, features = SimilarWorld(0.6, 0.5 * 2**0.5, 2).draw(3)
+    long, same = SimilarWorld(0.6, 0.5 * 64**0.5, 64).draw(3)
     np.testing.assert_array_equal(short.utility, long.utility)
     np.testing.assert_array_equal(features.logged, same.logged)
     sizes = [

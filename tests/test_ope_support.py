@@ -7,7 +7,7 @@ import pytest
 from pope_align.experiments.ope_similar_world import SimilarWorld
 from pope_align.ope import FreshScores, LoggedSlates, Predictions, estimate, pope_value
 from pope_align.ope.balance import balance
-from pope_align.ope.log_support import support
+from pope_align.ope.log_support import fresh_support, support
 
 
 def test_shares_and_bounds_by_hand() -> None:
@@ -45,15 +45,14 @@ def test_a_rare_good_kind_of_response_is_seen() -> None:
 
 
 def test_healthy_worlds_have_almost_nothing_beyond_the_log() -> None:
-    log, features, fresh = SimilarWorld(wording=0.4).draw(0, slates=500)
-    assert support(log, "target", fresh, features.owner).share < 0.01
-    log, features, fresh = SimilarWorld(wording=4.0).draw(0, slates=500)  # long responses: almost everything
-    assert support(log, "target", fresh, features.owner).share > 0.3
+    assert fresh_support(SimilarWorld(wording=0.4).draw(0, slates=500)[0], "target").share < 0.01
+    long, _ = SimilarWorld(wording=4.0).draw(0, slates=500)  # almost everything
+    assert fresh_support(long, "target").share > 0.3
 
 
 def test_no_response_beyond_leaves_a_limit_above_nothing() -> None:
-    log, features, fresh = SimilarWorld(wording=0.1).draw(1, slates=50)
-    result = support(log, "target", np.full_like(fresh, -1.0), features.owner)
+    log, features = SimilarWorld(wording=0.1).draw(1, slates=50)
+    result = support(log, "target", np.full(features.owner.size, -1.0), features.owner)
     assert result.share == 0.0
     assert 0.03 < result.limit < 0.08  # nothing in 50 clusters
     assert result.bias_limit == result.limit

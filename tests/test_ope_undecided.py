@@ -19,7 +19,7 @@ pytest.importorskip("scipy")
 
 def judged(seed: int, *, seen: bool) -> tuple[Undecided, ...]:
     """Long responses; features that hold what decides the reward, or nothing, and then ratings are noise as well."""
-    log, features, _ = SimilarWorld(0.6, wording=4.0, tokens=64).draw(seed, slates=200)
+    log, features = SimilarWorld(0.6, wording=4.0, tokens=64).draw(seed, slates=200)
     random = np.random.default_rng(seed)
     utility = log.utility if seen else random.permutation(log.utility)
     log = LoggedSlates.from_arrays(

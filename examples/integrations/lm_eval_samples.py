@@ -36,11 +36,11 @@ class Answers(LM):
 
     def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Not asked for."""
-        raise NotImplementedError
+        raise NotImplementedError("this model only writes")
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """Not asked for."""
-        raise NotImplementedError
+        raise NotImplementedError("this model only writes")
 
 
 def samples(folder: Path, name: str, answer: str) -> Path:

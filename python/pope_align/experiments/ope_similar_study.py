@@ -19,7 +19,7 @@ import numpy as np
 from .._files import check_output, write_json
 from .._json import jsonable
 from ..ope.features import Features
-from ..ope.log_support import support
+from ..ope.log_support import fresh_support
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_results import Check, ReplicateEstimate, check_table, summarize
 from .ope_long_estimators import estimate_all, learn
@@ -45,7 +45,7 @@ def run(replicates: int, slates: int) -> Iterator[tuple[ReplicateEstimate, Check
 
 def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[ReplicateEstimate, Check | None]]:
     """One log at every length: the same meanings and ratings, with increasing spread of wording."""
-    log, features, _ = SimilarWorld(shift).draw(number, slates=slates)
+    log, features = SimilarWorld(shift).draw(number, slates=slates)
     logging = SimilarWorld(0.0).unit(
         SimilarWorld(0.0).draw(number, slates=slates)[1]
     )  # the same log, fresh responses of its policy
@@ -55,11 +55,12 @@ def _one(shift: float, number: int, slates: int, seen: bool) -> Iterator[tuple[R
     learned = learn(log, [features], unit, (logging.target, logging.owner))
     for length in LENGTHS:
         world = SimilarWorld(shift, PER_TOKEN * length**0.5, length)
-        log, _, fresh = world.draw(number, slates=slates)
+        log, _ = world.draw(number, slates=slates)
         result = estimate_all(log, "target", learned)
         place = "seen" if seen else "unseen", length, f"{shift:+g}", number
-        share = support(log, "target", fresh, features.owner).share
-        check: Check | None = Check(*place, share, **result.checks)
+        outside = fresh_support(log, "target")
+        assert outside is not None
+        check: Check | None = Check(*place, outside.share, **result.checks)
         for estimator, ratios in result.values.items():
             q = quantities(ratios.minus(result.base), Confidence())[0]
             truth = world.truth - world.base

@@ -48,10 +48,8 @@ class SimilarWorld:
     def base(self) -> float:
         return self.value(np.zeros(MEANING))
 
-    def draw(
-        self, seed: int, *, slates: int = 150, size: int = 4, fresh: int = 4
-    ) -> tuple[LoggedSlates, Features, Floats]:
-        """A log with thumbs, the meanings of logged and fresh responses, and log-weights ``[N]`` of fresh ones."""
+    def draw(self, seed: int, *, slates: int = 150, size: int = 4, fresh: int = 4) -> tuple[LoggedSlates, Features]:
+        """A log with thumbs and with scores of fresh responses; the meanings of logged and fresh responses."""
         random = np.random.default_rng(seed)
         x = random.normal(0, 1, (slates, PROMPT))
         rows, owner = np.repeat(np.arange(slates), size), np.repeat(np.arange(slates), fresh)
@@ -73,7 +71,7 @@ class SimilarWorld:
         features = Features("meaning", np.column_stack([logged, x[rows]]), np.column_stack([target, x[owner]]), owner)
         fresh_ratio = self._log_ratio(target - x[owner] @ _B) + fresh_words
         scores = FreshScores(owner, np.minimum(-200.0 + fresh_ratio, 0.0), np.full(owner.size, -200.0))
-        return log.with_fresh({"target": scores}), features, fresh_ratio
+        return log.with_fresh({"target": scores}), features
 
     def marginal(self, log: LoggedSlates, features: Features) -> Floats:
         """``[R]`` true log-weights of meanings."""

@@ -149,10 +149,8 @@ def estimate_of_fit(
     uneven = (*_weight_findings(log, taken), *(_whole_findings(log, policy) if exact else ()))
     hidden = tuple(_missed(log, fit, result, taken, ratio))
     whole = fresh_support(log, policy)
-    seen = support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner)
-    vouched = whole is not None and exact and RULES["support"].grade(whole.share) is None
-    if whole is not None and exact and (vouched or RULES["support"].grade(whole.share) == "refuse"):
-        seen = whole
+    of_features = support_of(log, weights.log_weights, weights.fresh_log_weights, fit.features.owner)
+    seen, vouched = _counting(whole, of_features) if exact and whole is not None else (of_features, False)
     estimate = finish(
         log,
         policy,
@@ -214,6 +212,16 @@ def _whole_findings(log: LoggedSlates, policy: str) -> Iterator[Finding]:
     d = diagnose(log, policy, weighting="response", length_normalize=False)
     every = weight_findings(d, self_normalized=True, clipped=False, length_normalize=False, support_checked=True)
     yield from (each for each in every if each.rule in _OF_WHOLE)
+
+
+def _counting(whole: Support, of_features: Support) -> tuple[Support, bool]:
+    """The support that counts where weights of whole responses are used as they are, and whether it vouches for them.
+
+    Their own, where it is enough, and where it is so small that no features can make up for it. In between, that of the
+    features, and then the model has to be good.
+    """
+    grade = RULES["support"].grade(whole.share)
+    return (of_features, False) if grade == "caution" else (whole, grade is None)
 
 
 def _unseen(log: LoggedSlates, policy: str, whole: Support | None) -> Iterator[Finding]:

@@ -217,13 +217,12 @@ class _Rated:
     @property
     def _prompts(self) -> Integers:
         """``[N]`` the query of each rating."""
-        slate = np.repeat(np.arange(self.log.num_slates), self.log.sizes)
-        return self.log.clusters[slate[self.table.response]]
+        return self.log.per_response(self.log.clusters)[self.table.response]
 
     def _influence(self, rows: Integers, policy: str) -> tuple[float, Floats]:
         """The value, and the first-order contribution of each rating to it."""
         response = self.table.response[rows]
-        slate = np.repeat(np.arange(self.log.num_slates), self.log.sizes)
+        slate = self.log.per_response(np.arange(self.log.num_slates))
         per_response = np.bincount(response, minlength=self.log.num_responses)
         per_slate = np.bincount(slate, per_response > 0, self.log.num_slates)
         log_w = log_weights(self.log, policy, "response", length_normalize=False)[response]
@@ -252,7 +251,7 @@ def _rated_part(log: LoggedSlates, response: Integers, utility: Floats) -> Logge
     """The log of the responses that were rated, each with the mean utility of its ratings."""
     count = np.bincount(response, minlength=log.num_responses)
     rows = np.flatnonzero(count)
-    slate = np.repeat(np.arange(log.num_slates), log.sizes)[rows]
+    slate = log.per_response(np.arange(log.num_slates))[rows]
     kept, sizes = np.unique(slate, return_counts=True)
 
     def scores(of: PolicyScores) -> PolicyScores:

@@ -97,7 +97,7 @@ class _Builder:
             for rate in self.sizes.learning_rates:
                 name = f"{method.name}-{rate:g}"
                 model = self._train(method, 0, rate)
-                answers = self._answers(VALIDATION, name, 0, 1.0, model, prompts)
+                answers = self._answers(VALIDATION, name, 0, 1.0, model)
                 self.plan.add(
                     f"metrics-{VALIDATION}-{name}",
                     f"{VALIDATION}: metrics of {method.name} at the learning rate {rate:g}",
@@ -217,9 +217,7 @@ class _Builder:
         for (method, seed), model in self._sampled(policies):
             files = {}
             for temperature in BASE_TEMPERATURES if method == BASE else self.sizes.temperatures:
-                files[temperature] = self._answers(
-                    data, method, seed, temperature, model, self._part(data, parts.REFERENCES)
-                )
+                files[temperature] = self._answers(data, method, seed, temperature, model)
             if seed == 0 and method != AGAIN:
                 first[method] = files[1.0]
             self._metrics(data, method, seed, files, model)
@@ -242,7 +240,7 @@ class _Builder:
             if method == BASE:
                 yield (AGAIN, seed), model
 
-    def _answers(self, data: str, method: str, seed: int, temperature: float, model: str | Path, prompts: Path) -> Path:
+    def _answers(self, data: str, method: str, seed: int, temperature: float, model: str | Path) -> Path:
         name = f"{method}-{seed}-T{temperature:g}"
         out = self.folder / data / "answers" / f"{name}.jsonl"
         sampled = seed + (0 if method == BASE else _OTHER_SEED)
@@ -254,7 +252,10 @@ class _Builder:
             "max-new-tokens": self.sizes.max_new_tokens,
             "seed": sampled,
         }
-        slates = self.counts[SOURCE].validation if data == VALIDATION else self.counts[data].test
+        if data == VALIDATION:
+            prompts, slates = self._part(SOURCE, parts.VALIDATION), self.counts[SOURCE].validation
+        else:
+            prompts, slates = self._part(data, parts.REFERENCES), self.counts[data].test
         count = slates * self.sizes.answers
         return self.plan.add(
             f"answers-{data}-{name}",
