@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 #: Two policies are one if their totals differ by less, in nats.
 SAME_POLICY = 1e-6
-
-
-_Array = TypeVar("_Array", Floats, Integers)
 
 
 @dataclass(frozen=True)
@@ -347,7 +344,7 @@ class LoggedSlates:
             return np.stack([self.cluster_sums(column) for column in values.T], axis=1)
         return np.bincount(self.clusters, weights=values, minlength=self.num_clusters).astype(np.float64)
 
-    def per_response(self, values: _Array) -> _Array:
+    def per_response(self, values: Floats) -> Floats:
         """``[S] -> [R]``, each slate's value repeated."""
         return np.repeat(values, self.sizes)
 

@@ -217,12 +217,12 @@ class _Rated:
     @property
     def _prompts(self) -> Integers:
         """``[N]`` the query of each rating."""
-        return self.log.per_response(self.log.clusters)[self.table.response]
+        return self.log.clusters[_slates(self.log)[self.table.response]]
 
     def _influence(self, rows: Integers, policy: str) -> tuple[float, Floats]:
         """The value, and the first-order contribution of each rating to it."""
         response = self.table.response[rows]
-        slate = self.log.per_response(np.arange(self.log.num_slates))
+        slate = _slates(self.log)
         per_response = np.bincount(response, minlength=self.log.num_responses)
         per_slate = np.bincount(slate, per_response > 0, self.log.num_slates)
         log_w = log_weights(self.log, policy, "response", length_normalize=False)[response]
@@ -243,6 +243,11 @@ class _Rated:
         return Quantity(value, float(error[0]), float(low[0]), float(high[0]))
 
 
+def _slates(log: LoggedSlates) -> Integers:
+    """``[R]`` the slate of each response."""
+    return np.repeat(np.arange(log.num_slates), log.sizes)
+
+
 def _negated(quantity: Quantity) -> Quantity:
     return Quantity(-quantity.value, quantity.standard_error, -quantity.high, -quantity.low)
 
@@ -251,7 +256,7 @@ def _rated_part(log: LoggedSlates, response: Integers, utility: Floats) -> Logge
     """The log of the responses that were rated, each with the mean utility of its ratings."""
     count = np.bincount(response, minlength=log.num_responses)
     rows = np.flatnonzero(count)
-    slate = log.per_response(np.arange(log.num_slates))[rows]
+    slate = _slates(log)[rows]
     kept, sizes = np.unique(slate, return_counts=True)
 
     def scores(of: PolicyScores) -> PolicyScores:
