@@ -28,11 +28,12 @@ $(VENV)/.dev: $(VENV)/bin/python $(STAMP_SOURCES)
 demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it gained (the README says how long it takes)
 	$(BIN)/pope demo $(ARGS)
 
+# What `pytest` alone runs, and Triton's kernels, interpreted.
+TESTS = -m "not examples and not release and not integrations"
 # One process a core with one thread each: small tensors gain nothing from more threads.
 test: $(VENV)/.dev lint  ## Lint, types and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal -m interpreted -q
-	$(BIN)/python -m pytest benchmarks --benchmark-disable -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks -n auto --dist worksteal --benchmark-disable -q
 
 examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; installs after installs
 	$(BIN)/python -m pytest tests -m "examples or release" $(ARGS)

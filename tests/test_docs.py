@@ -10,11 +10,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from doc_pages import PAGES, Page
+from warm_python import WarmPython
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(
@@ -62,9 +64,16 @@ def test_every_page_with_code_has_its_files() -> None:
     assert with_code == set(PAGES)
 
 
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Runs ``-c CODE`` and ``-m MODULE`` as Python does."""
+    with WarmPython(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm.client
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
-def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, python: Path, request: pytest.FixtureRequest) -> None:
     page: Page = PAGES[name]
     page.prepare(tmp_path, request.getfixturevalue)
     code, waiting = page.preamble, False  # Python runs once, before the next block of a shell and at the end
@@ -76,18 +85,18 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, request: pytest.Fix
             waiting = True
             continue
         if waiting:
-            run([sys.executable, "-c", code], tmp_path, f"{name}, to line {block.line}")
+            run([str(python), "-c", code], python, tmp_path, f"{name}, to line {block.line}")
             waiting = False
-        run(["bash", "-euo", "pipefail", "-c", block.code], tmp_path, f"{name}:{block.line}")
+        run(["bash", "-euo", "pipefail", "-c", block.code], python, tmp_path, f"{name}:{block.line}")
     if waiting:
-        run([sys.executable, "-c", code], tmp_path, name)
+        run([str(python), "-c", code], python, tmp_path, name)
 
 
-def run(command: list[str], where: Path, what: str) -> None:
+def run(command: list[str], python: Path, where: Path, what: str) -> None:
     scripts = Path(sys.executable).parent
     pope = where / ".bin" / "pope"  # the checkout's, whether or not it is installed
     pope.parent.mkdir(exist_ok=True)
-    pope.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pope_align.cli "$@"\n', encoding="utf-8")
+    pope.write_text(f'#!/bin/sh\nexec "{python}" -m pope_align.cli "$@"\n', encoding="utf-8")
     pope.chmod(0o755)
     environment = {**os.environ, "PATH": f"{pope.parent}:{scripts}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
