@@ -84,14 +84,16 @@ def gradients(loss: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tens
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("widened", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_products_of_either_library_are_as_exact_as_those_of_torch(
-    monkeypatch: pytest.MonkeyPatch, onednn: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, onednn: bool, widened: bool, dtype: torch.dtype
 ) -> None:
     """Many blocks of the head, of rows and columns that are no multiple of anything."""
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
     monkeypatch.setattr(native, "PREFER_ONEDNN", onednn)
+    monkeypatch.setattr(native, "WIDENED", {dtype} if widened and dtype != torch.float32 else set())
     monkeypatch.setattr(native, "HEAD_BLOCK_BYTES", 4000)
     p = make_slates(vocab=211, width=13, dtype=dtype)
     acc = torch.float32
@@ -108,6 +110,24 @@ def test_products_of_either_library_are_as_exact_as_those_of_torch(
     native.add_outer(total, gradient, hidden, False)
     exact = 2 * gradient.double().T @ hidden.double()
     assert_no_worse_than_reference(total, 2 * (gradient.T @ hidden).to(acc), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_widened_products_are_rounded_once(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """However many blocks are summed, and never into a 16-bit gradient of the head of several chunks."""
+    monkeypatch.setattr(native, "WIDENED", {dtype})
+    monkeypatch.setattr(native, "HEAD_BLOCK_BYTES", 4000)
+    hidden, weight, gradient = (torch.randn(shape).to(dtype) for shape in ((50, 40), (3000, 40), (50, 3000)))
+    logits = native.project(hidden, weight, None, torch.empty(50, 3000, dtype=dtype))
+    backward = native.back_project(gradient, weight, torch.empty(50, 40, dtype=dtype))
+    total = torch.empty(3000, 40)
+    native.add_outer(total, gradient, hidden, True)
+    native.add_outer(total, gradient, hidden, False)
+    exact = hidden.double() @ weight.double().T, gradient.double() @ weight.double()
+    for rounded, product in zip((logits, backward), exact, strict=True):
+        half_a_digit = torch.finfo(dtype).eps / 2 * product.abs() + 1e-4  # and float32's own sums
+        assert ((rounded.double() - product).abs() <= half_a_digit).all()
+    torch.testing.assert_close(total.double(), 2 * gradient.double().T @ hidden.double(), rtol=1e-5, atol=1e-4)
 
 
 @every_target

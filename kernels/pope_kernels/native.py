@@ -56,6 +56,17 @@ HEAD_BLOCK_BYTES = 3 << 20
 #: (docs/kernels-cpu.md).
 PREFER_ONEDNN = _C.cpu_is_amd() and _C.isa() == "avx512" and torch.backends.mkldnn.is_available()
 
+#: 16-bit types that this processor cannot multiply: torch.mm takes plain loops for them, 10 to 40 times as long as
+#: float32 products of the same size, so blocks are widened and multiplied in float32, whose sums are also the exacter.
+WIDENED = {
+    dtype
+    for dtype, supported in (
+        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
+        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
+    )
+    if not (torch.backends.mkldnn.is_available() and supported())
+}
+
 
 def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
     """Split the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
@@ -65,13 +76,30 @@ def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
         yield slice(begin, min(begin + step, vocab))
 
 
+def _multiplied(dtype: torch.dtype) -> torch.dtype:
+    """What matrices of this type are multiplied in."""
+    return torch.float32 if dtype in WIDENED else dtype
+
+
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``F.linear`` by oneDNN, for matrices of any strides."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _with_onednn(tensor: torch.Tensor) -> bool:
-    return PREFER_ONEDNN and tensor.dtype == torch.float32
+def _with_onednn(dtype: torch.dtype) -> bool:
+    return PREFER_ONEDNN and _multiplied(dtype) == torch.float32
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """``F.linear(x, weight, bias)`` of matrices of any strides, written to ``out``, which may be of another type."""
+    if PREFER_ONEDNN and x.dtype == torch.float32:
+        out.copy_(_linear(x, weight, bias))
+    elif out.dtype != x.dtype:
+        out.copy_(torch.nn.functional.linear(x, weight, bias))
+    elif bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)
 
 
 def project(
@@ -81,13 +109,10 @@ def project(
     out: torch.Tensor,  # [n, V]
 ) -> torch.Tensor:
     """``F.linear(hidden, weight, bias)`` written to ``out``."""
-    for block in head_blocks(weight, hidden):
-        if _with_onednn(weight):
-            out[:, block] = _linear(hidden, weight[block], None if bias is None else bias[block])
-        elif bias is None:
-            torch.mm(hidden, weight[block].t(), out=out[:, block])
-        else:
-            torch.addmm(bias[block], hidden, weight[block].t(), out=out[:, block])
+    dtype = _multiplied(hidden.dtype)
+    x = hidden.to(dtype)
+    for block in head_blocks(weight, x):
+        _product(x, weight[block].to(dtype), None if bias is None else bias[block].to(dtype), out[:, block])
     return out
 
 
@@ -97,12 +122,17 @@ def back_project(
     out: torch.Tensor,  # [n, D]
 ) -> torch.Tensor:
     """``gradient @ weight`` written to ``out``."""
-    if not _with_onednn(weight):
+    dtype = _multiplied(gradient.dtype)
+    if dtype == gradient.dtype and not _with_onednn(dtype):
         return torch.mm(gradient, weight, out=out)
-    out.zero_()
+    total = out.zero_() if out.dtype == dtype else torch.zeros_like(out, dtype=dtype)
     for block in head_blocks(weight, gradient):
-        out += _linear(gradient[:, block], weight[block].t())
-    return out
+        columns, rows = gradient[:, block].to(dtype), weight[block].to(dtype)
+        if _with_onednn(dtype):
+            total += _linear(columns, rows.t())
+        else:
+            total.addmm_(columns, rows)
+    return out if total is out else out.copy_(total)
 
 
 def add_outer(
@@ -112,17 +142,18 @@ def add_outer(
     first: bool,
 ) -> None:
     """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``; the product of
-    16-bit operands is 16-bit, because PyTorch has no wider one on a CPU.
+    16-bit operands is 16-bit where the processor multiplies them, because PyTorch has no wider one on a CPU.
     """
-    if total.dtype == gradient.dtype and not _with_onednn(gradient):
+    dtype = _multiplied(gradient.dtype)
+    if total.dtype == gradient.dtype == dtype and not _with_onednn(dtype):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
+    rows = hidden.to(dtype).t()
     blocks = list(head_blocks(total, gradient))
-    onednn = _with_onednn(gradient)
-    scratch = gradient.new_empty(0 if onednn else blocks[0].stop, total.shape[1])
+    scratch = torch.empty(blocks[0].stop, total.shape[1], dtype=dtype)
     for block in blocks:
-        columns = gradient[:, block].t()
-        part = _linear(columns, hidden.t()) if onednn else torch.mm(columns, hidden, out=scratch[: columns.shape[0]])
+        part = scratch[: block.stop - block.start]
+        _product(gradient[:, block].to(dtype).t(), rows, None, part)
         if first:
             total[block] = part
         else:
