@@ -39,7 +39,7 @@ examples: $(VENV)/.dev  ## Scripts of examples/ from raw files to answers; insta
 	$(BIN)/python -m pytest tests -m "examples or release" $(ARGS)
 
 integrations: $(VENV)/.dev  ## Inspect, lm-eval and Ray with the real packages, which are large
-	$(PIP) -e ".[inspect,ray]" lm-eval==0.4.13
+	$(PIP) "pope-core[inspect,ray]" lm-eval==0.4.13  # installed already: only the extras are added, nothing is built
 	$(BIN)/python -m pytest tests/test_integrations.py tests/test_scale.py -m "integrations or not integrations" -s -q $(ARGS)
 
 # vLLM 0.32 needs transformers below 5.20, and pope-core one from 5.20 on.

@@ -59,6 +59,12 @@ def test_every_block_names_its_language() -> None:
     assert not bare
 
 
+def test_every_page_is_found_from_the_first() -> None:
+    home = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert sorted(name for name in names if f"]({name})" not in home) == []
+
+
 def test_every_page_with_code_has_its_files() -> None:
     with_code = {str(page.relative_to(ROOT)) for page in pages() if any(not b.reason for b in blocks(page))}
     assert with_code == set(PAGES)

@@ -120,22 +120,23 @@ def test_an_evaluation_knows_which_logs_people_wrote(name: str, tmp_path: Path) 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
 
-LINES = [name for name in FORMATS if any(path.suffix in (".jsonl", ".json") for path in (FIXTURES / name).glob("*"))]
+#: Formats of records, which may stand in files of any kind. An export of Polis is a folder.
+OF_RECORDS = [name for name in FORMATS if name != "polis"]
 
 
-def json_records(name: str) -> Iterator[dict[str, Any]]:
+def records_of(name: str) -> Iterator[dict[str, Any]]:
     """The records of a format's fixtures, reviews and comments before what they belong to."""
     for path in sorted(inputs(name), key=lambda path: path.name.startswith(("meta", "sub"))):
-        if path.suffix in (".jsonl", ".json"):
+        if path.suffix in (".jsonl", ".json", ".csv", ".xml"):
             yield from (dict(record.values) for record in read_records(path))
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", OF_RECORDS)
 def test_a_field_of_a_wrong_type_is_named_or_fine_but_never_a_crash(name: str, tmp_path: Path) -> None:
     """Every field of every record, replaced by values of every JSON type."""
     path = tmp_path / "changed.jsonl"
     errors: list[str] = []
-    for record in json_records(name):
+    for record in records_of(name):
         for field in record:
             values = (None, 7, -0.5, True, "", "x", [], [1], ["a", "b"], [{}], {}, {"a": 1}, float("nan"))
             path.write_text("".join(json.dumps({**record, field: value}) + "\n" for value in values))
@@ -150,10 +151,10 @@ def test_a_field_of_a_wrong_type_is_named_or_fine_but_never_a_crash(name: str, t
     )
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", OF_RECORDS)
 def test_a_broken_line_is_named_and_can_be_skipped(name: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    good = [json.dumps(record) for record in json_records(name)]
+    good = [json.dumps(record) for record in records_of(name)]
     path.write_text("\n".join([good[0], "", '{"half": "a li', *good[1:], "[1, 2]"]) + "\n")
     with pytest.raises(SlateError, match=rf"{re.escape(str(path))}, row 3: row: expected JSON \(.*\), got '") as caught:
         list(FORMATS[name].read(source_of(name, [path]), FORMATS[name].feedback[0]))
@@ -283,13 +284,31 @@ BAD = [
     ),
     ("nemo-rl", {"completions": [{"rank": -1}]}, "completions[0].rank: expected an integer >= 0 (0 is best), got -1"),
     ("hh-rlhf", {"chosen": "Hello"}, "chosen: expected turns of Human and Assistant, the last by the Assistant"),
+    ("reddit", {"score": "many"}, "score: expected a finite number, got 'many'"),
+    ("reddit-movie", {"context": [1]}, "context[0]: expected text, got 1"),
+    ("stackexchange", {"PostTypeId": None}, "PostTypeId: expected a value (it is required), got nothing"),
+    ("stackexchange-pm", {"answers": [1]}, "answers[0]: expected an object, got 1"),
+    ("alpaca", {"output": [1]}, "output[0]: expected text, got 1"),
+    ("ultrafeedback", {"completions": [1]}, "completions[0]: expected an object, got 1"),
+    ("helpsteer2", {"helpfulness": None}, "helpfulness: expected a value (it is required), got nothing"),
+    ("shp", {"score_A": "many"}, "score_A: expected a finite number, got 'many'"),
+    ("prism", {"conversation_history": [1]}, "conversation_history[0]: expected an object, got 1"),
+    ("community-alignment", {"annotator_id": None}, "annotator_id: expected a value (it is required), got nothing"),
+    ("overton", {"representation_rating": "x"}, "representation_rating: expected a finite number, got 'x'"),
+    ("preference", {"chosen": None}, "chosen: expected a value (it is required), got nothing"),
+    ("table", {"lp": "0.5"}, "lp: expected a log-probability <= 0 (nats), got 0.5"),
+    ("slates", {"completions": [1]}, "completions[0]: expected non-empty text, got 1"),
 ]
+
+
+def test_every_format_forbids_something() -> None:
+    assert {name for name, _, _ in BAD} == set(OF_RECORDS), "a row of BAD for every format; polis has its own test"
 
 
 @pytest.mark.parametrize(("name", "change", "told"), BAD, ids=[f"{bad[0]}-{next(iter(bad[1]))}" for bad in BAD])
 def test_what_a_format_forbids_is_told_in_its_terms(name: str, change: dict, told: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text(json.dumps({**next(json_records(name)), **change}) + "\n")
+    path.write_text(json.dumps({**next(records_of(name)), **change}) + "\n")
     with pytest.raises(SlateError, match=re.escape(f"{path}, row 1: {told}")):
         list(FORMATS[name].read(source_of(name, [path]), FORMATS[name].feedback[0]))
 

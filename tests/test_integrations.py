@@ -48,6 +48,8 @@ EXPECTED = {
 
 def test_every_script_has_its_expectations() -> None:
     assert {path.stem for path in SCRIPTS.glob("*.py")} == set(EXPECTED)
+    page = (SCRIPTS.parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [name for name in EXPECTED if f"`{name}.py`" not in page] == [], "docs/data.md lists the scripts"
 
 
 @pytest.mark.parametrize("name", EXPECTED)
