@@ -527,11 +527,14 @@ def test_table_1_from_data_to_page_from_the_cache_and_after_one_change(work: Pat
     assert "*Paper: POPE, not named, Alpaca-GPT4* | - | *0.6842* | *0.5510* | *0.5757* | - | - |" in page
     assert "Energy distance ↓ | PL-Score ↑ | Coverage ↑ | Distr. alignment ↑" in page
     assert "## General abilities before and after" in page
-    differences = page.partition("## Paired differences")[2].partition("## General")[0]
+    differences = page.partition("## Paired differences")[2].partition("## ")[0]
     changed = [
         line.split(" | ")[1] for line in differences.splitlines() if line.startswith(("| SFT", "| DPO", "| POPE"))
     ]
     assert len(set(changed)) == 4  # each was trained, in its own way
+    rivals = page.partition("## Against other methods")[2].partition("## ")[0]
+    pairs = [line.split(" | ")[:2] for line in rivals.splitlines() if line.startswith("| POPE")]
+    assert pairs == [["| POPE", "SFT"], ["| POPE", "DPO"]]
     first = (work / "one" / "table1.json").read_text()
     before = json.loads((work / "one" / "candidates" / STAMPS).read_text())
     pope(work, "table1", "one")

@@ -40,6 +40,11 @@ class Method:
     own: bool = False
     curve: bool = False
 
+    @property
+    def is_pope(self) -> bool:
+        """Whether it maximises POPE's value, on feedback that says something."""
+        return self.name.startswith("pope") and self.feedback != "shuffled"
+
 
 #: The paper's reading of its own objective: importance weights without normalisation, and -log p as diversity.
 _PAPER = ("--normalization", "none", "--diversity-form", "neg_log_prob")

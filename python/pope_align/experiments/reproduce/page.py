@@ -18,7 +18,7 @@ from ..._json import jsonable
 from ..._text import in_markdown
 from ...metrics.pareto import distance_to_front, hypervolume
 from ...stats.intervals import Quantity
-from .methods import AGAIN, BASE, PEOPLE, label
+from .methods import AGAIN, BASE, METHODS, PEOPLE, label
 from .plan import SOURCE, ReproductionPlan
 from .results import DETECTABLE, FLUENCY, Point, Results, better_side, column_label, digits
 from .tuning import tunings
@@ -138,6 +138,31 @@ def difference_table(plan: ReproductionPlan, data: str, results: Results) -> Tab
             "it. The smallest visible difference is what this many prompts and seeds detect in the second difference "
             "with 80% power.",
         ),
+    )
+
+
+def rivals_table(plan: ReproductionPlan, data: str, results: Results) -> Table | None:
+    """POPE's variants minus every other trained method; None if there are none of either."""
+    metric = plan.request.protocol.metrics[0]
+    there = [each for each in METHODS if (each.name, 1.0) in results.points and each.feedback != "shuffled"]
+    ours, others = ([each for each in there if each.is_pope is side] for side in (True, False))
+    if not ours or not others:
+        return None
+    rows = [
+        (
+            each.label,
+            other.label,
+            cell(results.difference((each.name, 1.0), (other.name, 1.0), metric), digits(metric), signed=True),
+            cell(results.beyond_other(each.name, other.name), 4, signed=True),
+        )
+        for each in ours
+        for other in others
+    ]
+    return Table(
+        f"Against other methods: {in_markdown(data_label(plan, data))}",
+        ("Method", "minus", column_label(metric), "Beyond the base's front ↑"),
+        tuple(rows),
+        ("Paired differences on the same prompts and seeds, the first of them at T = 1.",),
     )
 
 

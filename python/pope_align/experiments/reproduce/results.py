@@ -102,7 +102,11 @@ class Results:
 
     def beyond_again(self, method: str) -> Quantity:
         """`beyond`, minus that of a second sample of the base."""
-        a, b = self._beyond(method), self._beyond(AGAIN)
+        return self.beyond_other(method, AGAIN)
+
+    def beyond_other(self, method: str, other: str) -> Quantity:
+        """`beyond`, minus that of another method."""
+        a, b = self._beyond(method), self._beyond(other)
         return _quantity(a.value - b.value, a.draws - b.draws)
 
     def _beyond(self, method: str) -> _Mean:

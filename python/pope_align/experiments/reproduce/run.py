@@ -17,6 +17,7 @@ from .page import (
     judge_table,
     main_table,
     result_json,
+    rivals_table,
     tuning_table,
 )
 from .parts import PartCounts
@@ -71,6 +72,8 @@ def tables(plan: ReproductionPlan, results: dict[str, Results]) -> list[Table]:
     found = []
     for data, of in results.items():
         found += [main_table(plan, data, of), difference_table(plan, data, of)]
+        if (rivals := rivals_table(plan, data, of)) is not None:
+            found.append(rivals)
         if plan.request.protocol.shows == "envelopes":
             found.append(envelope_table(plan, data, of))
         if data in plan.judged:
