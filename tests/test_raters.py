@@ -11,14 +11,17 @@ import pytest
 from pope_align.cli import app
 from pope_align.data import Slate, read_slates, write_slates
 from pope_align.data.raters import rating_table
-from pope_align.ope import LoggedSlates, evaluate_policies, pope_value, values_by_raters
+from pope_align.ope import Confidence, LoggedSlates, evaluate_policies, pope_value, values_by_raters
 from pope_align.stats.agreement import krippendorff_alpha
 from pope_align.stats.two_way import one_way_variance, two_way_variance
 from typer.testing import CliRunner
 
+from pope_core import Objective
+
 P0, P1 = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.3, 0.5])
 #: Mean utility of three responses to each group.
 MEANS = {"cats": np.array([0.3, 0.5, 0.7]), "dogs": np.array([0.7, 0.5, 0.2])}
+EVALUATION = Objective.evaluation().to_dict()
 TRUE = {name: float(P1 @ means) for name, means in MEANS.items()}
 
 
@@ -314,7 +317,20 @@ def test_scores_by_a_group_or_by_annotators_are_training_data(tmp_path: Path) ->
         (("--with", "group"), "--raters (for --with group): expected a value"),
         (("--with", "group", "--raters", "z"), "raters: expected a group that rated all responses of a slate (x, y)"),
         (("--with", "maximin", "--raters", "x"), "--raters: expected with --with group only"),
-        (("--with", "group", "--raters", "x", "--voices", "annotators"), "--voices, --score-range: expected with"),
+        (("--with", "group", "--raters", "x", "--voices", "annotators"), "--voices: expected with --with utilitarian"),
+        (("--with", "group", "--raters", "x", "--score-range", "1", "5"), "--score-range: expected with --with util"),
+        (("--with", "group", "--raters", "x", "--vote-weights", "votes"), "--vote-weights: expected with --with simil"),
+        (("--with", "group", "--raters", "x", "--cache", "else"), "--cache: expected with --with similarity"),
+        (("--with", "maximin", "--embedding-model", "m"), "--embedding-model: expected with --with similarity"),
+        (
+            ("--with", "maximin", "--base-url", "http://x"),
+            "--base-url: expected with --with judge only",
+        ),
+        (("--with", "nash", "--max-tokens", "9"), "--max-tokens: expected with --with judge only"),
+        (("--with", "nash", "--concurrency", "9"), "--concurrency: expected with --with judge only"),
+        (("--with", "nash", "--budget-tokens", "9"), "--budget-tokens: expected with --with judge only"),
+        (("--with", "nash", "--key-variable", "K"), "--key-variable: expected with --with judge only"),
+        (("--with", "set-utility", "--vote-weights", "votes"), "only, got --with set-utility without --refs"),
         (("--with", "maximin", "--score-range", "5", "1"), "--score-range: expected two numbers, low < high, got 5 1"),
         (("--with", "nash", "--voices", "annotators"), "ratings[0]: group_scores: expected numbers in [0, 1]"),
     ],
@@ -349,6 +365,61 @@ def test_an_evaluation_by_raters_is_in_its_json_and_on_the_screen() -> None:
     assert any(line.startswith("new: serves dogs worst") for line in lines(evaluation))
     with pytest.raises(ValueError, match="expected ratings by annotator"):  # before anything is scored
         evaluate_policies([replace(slate, ratings=None) for slate in slates], {"base": "no-model"}, by_raters=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimators": ["ips"]}, "estimators: expected pope or snips among them with by_raters, .*got ips; for other"),
+        ({"objective": Objective()}, "objective: expected that of evaluation with by_raters, .*diversity_weight 0.1"),
+        ({"objective": Objective.from_dict({**EVALUATION, "clip": 5.0})}, "whole responses, got clip 5.0"),
+        ({"confidence": Confidence("bootstrap")}, "confidence: expected t intervals with by_raters.*got bootstrap"),
+    ],
+)
+def test_what_values_to_raters_would_ignore_is_refused_before_scoring(options: dict, message: str) -> None:
+    slates, _ = world(5, prompts=6)
+    with pytest.raises(ValueError, match=message):
+        evaluate_policies(slates, {"base": "no-model"}, by_raters=True, **options)
+
+
+def test_a_log_in_one_pass_has_no_raters(tmp_path: Path, monkeypatch, capsys) -> None:
+    import sys
+
+    import pyarrow
+    from pope_align.cli import main
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.table({"query": ["q"], "logging_logprob": [-1.0], "score": [1.0]}), tmp_path / "r.parquet"
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["pope", "evaluate", str(tmp_path / "r.parquet"), "--policy", "a=b", "--by-raters"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "--by-raters: expected none for a log with one row per response" in " ".join(capsys.readouterr().err.split())
+
+
+def test_where_no_group_can_be_estimated_the_lines_say_what_to_do() -> None:
+    from pope_align.cli._evaluation_tables import lines
+
+    def said(slates: list[Slate], totals: list[list[float]]) -> str:
+        evaluation = evaluate_policies(slates, {"new": totals}, by_raters=True, score_range=(0, 1))
+        return next(line for line in lines(evaluation) if line.startswith("new: ") and "group" in line)
+
+    slates, _ = world(5)
+    long = [[-400.0 + 90 * (at % 5), -350.0] for at in range(len(slates))]  # weights of long responses: one has all
+    assert "no group of raters can be estimated by weights" in said(slates, long)
+    assert "pope label --with group --raters NAME" in said(slates, long)
+    nameless = [
+        replace(
+            slate,
+            ratings=[[{"annotator": each["annotator"], "score": each["score"]} for each in of] for of in slate.ratings],
+        )
+        for slate in slates
+    ]
+    assert "the ratings name no groups" in said(nameless, long)
 
 
 def test_the_command_shows_values_to_raters(make_tiny_model, tiny_tokenizer, tmp_path: Path) -> None:

@@ -121,8 +121,13 @@ def _to_raters(each: GroupValue, struck: bool) -> list[str]:
 def _worst(raters: RaterGroups) -> str:
     """The group served worst and the gap, in one line."""
     small = f"; too few ratings of {', '.join(raters.too_small)}" if raters.too_small else ""
+    if raters.worst is None and not raters.groups:
+        return f"{raters.policy}: {'no group has enough ratings' if small else 'the ratings name no groups'}{small}"
     if raters.worst is None:
-        return f"{raters.policy}: no group of raters can be estimated{small}"
+        return (
+            f"{raters.policy}: no group of raters can be estimated by weights of whole responses{small}; with fresh "
+            "answers: pope label --with group --raters NAME, then pope evaluate --samples on that log"
+        )
     gap = "" if raters.gap is None else f"; gap between groups {raters.gap}"
     return f"{raters.policy}: serves {raters.worst} worst, {raters.worst_value}{gap}{small}; one unit is {raters.unit}"
 

@@ -190,7 +190,7 @@ def evaluate(
 
     from ..data import read_slates
     from ..ope import Confidence, Scoring, evaluate_policies, evaluate_shards
-    from ..ope.asked import check_estimators, wanted
+    from ..ope.asked import check_by_raters, check_estimators, wanted
     from .console import progress_by_name
 
     confidence = Confidence(interval, level, draws, seed)
@@ -210,6 +210,8 @@ def evaluate(
         )
     else:
         check_estimators(wanted(estimator, objective), lam, list(policies), list(sampled))
+        if by_raters:
+            check_by_raters(estimator, objective, confidence)
         slates = read_slates(log)
         err.print(str(slates))
         fresh, finished = _samples(sampled, slates)

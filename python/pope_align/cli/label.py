@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,13 +17,22 @@ _BY_REFERENCES = ("similarity", "energy", "set-utility")
 _BY_GROUPS = ("utilitarian", "maximin", "nash")  # `data.transforms.Aggregation`
 #: The `utility_transform` with which training takes scores that are on one scale for the whole log.
 _TRANSFORMS = {"energy": "reward", "set-utility": "none"}
-#: The option that each kind of feedback requires, and that no other kind accepts.
+#: The option that each kind of feedback requires.
 _NEEDS = {
     **dict.fromkeys(_BY_REFERENCES, "refs"),
     "command": "command",
     "python": "function",
     "judge": "model",
     "group": "raters",
+}
+#: The kinds of feedback that read an option; for any other it must have its default.
+_READ_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("refs", "embedding_model", "vote_weights", "cache"), _BY_REFERENCES),
+    **dict.fromkeys(("voices", "score_range"), _BY_GROUPS),
+    "raters": ("group",),
+    "command": ("command",),
+    "function": ("python",),
+    **dict.fromkeys(("model", "base_url", "key_variable", "max_tokens", "concurrency", "budget_tokens"), ("judge",)),
 }
 
 
@@ -119,15 +129,14 @@ def label(
     from .checks import check_cache, check_input, check_json, check_key, check_log, required
 
     check_input(gens, "gens")
-    given = {"refs": refs, "command": command, "function": function, "model": model, "raters": raters}
-    for name, value in given.items():
-        if name != _NEEDS.get(by) and value is not None:
-            wanted = ", ".join(how for how, need in _NEEDS.items() if need == name)
-            raise ValueError(f"--{name}: expected with --with {wanted} only, got --with {by}")
-        if name == _NEEDS.get(by) and by != "set-utility":  # slates with group_scores need no references
-            required(value, f"--{name} (for --with {by})")
-    if by not in _BY_GROUPS and (voices != "groups" or score_range != (0.0, 1.0)):
-        raise ValueError(f"--voices, --score-range: expected with --with {', '.join(_BY_GROUPS)} only, got {by}")
+    given = {name: value for name, value in locals().items() if name in _READ_BY}
+    _refuse_unread(by, given)
+    if (need := _NEEDS.get(by)) and by != "set-utility":  # slates with group_scores need no references
+        required(given[need], f"--{need} (for --with {by})")
+    if by == "set-utility" and refs is None:
+        _refuse_unread(
+            "set-utility without --refs", {name: given[name] for name in ("embedding_model", "vote_weights")}
+        )
     if not score_range[0] < score_range[1]:
         raise ValueError(f"--score-range: expected two numbers, low < high, got {score_range[0]:g} {score_range[1]:g}")
     if refs is not None:
@@ -208,6 +217,14 @@ def label(
         write_slates(slates, out)
     err.print(f"wrote {remark} to {out}")
     show_json({"out": str(out), **about, **counts}, json_out)
+
+
+def _refuse_unread(by: str, given: dict[str, Any]) -> None:
+    """Raises: ValueError: an option that this kind of feedback does not read."""
+    for name, value in given.items():
+        if by not in _READ_BY[name] and value != signature(label).parameters[name].default:
+            option, readers = name.replace("_", "-"), ", ".join(_READ_BY[name])
+            raise ValueError(f"--{option}: expected with --with {readers} only, got --with {by}")
 
 
 def _by_references(by: str, refs: Path, embedding_model: str | None, weights: Any, cache: Path) -> Labeller:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pope_core.objective import Objective
 
+from ..stats.intervals import Confidence
 from .crossfit import FOLDS
 from .estimators import METHODS, check_slope
 from .log import LoggedSlates
@@ -85,6 +86,39 @@ def check_estimators(
             f"lam: expected None, because none of {', '.join(estimators)} has a shrinkage parameter ({having} have "
             f"one), got {lam:g}"
         )
+
+
+def check_by_raters(estimators: Sequence[str] | None, objective: Objective, confidence: Confidence) -> None:
+    """Refuse what values to groups of raters would ignore: they are utilities by self-normalised weights of whole
+    responses, with t intervals by query and annotator.
+
+    Args:
+        estimators: those that were asked for; None: the defaults.
+
+    Raises:
+        ValueError: by name, with what to do instead.
+    """
+    if estimators and not {"pope", "snips"} & set(estimators):
+        raise ValueError(
+            "estimators: expected pope or snips among them with by_raters, whose values are by weights of whole "
+            f"responses, got {', '.join(estimators)}; for other estimators make the log of one group (`pope label "
+            "--with group --raters NAME`) and evaluate that"
+        )
+    different = {name: value for name, value in objective.to_dict().items() if value != _EVALUATED[name]}
+    if different:
+        got = ", ".join(f"{name} {value}" for name, value in different.items())
+        raise ValueError(
+            f"objective: expected that of evaluation with by_raters, whose values are utilities by weights of whole "
+            f"responses, got {got}"
+        )
+    if confidence.method != "t":
+        raise ValueError(
+            f"confidence: expected t intervals with by_raters, which are by query and annotator, got "
+            f"{confidence.method}"
+        )
+
+
+_EVALUATED = Objective.evaluation().to_dict()
 
 
 def check_log(

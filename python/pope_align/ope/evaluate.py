@@ -15,7 +15,7 @@ from pope_core.objective import Objective
 from .._arrays import Floats
 from ..data.schema import Slate, SlateLog, read_slates
 from ..stats.intervals import Confidence
-from .asked import WITH_PREDICTIONS, check_estimators, check_log, check_names, reads_samples, wanted
+from .asked import WITH_PREDICTIONS, check_by_raters, check_estimators, check_log, check_names, reads_samples, wanted
 from .comparison import Comparison, compare
 from .direction import directions
 from .estimators import METHODS, estimate
@@ -89,7 +89,8 @@ def evaluate_policies(
         embed: sentence embeddings for the reward model; None: all-MiniLM-L6-v2.
         predictions: your own predictions instead of a fitted reward model's.
         set_rewards: rewards of whole slates by name, as in `set_value`.
-        by_raters: also give the value to every group of raters (`values_by_raters`), for slates with ratings.
+        by_raters: also give the value to every group of raters (`values_by_raters`), for slates with ratings. It has
+            one estimator, objective and kind of interval; others are refused.
         confidence: how intervals are made.
         scoring: length, dtype, batches and cache for scoring.
         report: called with a policy's name and the numbers of responses scored so far and in total.
@@ -108,6 +109,7 @@ def evaluate_policies(
     to_fit = {name: texts for name, texts in samples.items() if name not in given} if reads_samples(estimators) else {}
     check_log(unscored, every, lam, given, objective, cross_fits=bool(to_fit))
     if by_raters:
+        check_by_raters(estimators, objective, confidence)
         check_raters(unscored)
     rewards = {title: rewards_of(unscored, reward) for title, reward in (set_rewards or {}).items()}
     embed = _once(embed) if samples and reads_samples(estimators) else _no_embedding
