@@ -294,11 +294,47 @@ BAD = [
     ("shp", {"score_A": "many"}, "score_A: expected a finite number, got 'many'"),
     ("prism", {"conversation_history": [1]}, "conversation_history[0]: expected an object, got 1"),
     ("community-alignment", {"annotator_id": None}, "annotator_id: expected a value (it is required), got nothing"),
+    (
+        "community-alignment",
+        {"first_turn_preferred_response": "b"},
+        "first_turn_preferred_response: expected one of response_a, response_b, response_c, response_d, got 'b'",
+    ),
     ("overton", {"representation_rating": "x"}, "representation_rating: expected a finite number, got 'x'"),
     ("preference", {"chosen": None}, "chosen: expected a value (it is required), got nothing"),
     ("table", {"lp": "0.5"}, "lp: expected a log-probability <= 0 (nats), got 0.5"),
     ("slates", {"completions": [1]}, "completions[0]: expected non-empty text, got 1"),
 ]
+
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Tea?"}]}
+CHOICES = [{"index": i, "message": {"role": "assistant", "content": text}} for i, text in enumerate(("Yes.", "No."))]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("openai", {"request": CHAT, "response": {"id": "c", "choices": CHOICES}, "scores": [True, False]}),
+        ("openai", {"request": CHAT, "response": {"id": "c", "choices": CHOICES}, "scores": ["True", "false"]}),
+        ("vllm", {"prompt": "Tea?", "outputs": [{"text": "Yes."}, {"text": "No."}], "scores": [True, False]}),
+        ("rewards", {"prompt": "Tea?", "responses": ["Yes.", "No."], "rewards": [True, False]}),
+        (
+            "nemo-rl",
+            {
+                "context": CHAT["messages"],
+                "completions": [
+                    {"rank": at, "completion": [choice["message"]], "reward": at == 0}
+                    for at, choice in enumerate(CHOICES)
+                ],
+            },
+        ),
+    ],
+)
+def test_thumbs_are_feedback_alone_and_in_lists(name: str, row: dict, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
+    feedback = "reward" if name == "nemo-rl" else None
+    convert(name, [tmp_path / "log.jsonl"], tmp_path / "out.jsonl", ConvertOptions(feedback=feedback))
+    (slate,) = read_slates(tmp_path / "out.jsonl")
+    assert slate.scores == [1.0, 0.0]
 
 
 def test_every_format_forbids_something() -> None:

@@ -128,9 +128,13 @@ class Record:
 
     def feedback(self, field: str) -> float:
         """A number, or true or false for a thumb up or down."""
-        value = self.required(field)
-        if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
-            return float(self.truth(field))
+        return self.as_feedback(field, self.required(field))
+
+    def as_feedback(self, field: str, value: Any) -> float:
+        if isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str) and (spelled := value.strip().lower()) in ("true", "false"):
+            return float(spelled == "true")
         return self.as_number(field, value)
 
     def array(self, field: str) -> list[Any]:

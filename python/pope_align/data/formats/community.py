@@ -33,9 +33,11 @@ def community(source: Source, feedback: str) -> Iterator[Piece]:
         pieces: list[Piece] = []
         for turn in _TURNS:
             prompt = _text(record, f"{turn}_turn_prompt")
-            preferred = record.optional_text(f"{turn}_turn_preferred_response")
+            preferred = _text(record, f"{turn}_turn_preferred_response")
+            if preferred is not None and preferred not in _CANDIDATES:
+                raise record.error(f"{turn}_turn_preferred_response", f"one of {', '.join(_CANDIDATES)}", preferred)
             texts = {name: _text(record, f"{turn}_turn_{name}") for name in _CANDIDATES}
-            if prompt is None or not preferred or (chosen := texts.get(preferred)) is None:
+            if prompt is None or preferred is None or (chosen := texts.get(preferred)) is None:
                 break  # the conversation ends here, or cannot continue
             history.append({"role": "user", "content": prompt})
             pieces.append(_piece([*history], texts, chosen, group, user))

@@ -72,7 +72,7 @@ def scores(record: Record, answers: int | None) -> list[tuple[int | None, float]
         values = record.array(each)
         if answers is not None and len(values) != answers:
             raise record.error(each, f"{answers} numbers or nulls, one for each response", values)
-        found = [(i, record.as_number(f"{each}[{i}]", value)) for i, value in enumerate(values) if value is not None]
+        found = [(i, record.as_feedback(f"{each}[{i}]", value)) for i, value in enumerate(values) if value is not None]
         return [*found]
     if one not in record:
         return []

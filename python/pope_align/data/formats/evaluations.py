@@ -214,7 +214,7 @@ def _metric(record: Record, wanted: str | None, answers: int) -> list[float | No
     if isinstance(value, list):
         if len(value) != answers:
             raise record.error(name, f"a number, or {answers}, one for each answer", value)
-        return [record.as_number(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        return [record.as_feedback(f"{name}[{i}]", each) for i, each in enumerate(value)]
     return [record.feedback(name), *[None] * (answers - 1)]
 
 

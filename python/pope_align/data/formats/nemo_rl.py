@@ -20,7 +20,7 @@ def nemo_rl(record: Record, feedback: str) -> Iterable[Piece] | Nothing:
         turns = answer.array("completion")
         if len(turns) > 1:
             return Nothing("completion of several turns, of which the policy did not write all")
-        score = float(-rank) if feedback == "rank" else answer.number("reward")
+        score = float(-rank) if feedback == "rank" else answer.feedback("reward")
         responses.append(Response(turns, score, rank=rank + 1))
     return [Piece(text_key(spelled(prompt)), prompt=prompt, responses=responses)]
 

@@ -70,7 +70,7 @@ def rewards(record: Record, feedback: str) -> Iterable[Piece]:
         raise record.error(
             "row", "all_generated_responses, responses, or response_1, response_2, ...", [*record.values]
         )
-    responses = [Response(text, record.as_number(reward, score)) for _, text, reward, score in answers]
+    responses = [Response(text, record.as_feedback(reward, score)) for _, text, reward, score in answers]
     return [Piece(text_key(spelled(prompt)), prompt=prompt, responses=responses)]
 
 

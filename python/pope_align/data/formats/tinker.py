@@ -59,7 +59,7 @@ def _texts(tokenizer: str) -> Untemplate:
 
 def _reward(record: Record) -> list[Part | Nothing] | Nothing:
     """A rollout summary: one trajectory."""
-    reward = record.number("total_reward")
+    reward = record.feedback("total_reward")
     if "steps" in record and len(record.array("steps")) != 1:
         return Nothing("trajectory of several steps, whose reward is not that of one response")
     place = _trajectory(record, record, None)
@@ -92,7 +92,7 @@ def _samples(record: Record, scope: Record, samples: list[Record], texts: Untemp
         answer = _answer(sample, prompt, texts)
         given: list[tuple[int | None, float]] = []
         if scores is not None:
-            given = [(0, record.as_number(f"scores[{index}]", scores[index]))]
+            given = [(0, record.as_feedback(f"scores[{index}]", scores[index]))]
         if prompt is None:
             found.append(Nothing("prompt that no conversation gives with this tokenizer's chat template"))
         elif isinstance(answer, Nothing):
