@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ from pope_align.data.convert import ConvertOptions, ConvertReport, convert
 from pope_align.data.gather import gather
 from pope_align.data.markup import html_to_text
 from pope_align.data.merge import merge
+from pope_align.data.options import SPLITS
 from pope_align.data.pairs import preference_pair
 from pope_align.data.pieces import Piece, Response
 from pope_align.data.schema import FIELDS
+from pope_align.data.write import _Parquet
 
 quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -242,6 +247,62 @@ def test_splits_keep_groups_whole_lose_nothing_and_do_not_move(split_by: str, tm
     for name, part in parts.items():
         ids = {slate.slate_id for slate in read_slates(tmp_path / f"grown.{name}.jsonl")}
         assert {slate.slate_id for slate in part} <= ids
+
+
+def split_table(folder: Path, tag: str, ending: str, **options: Any) -> None:
+    rows = [{**row, "key": f"{tag}{row['key']}"} for row in rows_of(2, 60)]
+    split = ConvertOptions(split_by="slate", splits=(0.6, 0.2, 0.2))
+    convert("table", [write_table(folder / "log.jsonl", rows)], folder / f"out.{ending}", split, **options)
+
+
+#: Converts, and dies when the file of a number takes its place.
+KILLED = """
+import itertools, os, sys
+from pope_align.data.convert import ConvertOptions, convert
+folder, number = sys.argv[1], int(sys.argv[2])
+replace, count = os.replace, itertools.count(1)
+os.replace = lambda *paths: os._exit(9) if next(count) == number else replace(*paths)
+options = ConvertOptions(split_by="slate", splits=(0.6, 0.2, 0.2))
+convert("table", [f"{folder}/log.jsonl"], f"{folder}/out.jsonl", options, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_conversion_killed_between_its_files_leaves_no_old_part_beside_a_new_one(number: int, tmp_path: Path) -> None:
+    """Old test slates beside new training slates may be the same ones."""
+    split_table(tmp_path, "old", "jsonl")
+    rows = [{**row, "key": f"new{row['key']}"} for row in rows_of(2, 60)]
+    write_table(tmp_path / "log.jsonl", rows)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(number)], check=False)
+    assert killed.returncode == 9
+    there = [path for name in SPLITS if (path := tmp_path / f"out.{name}.jsonl").exists()]
+    assert len(there) == number - 1
+    assert all(slate.slate_id.startswith("new") for path in there for slate in read_slates(path))
+    assert not (tmp_path / "out.jsonl.report.json").exists()
+    split_table(tmp_path, "new", "jsonl", overwrite=True)
+    (tmp_path / "other").mkdir()
+    split_table(tmp_path / "other", "new", "jsonl")
+    for name in SPLITS:
+        assert (tmp_path / f"out.{name}.jsonl").read_bytes() == (tmp_path / "other" / f"out.{name}.jsonl").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_part_that_cannot_be_written_leaves_all_old_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split_table(tmp_path, "old", "parquet")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}
+    finish, finished = _Parquet.finish, []
+
+    def full(writer: _Parquet) -> None:
+        finished.append(writer)
+        if len(finished) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finish(writer)
+
+    monkeypatch.setattr(_Parquet, "finish", full)
+    with pytest.raises(OSError, match="No space left"):
+        split_table(tmp_path, "new", "parquet", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*")} == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_conversations_split_by_who_asked(tmp_path: Path) -> None:

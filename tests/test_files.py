@@ -28,12 +28,12 @@ from pope_align._files import (
     write_text,
 )
 from pope_align.data import Slate, slate_writer
-from pope_align.data.pairs import pair_writer
+from pope_align.data.pairs import PAIRS
 from pope_align.generation.generations import Generation, GenerationSet, read_generations, write_generations
 
 SLATE = Slate("Which tea?", ["Green", "Black"], [1.0, 0.0])
 WRITERS = [
-    (make, ending) for make in (slate_writer, pair_writer) for ending in ("jsonl", "parquet")
+    (make, ending) for make in (slate_writer, PAIRS.replace) for ending in ("jsonl", "parquet")
 ]  # the writers that take one row after another
 
 

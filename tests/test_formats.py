@@ -283,6 +283,7 @@ BAD = [
         "scores.includes.value: expected a finite number, got 'good'",
     ),
     ("nemo-rl", {"completions": [{"rank": -1}]}, "completions[0].rank: expected an integer >= 0 (0 is best), got -1"),
+    ("nemo-rl", {"completions": [{"rank": 10**400}]}, "completions[0].rank: expected an integer of 64 bits, got 1000"),
     ("hh-rlhf", {"chosen": "Hello"}, "chosen: expected turns of Human and Assistant, the last by the Assistant"),
     ("reddit", {"score": "many"}, "score: expected a finite number, got 'many'"),
     ("reddit-movie", {"context": [1]}, "context[0]: expected text, got 1"),

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,27 @@ def replacing(path: StrPath) -> Iterator[Path]:
                 yield from _replacing(target)
     finally:
         _writing.discard(target)
+
+
+@contextmanager
+def replacing_together(paths: Sequence[StrPath]) -> Iterator[list[Path]]:
+    """`replacing` for files that belong together, such as the parts of a split log: no old file stays beside a new one.
+
+    All new files are on the disk before the first takes its place, so an error leaves everything as it was. A process
+    that is killed while files are renamed leaves some of the new ones and none of the old ones.
+
+    Raises:
+        as `replacing`.
+    """
+    with ExitStack() as stack:
+        fresh = [stack.enter_context(replacing(path)) for path in paths]
+        yield fresh
+        for path, partial in zip(paths, fresh, strict=True):
+            with named_writes(path):
+                _sync(partial)
+        for path in paths if len(paths) > 1 else ():
+            if _paths.exists(path):
+                _paths.remove(path if _paths.is_remote(path) else _target(Path(path)))
 
 
 #: Errors that only writing has.

@@ -170,8 +170,8 @@ class Place:
 
     def token_ids(self, field: str, value: Any) -> list[int]:
         ids = [as_integer(each) for each in value] if isinstance(value, (list, tuple)) and value else [None]
-        if any(each is None or each < 0 for each in ids):
-            raise self.error(field, "a list of token ids, integers >= 0", value)
+        if any(each is None or not 0 <= each < 2**63 for each in ids):
+            raise self.error(field, "a list of token ids, integers >= 0 of 64 bits", value)
         return [each for each in ids if each is not None]
 
     def groups(self, field: str, value: Any) -> dict[str, float]:

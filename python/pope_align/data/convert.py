@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Literal
 
 from .._extras import require
-from .._files import check_output, claim_output, report_path
-from .._paths import address, exists
+from .._files import check_output, claim_output, replacing_together, report_path
+from .._paths import address, exists, remove
 from .assemble import Assembler, OnRecords
 from .formats import FORMATS, Format, Source
 from .formats.detect import detect, foreign
 from .options import SPLITS, ConvertOptions, ConvertReport, SplitBy
-from .pairs import pair_writer
-from .ranked import ranked_writer
+from .pairs import PAIRS
+from .ranked import RANKED
 from .readers import ENDINGS as READ
 from .shards import input_files
 from .split import group_column
 from .streams import COMPRESSED
-from .write import ENDINGS, Writer, slate_writer
+from .write import ENDINGS, SLATES, RowFormat, Writer
 
 __all__ = ["SPLITS", "ConvertOptions", "ConvertReport", "SplitBy", "To", "convert"]
 
 To = Literal["slates", "preference", "nemo-rl"]
 
-_WRITERS = {"slates": slate_writer, "preference": pair_writer, "nemo-rl": ranked_writer}
+_ROWS: dict[str, RowFormat] = {"slates": SLATES, "preference": PAIRS, "nemo-rl": RANKED}
 
 
 def convert(
@@ -44,7 +44,8 @@ def convert(
     """Convert files of a known format into slates, preference pairs or ranked completions, in constant memory.
 
     ``output`` ends in ``.jsonl`` or ``.parquet``; with ``split_by`` it becomes three files, ``NAME.train.ENDING`` and
-    so on. A report is written next to it, as ``NAME.ENDING.report.json``. Everything that can be checked without
+    so on, which replace older ones together. A report is written next to it at the end, as ``NAME.ENDING.report.json``.
+    Everything that can be checked without
     reading a record is checked first.
 
     Args:
@@ -63,8 +64,8 @@ def convert(
             slate to keep.
     """
     options = options or ConvertOptions()
-    if to not in _WRITERS:
-        raise ValueError(f"to: expected one of {', '.join(_WRITERS)}, got {to!r}")
+    if to not in _ROWS:
+        raise ValueError(f"to: expected one of {', '.join(_ROWS)}, got {to!r}")
     paths = _inputs(inputs, options, format)
     kind = _format(format, paths)
     feedback = options.feedback or kind.feedback[0]
@@ -86,9 +87,12 @@ def convert(
         for path in files.values():
             stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS, remote=True))
         check_output(report_path(output), overwrite=True, remote=True)  # a report is useless without its file
-        make = _WRITERS[to]
+        renaming = stack.enter_context(ExitStack())
+        fresh = renaming.enter_context(replacing_together(list(files.values())))
         writing = stack.enter_context(ExitStack())
-        writers: dict[str | None, Writer] = {split: writing.enter_context(make(path)) for split, path in files.items()}
+        writers: dict[str | None, Writer] = {
+            split: writing.enter_context(_ROWS[to].write_to(path)) for split, path in zip(files, fresh, strict=True)
+        }
         for split, slate in Assembler(kind, feedback, source, options, report, progress).slates():
             writers[split].write(slate)
         report.records_read, report.without_response = source.records_read, source.nothing
@@ -98,6 +102,9 @@ def convert(
             raise ValueError(_nothing_kept(report, options))
         report.outputs = [str(path) for path in files.values()]
         writing.close()
+        if exists(report_path(output)):
+            remove(report_path(output))  # it would be taken for that of the new files
+        renaming.close()
         report.write(report_path(output))
     return report
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from .schema import Slate
-from .write import Writer, row_writer, turns_type
+from .write import RowFormat, turns_type
 
 
 def preference_pair(slate: Slate) -> dict[str, Any] | None:
@@ -39,13 +36,10 @@ def preference_pair(slate: Slate) -> dict[str, Any] | None:
     }
 
 
-@contextmanager
-def pair_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
-    """A file of `preference_pair` rows, ``.jsonl`` or ``.parquet``, written atomically from slates."""
-    with row_writer(path, preference_pair, _schema, turns=("prompt", "chosen", "rejected")) as writer:
-        yield writer
-
-
 def _schema(pa: Any, turns: dict[str, bool]) -> dict[str, Any]:
     sides = {name: turns_type(pa) if turns.get(name) else pa.string() for name in ("prompt", "chosen", "rejected")}
     return {**sides, "score_chosen": pa.float64(), "score_rejected": pa.float64()}
+
+
+#: Files of `preference_pair` rows.
+PAIRS = RowFormat(preference_pair, _schema, ("prompt", "chosen", "rejected"))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from .checks import Turn
 from .schema import Slate
-from .write import Writer, row_writer, turns_type
+from .write import RowFormat, turns_type
 
 
 def ranked_completions(slate: Slate) -> dict[str, Any] | None:
@@ -37,13 +34,6 @@ def ranked_completions(slate: Slate) -> dict[str, Any] | None:
     }
 
 
-@contextmanager
-def ranked_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
-    """A file of `ranked_completions` rows, ``.jsonl`` or ``.parquet``, written atomically from slates."""
-    with row_writer(path, ranked_completions, _schema, turns=()) as writer:
-        yield writer
-
-
 def _turns(role: str, value: str | list[Turn]) -> list[Turn]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
@@ -51,3 +41,7 @@ def _turns(role: str, value: str | list[Turn]) -> list[Turn]:
 def _schema(pa: Any, turns: dict[str, bool]) -> dict[str, Any]:
     completion = {"rank": pa.int64(), "completion": turns_type(pa), "reward": pa.float64()}
     return {"context": turns_type(pa), "completions": pa.list_(pa.struct(completion))}
+
+
+#: Files of `ranked_completions` rows.
+RANKED = RowFormat(ranked_completions, _schema, ())

@@ -108,11 +108,11 @@ class Record:
         return number
 
     def integer(self, field: str) -> int:
-        """An integer, or text that spells one."""
+        """An integer of 64 bits, as files of columns have them, or text that spells one."""
         value = self.required(field)
         number = as_integer(value)
-        if number is None:
-            raise self.error(field, "an integer", value)
+        if number is None or not -(2**63) <= number < 2**63:
+            raise self.error(field, "an integer" if number is None else "an integer of 64 bits", value)
         return number
 
     def optional_integer(self, field: str) -> int | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .._extras import require
 from .._files import replacing
@@ -28,6 +28,43 @@ class Writer(Protocol):
     def write(self, slate: Slate) -> None: ...
 
 
+class RowFormat(NamedTuple):
+    """How slates become the rows of a file.
+
+    Attributes:
+        row: the row of a slate, without absent values; None to skip the slate.
+        schema: the columns of a Parquet file, given the pyarrow module and which fields in ``turns`` contain turns.
+        turns: fields with text or turns, which a Parquet file cannot mix.
+    """
+
+    row: Callable[[Slate], Row | None]
+    schema: Callable[[Any, dict[str, bool]], Row]
+    turns: tuple[str, ...]
+
+    @contextmanager
+    def write_to(self, path: Path) -> Iterator[Writer]:
+        """A writer in constant memory of a file that ends in ``.jsonl`` or ``.parquet``."""
+        writer = _JsonLines(path, self.row) if path.suffix == ".jsonl" else _Parquet(path, self)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+    @contextmanager
+    def replace(self, path: str | os.PathLike[str]) -> Iterator[Writer]:
+        """The same; the file appears when the block ends without an error.
+
+        Raises:
+            ValueError: another ending; another process is writing the file.
+        """
+        path = Path(path)
+        if path.suffix not in ENDINGS:
+            raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
+        with replacing(path) as partial, self.write_to(partial) as writer:
+            yield writer
+
+
 def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
     """Write slates to ``.jsonl`` or ``.parquet``; `read_slates` returns equal slates.
 
@@ -46,35 +83,8 @@ def write_slates(slates: Iterable[Slate], path: str | os.PathLike[str]) -> None:
 @contextmanager
 def slate_writer(path: str | os.PathLike[str]) -> Iterator[Writer]:
     """A writer in constant memory; the file appears when the block ends without an error."""
-    with row_writer(path, _row, _schema, turns=("prompt", "completions")) as writer:
+    with SLATES.replace(path) as writer:
         yield writer
-
-
-@contextmanager
-def row_writer(
-    path: str | os.PathLike[str],
-    row: Callable[[Slate], Row | None],
-    schema: Callable[[Any, dict[str, bool]], Row],
-    *,
-    turns: tuple[str, ...],
-) -> Iterator[Writer]:
-    """A file of rows made from slates.
-
-    Args:
-        row: the row of a slate, without absent values; None to skip the slate.
-        schema: the columns of a Parquet file, given the pyarrow module and which fields in ``turns`` contain turns.
-        turns: fields with text or turns, which a Parquet file cannot mix.
-    """
-    path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"path: expected a file ending in .jsonl or .parquet, got {str(path)!r}")
-    with replacing(path) as partial:
-        writer = _JsonLines(partial, row) if path.suffix == ".jsonl" else _Parquet(partial, row, schema, turns)
-        try:
-            yield writer
-            writer.finish()
-        finally:
-            writer.close()
 
 
 def _row(slate: Slate) -> Row:
@@ -151,14 +161,8 @@ class _JsonLines:
 
 
 class _Parquet:
-    def __init__(
-        self,
-        path: Path,
-        row: Callable[[Slate], Row | None],
-        schema: Callable[[Any, dict[str, bool]], Row],
-        turns: tuple[str, ...],
-    ) -> None:
-        self.path, self.row, self.schema, self.fields = path, row, schema, turns
+    def __init__(self, path: Path, rows: RowFormat) -> None:
+        self.path, (self.row, self.schema, self.fields) = path, rows
         self.pa = require("pyarrow", extra="train", purpose="to write Parquet files")
         self.parquet = require("pyarrow.parquet", extra="train", purpose="to write Parquet files")
         self.turns: dict[str, bool] = {}
@@ -192,3 +196,7 @@ class _Parquet:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+#: The format that `read_slates` reads.
+SLATES = RowFormat(_row, _schema, ("prompt", "completions"))
