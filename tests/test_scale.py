@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,22 @@ from typing import Any
 import pytest
 from object_store import Proxy, s3_server
 from pope_align import _paths
+from pope_align.cli import app
 from pope_align.data import Slate, read_slates, write_slates
 from pope_align.data.shards import MANIFEST, Manifest, changed_shards
 from pope_align.generation.generate import generate_for_slates, load_engine
 from pope_align.generation.generations import read_generations
 from pope_align.generation.sampling import Sampling
 from pope_align.models.loading import load_model, load_tokenizer
+from pope_align.ope import Scoring
+from pope_align.ope.scoring import FreshTexts, score_policies
 from pope_align.propensity.logging_policy import score_slates
 from pope_align.scale import Generator, Scorer, TextEmbedder
+from pope_align.scale.pool import PolicyWorker
 from pope_align.scale.ray_engine import RayEngine
 from pope_align.scale.run import local_engine, run_shards
 from pope_align.scale.worker import ShardWorker
+from typer.testing import CliRunner
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -321,6 +327,130 @@ def test_the_same_object_runs_in_map_batches(ray: Any, model: str, log: Path) ->
     assert len(done) == 40
     for slate in expected:
         assert list(by_id[slate.slate_id]["logging_logprobs"]) == pytest.approx(slate.logging_logprobs, abs=1e-3)
+
+
+class DyingOnce:
+    """Doubles a number; kills its own process at 7, once."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __call__(self, item: int) -> int:
+        if item == 7 and not self.marker.exists():
+            self.marker.write_text("died", encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * item
+
+
+def refusing(item: int) -> int:
+    if item == 3:
+        raise ValueError("item: expected another than 3")
+    return item
+
+
+@pytest.mark.integrations
+def test_a_pool_does_every_item_once_although_a_worker_is_killed_and_its_errors_are_those_of_the_work(
+    ray: Any, tmp_path: Path
+) -> None:
+    work = pickle_by_value(DyingOnce)(tmp_path / "died")
+    done = list(RayEngine(2).each(work, list(range(20))))
+    assert (tmp_path / "died").exists()
+    assert sorted(done) == [(number, 2 * number) for number in range(20)]
+    with pytest.raises(ValueError, match=r"^item: expected another than 3$"):
+        list(RayEngine(1).each(pickle_by_value(refusing), list(range(5))))
+
+
+def pickle_by_value(value: Any) -> Any:
+    """Something of this file, which Ray's workers cannot import."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return value
+
+
+@pytest.mark.integrations
+def test_two_workers_of_ray_give_the_evaluation_of_this_process(
+    ray: Any, model: str, log: Path, tmp_path: Path, make_tiny_model, tiny_tokenizer
+) -> None:
+    make_tiny_model(1).save_pretrained(tmp_path / "new")
+    tiny_tokenizer.save_pretrained(tmp_path / "new")
+    run("score", log, "--model", model, "--how", "recorded", "-o", tmp_path / "scored.jsonl", "--cache", tmp_path / "c")
+    for name in ("base", "new"):
+        folder = model if name == "base" else tmp_path / "new"
+        run("generate", log, "--model", folder, "-n", "2", "--max-new-tokens", "6", "-o", tmp_path / f"{name}.jsonl")
+    policies = ["--policy", f"base={model}", "--policy", f"new={tmp_path / 'new'}"]
+    samples = ["--samples", f"base={tmp_path / 'base.jsonl'}", "--samples", f"new={tmp_path / 'new.jsonl'}"]
+    written = {}
+    for engine in (["local"], ["ray", "--workers", "2"]):
+        out, cache = tmp_path / f"{engine[0]}.json", tmp_path / f"cache-{engine[0]}"
+        options = ["--batch-tokens", "256", "--estimator", "pope", "--cache", cache, "-o", out, "--engine", *engine]
+        run("evaluate", tmp_path / "scored.jsonl", *policies, *samples, *options)
+        totals = [line for path in sorted(cache.glob("logprobs-*")) for line in path.read_text("utf-8").splitlines()]
+        written[engine[0]] = out.read_bytes(), sorted(totals)
+    assert written["local"] == written["ray"]
+    assert len(written["local"][1]) > 10  # batches of several policies, in any order
+
+
+@pytest.mark.integrations
+def test_two_workers_of_ray_give_the_metrics_of_this_process(ray: Any, model: str, log: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from pope_align.metrics.embeddings import default_model
+
+    if not Path(default_model()).is_dir():
+        pytest.skip("no embedding model is installed")
+    run("generate", log, "--model", model, "-n", "2", "--max-new-tokens", "6", "-o", tmp_path / "answers.jsonl")
+    written = {}
+    for engine in (["local"], ["ray", "--workers", "2"]):
+        out = tmp_path / engine[0]
+        options = ["--policy", model, "--cache", tmp_path / f"cache-{engine[0]}", "-o", out, "--engine", *engine]
+        run("metrics", f"tiny={tmp_path / 'answers.jsonl'}", "--refs", log, "--draws", "100", *options)
+        names = ("metrics.json", "per_slate.parquet", "covered.jsonl", "index.html")
+        written[engine[0]] = {name: (out / name).read_bytes() for name in names}
+    assert written["local"] == written["ray"]
+
+
+def run(*command: Any) -> None:
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+
+
+class Backwards:
+    """A pool in this process that pickles what it is given, and returns the last result first."""
+
+    def each(self, work: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        copy = pickle.loads(pickle.dumps(work))
+        for number in reversed(range(len(items))):
+            yield number, pickle.loads(pickle.dumps(copy(pickle.loads(pickle.dumps(items[number])))))
+
+
+def test_policies_are_scored_by_a_pool_as_in_this_process(model: str, log: Path) -> None:
+    slates = list(read_slates(log))
+    expected = score_policies(slates, {"m": model}, fresh=FreshTexts(), scoring=Scoring(batch_tokens=256))
+    pooled = Scoring(batch_tokens=256, pool=Backwards())
+    assert score_policies(slates, {"m": model}, fresh=FreshTexts(), scoring=pooled) == expected
+    loaded = load_model(model), load_tokenizer(model)
+    with pytest.raises(ValueError, match=r"policies\['m'\]: expected a name or folder"):
+        score_policies(slates, {"m": loaded}, fresh=FreshTexts(), scoring=pooled)
+
+
+def test_a_worker_with_other_weights_than_the_process_that_asks_refuses(model: str) -> None:
+    with pytest.raises(ValueError, match=r"expected the same weights of .* for all workers \(0000\), got"):
+        PolicyWorker(model, "0000", share_prompt=True)([])
+
+
+def test_texts_are_embedded_by_a_pool_as_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sentence_transformers")
+    from pope_align.metrics import embeddings
+
+    if not Path(embeddings.default_model()).is_dir():
+        pytest.skip("no embedding model is installed")
+    monkeypatch.setattr(embeddings, "_CHUNK", 4)
+    texts = [f"a text of {count} words" * count for count in range(1, 11)]
+    expected = embeddings.Embedder()(texts)
+    embedder = embeddings.Embedder(pool=Backwards())
+    assert embedder(texts).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="model: expected a name or folder"):
+        embeddings.Embedder(embedder.model, pool=Backwards())
 
 
 def test_ray_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

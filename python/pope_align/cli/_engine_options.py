@@ -10,19 +10,20 @@ import typer
 if TYPE_CHECKING:
     from ..data.shards import Manifest
     from ..scale.columns import ColumnStep
+    from ..scale.ray_engine import RayEngine
     from ..scale.run import Engine
 
-_PANEL = "Many rows (--out FOLDER)"
+_RAY, _SHARDS = "Several processes (--engine ray)", "Many rows (--out FOLDER)"
 
 
 def workers_option() -> Any:
     """``--workers``."""
-    return typer.Option(metavar="N", min=1, help="With --engine ray: processes with the model.", rich_help_panel=_PANEL)
+    return typer.Option(metavar="N", min=1, help="With --engine ray: processes with the model.", rich_help_panel=_RAY)
 
 
 def gpus_option() -> Any:
     """``--gpus-per-worker``."""
-    return typer.Option(metavar="N", min=0, help="With --engine ray: GPUs of each of them.", rich_help_panel=_PANEL)
+    return typer.Option(metavar="N", min=0, help="With --engine ray: GPUs of each of them.", rich_help_panel=_RAY)
 
 
 def address_option() -> Any:
@@ -30,14 +31,14 @@ def address_option() -> Any:
     return typer.Option(
         metavar="URL",
         help="With --engine ray: the cluster; auto: the one on this machine; default: Ray is started here.",
-        rich_help_panel=_PANEL,
+        rich_help_panel=_RAY,
     )
 
 
 def rows_option() -> Any:
     """``--shard-rows``."""
     return typer.Option(
-        metavar="N", min=1, help="Slates per shard, the unit that a repeat makes again.", rich_help_panel=_PANEL
+        metavar="N", min=1, help="Slates per shard, the unit that a repeat makes again.", rich_help_panel=_SHARDS
     )
 
 
@@ -45,12 +46,22 @@ def engine_of(engine: str, workers: int, gpus_per_worker: float, address: str | 
     """What makes shards; nothing is started yet.
 
     Raises:
+        as `pool_of`.
+    """
+    from ..scale.run import local_engine
+
+    return pool_of(engine, workers, gpus_per_worker, address) or local_engine
+
+
+def pool_of(engine: str, workers: int, gpus_per_worker: float, address: str | None) -> RayEngine | None:
+    """The processes of ``--engine ray``, None without; nothing is started yet.
+
+    Raises:
         ValueError: an option that has no effect.
         ImportError: Ray is not installed.
     """
     from .._extras import check_installed
     from ..scale.ray_engine import RayEngine
-    from ..scale.run import local_engine
 
     if engine == "ray":
         check_installed("ray", extra="ray", purpose="for --engine ray")
@@ -59,7 +70,7 @@ def engine_of(engine: str, workers: int, gpus_per_worker: float, address: str | 
     for option, is_given in given.items():
         if is_given:
             raise ValueError(f"{option}: expected with --engine ray only, got --engine {engine}")
-    return local_engine
+    return None
 
 
 def is_folder_output(out: Path, engine: str) -> bool:

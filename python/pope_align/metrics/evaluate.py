@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ..generation.generations import (
     slate_keys,
 )
 from ..propensity.scores import score_model
-from ..propensity.scoring import OnProgress
+from ..propensity.scoring import Elsewhere, OnProgress
 from .embeddings import Embedder
 from .faithfulness import AlignFn, align_scores
 from .lexical import words
@@ -146,10 +146,24 @@ def policy_scores(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
+    provenance: Mapping[str, Any] | None = None,
+    elsewhere: Elsewhere | None = None,
     progress: OnProgress | None = None,
 ) -> list[Floats]:
-    """The policy's ``l_theta(y_j | q)`` of every completion of every slate, in nats per token."""
-    scores = score_model(slates, model, tokenizer, max_length=max_length, progress=progress)
+    """The policy's ``l_theta(y_j | q)`` of every completion of every slate, in nats per token.
+
+    Args:
+        max_length, provenance, elsewhere, progress: as in `score_model`.
+    """
+    scores = score_model(
+        slates,
+        model,
+        tokenizer,
+        max_length=max_length,
+        provenance=provenance,
+        elsewhere=elsewhere,
+        progress=progress,
+    )
     return [np.divide(totals, tokens) for totals, tokens in zip(scores.totals, scores.tokens, strict=True)]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..data.tokenize import EncodedSlate
     from ..propensity.scores import ModelScores
+    from ..scale.pool import Pool, PoolScorer
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class Scoring:
     """How missing log-probabilities are computed; see `pope_align.propensity.scores.score_model`.
 
     If None, ``max_length``, ``dtype`` and ``template_date`` are those that the log was scored with, else 1024,
-    "float32" and today.
+    "float32" and today. With ``pool``, its processes load the policies, which are then names or folders, and score the
+    same batches as this one would; this one loads them too, into the memory of the CPU, for their hashes and checks.
     """
 
     max_length: int | None = None
@@ -90,6 +92,7 @@ class Scoring:
     batch_tokens: int = 8192
     cache_dir: str | os.PathLike[str] | None = None
     template_date: str | None = None
+    pool: Pool | None = None
 
 
 class PromptAndResponses(NamedTuple):
@@ -174,8 +177,8 @@ def score_policies(
         report: called with a policy's name and the responses scored so far and in all.
 
     Raises:
-        ValueError: token counts differ from those of the log although the tokenizer is the same; errors of
-            `pope_align.data.encode_slate`.
+        ValueError: token counts differ from those of the log although the tokenizer is the same; a model in memory with
+            a pool; errors of `pope_align.data.encode_slate`.
     """
     from ..propensity.scores import model_provenance, score_model
 
@@ -194,8 +197,9 @@ def score_policies(
     fingerprints = {(slate.logging_policy or {}).get("model_fingerprint") for slate in slates}
     for names in _by_model(asked):
         first, own = names[0], [name for name in names if name in policies]
-        with _loaded(asked[first], dtype) as (model, tokenizer):
+        with _loaded(asked[first], dtype, scoring.pool) as (model, tokenizer):
             provenance = model_provenance(model, tokenizer, max_length)
+            elsewhere = _elsewhere(scoring.pool, asked[first], first, dtype, provenance["model_fingerprint"])
 
             def score(encoded: Sequence[EncodedSlate], name: str) -> ModelScores:
                 return score_model(
@@ -206,6 +210,7 @@ def score_policies(
                     batch_tokens=scoring.batch_tokens,
                     cache_dir=scoring.cache_dir,
                     provenance=provenance,  # noqa: B023
+                    elsewhere=elsewhere,  # noqa: B023
                     progress=None if report is None else lambda done, of: report(name, done, of),
                 )
 
@@ -287,11 +292,22 @@ def _flat(values: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 @contextmanager
-def _loaded(policy: Model, dtype: str) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+def _loaded(policy: Model, dtype: str, pool: Pool | None) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
     if isinstance(policy, tuple):
         yield policy
         return
     from ..models.loading import best_device, load_model, load_tokenizer
 
     path = os.fspath(policy)
-    yield load_model(path, dtype=dtype).to(best_device()), load_tokenizer(path)
+    model = load_model(path, dtype=dtype)
+    yield model if pool is not None else model.to(best_device()), load_tokenizer(path)
+
+
+def _elsewhere(pool: Pool | None, policy: Model, name: str, dtype: str, fingerprint: str) -> PoolScorer | None:
+    from ..scale.pool import PoolScorer
+
+    if pool is None:
+        return None
+    if isinstance(policy, tuple):
+        raise ValueError(f"policies[{name!r}]: expected a name or folder, which other processes can load, got a model")
+    return PoolScorer(pool, os.fspath(policy), fingerprint, dtype)

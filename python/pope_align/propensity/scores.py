@@ -15,7 +15,7 @@ from ..data.schema import Slate
 from ..data.tokenize import EncodedSlate, encode_slates, tokenizer_fingerprint
 from ..models.rope import length_rule
 from ..training.objective_file import read_training_objective
-from .scoring import OnProgress, model_fingerprint, score_responses
+from .scoring import Elsewhere, OnProgress, model_fingerprint, score_responses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,6 +53,7 @@ def score_model(
     batch_tokens: int = 8192,
     cache_dir: str | os.PathLike[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    elsewhere: Elsewhere | None = None,
     progress: OnProgress | None = None,
 ) -> ModelScores:
     """Log-probability of every response of every slate under ``model``, with token counts and provenance.
@@ -66,7 +67,7 @@ def score_model(
         model: any causal language model of transformers, on its device and in its dtype.
         tokenizer: the model's.
         max_length: as in `encode_slate`; truncation is logged.
-        batch_tokens, cache_dir, progress: as in `scoring.score_responses`.
+        batch_tokens, cache_dir, elsewhere, progress: as in `scoring.score_responses`.
         provenance: from an earlier call with the same weights, tokenizer and ``max_length``, to avoid hashing all
             parameters again. The caller guarantees that the weights are the same.
 
@@ -84,6 +85,7 @@ def score_model(
         batch_tokens=batch_tokens,
         cache_dir=cache_dir,
         fingerprint=about["model_fingerprint"],
+        elsewhere=elsewhere,
         progress=progress,
     )
     return ModelScores(totals, [[len(ids) for ids in slate.completion_ids] for slate in encoded], about)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -49,6 +50,7 @@ def score_responses(
     batch_tokens: int = 8192,
     cache_dir: str | os.PathLike[str] | None = None,
     fingerprint: str | None = None,
+    elsewhere: Elsewhere | None = None,
     progress: OnProgress | None = None,
 ) -> list[list[float]]:
     """Total log-probability, in nats, of every response of every slate.
@@ -73,6 +75,7 @@ def score_responses(
         batch_tokens: upper bound of rows times length in one forward pass (a single longer row runs alone).
         cache_dir: folder of the cache, created if missing; None disables caching.
         fingerprint: the model's current `model_fingerprint`, if known; None computes it if the cache needs it.
+        elsewhere: scores batches in other processes (`scale.pool.PoolScorer`); None: this one does.
         progress: called after every batch, and once before the first.
 
     Raises:
@@ -86,7 +89,7 @@ def score_responses(
     requests = [[_Request.of(slate.prompt_ids, ids, fingerprint) for ids in slate.completion_ids] for slate in slates]
     plan = list(_plan((request for of_slate in requests for request in of_slate), batch_tokens))
     totals = _ScoreCache.open(cache_dir, fingerprint) if cache_dir is not None else _ScoreCache()
-    _score(plan, model, totals, progress)
+    _score(plan, model, totals, elsewhere, progress)
     return [[totals.known[request.key] for request in of_slate] for of_slate in requests]
 
 
@@ -122,8 +125,15 @@ class _Request:
 
 _Row = list[_Request]  # responses to one prompt, which may be computed once
 
+#: Rows that are computed together.
+Batch: TypeAlias = list[_Row]
+#: Responses of a batch, and the total of each in nats.
+ScoredPart: TypeAlias = tuple[list[_Request], list[float]]
+#: Scores batches in other processes, given whether prompts are computed once; yields parts in any order.
+Elsewhere: TypeAlias = Callable[[Sequence[Batch], bool], Iterable[ScoredPart]]
 
-def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row]]:
+
+def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[Batch]:
     """Batches of rows with every distinct response once; they depend on the log alone, not on the cache.
 
     Longest first: rows of a batch have similar lengths, and a batch that does not fit in memory fails at the start.
@@ -132,7 +142,7 @@ def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row
     for request in requests:
         by_prompt.setdefault(request.prompt, {})[request.key] = request
     rows = [row for responses in by_prompt.values() for row in _rows(list(responses.values()))]
-    batch: list[_Row] = []
+    batch: Batch = []
     for row in sorted(rows, key=_length, reverse=True):
         if batch and not _fits(batch, row, batch_tokens):
             yield batch
@@ -142,7 +152,7 @@ def _plan(requests: Iterable[_Request], batch_tokens: int) -> Iterator[list[_Row
         yield batch
 
 
-def _fits(batch: list[_Row], row: _Row, batch_tokens: int) -> bool:
+def _fits(batch: Batch, row: _Row, batch_tokens: int) -> bool:
     """Whether the row, which is not longer than the batch's first, leaves the batch small and with little padding."""
     filled = sum(map(_length, batch))
     size = _length(batch[0]) * (len(batch) + 1)
@@ -171,37 +181,59 @@ def _tree(row: _Row) -> Tree:
     return Tree(row[0].prompt, [request.response for request in row])
 
 
-def _score(plan: list[list[_Row]], model: PreTrainedModel, totals: _ScoreCache, progress: OnProgress | None) -> None:
-    report = progress or (lambda done, of: None)
-    of = sum(_tokens(row) for batch in plan for row in batch)
-    pending = [[unknown for row in batch if (unknown := totals.unknown(row))] for batch in plan]
-    done = of - sum(_tokens(row) for batch in pending for row in batch)
-    report(done, of)
-    if not any(pending):
-        return
-    share_prompt = _shares_prompt(model, plan)  # from the whole plan, so that a resumed run decides the same
+class BatchScorer:
+    """Computes the totals of batches under a model, one after another.
 
-    def logprobs_of(batch: list[_Row]) -> list[float]:
-        rows = rows_on(model, lay_out([_tree(row) for row in batch], share_prompt=share_prompt))
+    Args:
+        model: on its device, in evaluation mode.
+        share_prompt: whether a prompt is computed once for several responses.
+    """
+
+    def __init__(self, model: PreTrainedModel, share_prompt: bool) -> None:
+        self.model, self.share_prompt = model, share_prompt
+        self._fitting: FittingBatches[_Row, list[float]] = FittingBatches(size=_size, what="scoring", halves=_halves)
+
+    def __call__(self, batch: Batch) -> Iterator[ScoredPart]:
+        """The totals of a batch, in parts if it does not fit in memory."""
+        for part, logprobs in self._fitting.run(batch, self._logprobs):
+            yield [request for row in part for request in row], logprobs
+
+    def _logprobs(self, batch: Batch) -> list[float]:
+        rows = rows_on(self.model, lay_out([_tree(row) for row in batch], share_prompt=self.share_prompt))
         # A log-probability is at most 0; rounding can make it slightly larger for near-certain tokens.
-        logprobs: list[float] = response_logprobs(model, rows).double().clamp(max=0.0).tolist()
+        logprobs: list[float] = response_logprobs(self.model, rows).double().clamp(max=0.0).tolist()
         return logprobs
 
-    fitting: FittingBatches[_Row, list[float]] = FittingBatches(size=_size, what="scoring", halves=_halves)
+
+def _score(
+    plan: list[Batch],
+    model: PreTrainedModel,
+    totals: _ScoreCache,
+    elsewhere: Elsewhere | None,
+    progress: OnProgress | None,
+) -> None:
+    report = progress or (lambda done, of: None)
+    of = sum(_tokens(row) for batch in plan for row in batch)
+    pending = [unknown for batch in plan if (unknown := list(filter(None, map(totals.unknown, batch))))]
+    done = of - sum(_tokens(row) for batch in pending for row in batch)
+    report(done, of)
+    if not pending:
+        return
+    share_prompt = _shares_prompt(model, plan)  # from the whole plan, so that a resumed run decides the same
     with evaluation_mode(model), torch.no_grad():
-        for batch in filter(None, pending):
-            for part, logprobs in fitting.run(batch, logprobs_of):
-                totals.add([request for row in part for request in row], logprobs)
-                done += sum(map(_tokens, part))
-                report(done, of)
+        here = itertools.chain.from_iterable(map(BatchScorer(model, share_prompt), pending))
+        for requests, logprobs in here if elsewhere is None else elsewhere(pending, share_prompt):
+            totals.add(requests, logprobs)
+            done += _tokens(requests)
+            report(done, of)
 
 
-def _size(batch: list[_Row]) -> int:
+def _size(batch: Batch) -> int:
     """Tokens of a batch, with padding."""
     return len(batch) * max(map(_length, batch))
 
 
-def _halves(batch: list[_Row]) -> tuple[list[_Row], list[_Row]] | None:
+def _halves(batch: Batch) -> tuple[Batch, Batch] | None:
     """The rows in two parts; the responses of a single one."""
     if len(batch) > 1:
         return in_two(batch)
@@ -213,7 +245,7 @@ def _tokens(row: _Row) -> int:
     return sum(len(request.response) for request in row)
 
 
-def _shares_prompt(model: PreTrainedModel, plan: list[list[_Row]]) -> bool:
+def _shares_prompt(model: PreTrainedModel, plan: list[Batch]) -> bool:
     """Whether prompts may be computed once for several responses, after comparing both ways with the model's logits."""
     trees = [_tree(row) for batch in plan for row in batch]
     check_head(model, min(trees, key=len))

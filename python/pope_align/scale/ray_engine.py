@@ -1,9 +1,10 @@
-"""Shards and columns on Ray: a pool of actors, each with the model loaded once."""
+"""Shards and batches on Ray: a pool of actors, each with the model loaded once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -38,21 +39,36 @@ class RayEngine:
 
     def __call__(self, worker: ShardWorker, tasks: Sequence[Task]) -> Iterator[Shard]:
         """Make shards, and yield each when it is there, in any order."""
-        if not tasks:
+        for _, shard in self.each(worker, tasks):
+            yield shard
+
+    def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Do the work on every item, and yield its number and result when it is there, in any order.
+
+        Args:
+            work: picklable; what it loads at its first call an actor keeps.
+
+        Raises:
+            ValueError, OSError, MemoryError: as the work does.
+        """
+        if not items:
             return
         ray = self.started()
-        rows = [{"path": path, **_range(shard)} for path, shard in tasks]
+        rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
-        made = data.map_batches(
-            _ShardActor,
-            fn_constructor_kwargs={"worker": worker},
+        done = data.map_batches(
+            _Actor,
+            fn_constructor_kwargs={"work": work},
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),  # dead actors are restarted
             num_gpus=self.gpus_per_worker,
             num_cpus=1,
         )
-        for row in made.iter_rows():
-            yield Shard(**row)
+        for row in done.iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, _Refused):
+                raise result.error
+            yield int(row["number"]), result
 
     def started(self) -> ModuleType:
         """Ray, running."""
@@ -63,24 +79,29 @@ class RayEngine:
         return ray
 
 
-#: Tasks are handed to actors in this many blocks at most; a block is repeated if its actor dies.
+#: Items are handed to actors in this many blocks at most; a block is repeated if its actor dies.
 _BLOCKS = 10_000
 
 
-def _range(shard: Shard) -> dict[str, Any]:
-    return {name: getattr(shard, name) for name in ("name", "input", "start", "stop")}
+@dataclass(frozen=True)
+class _Refused:
+    """An error of the work itself, which a repeat would have again."""
+
+    error: Exception
 
 
-class _ShardActor:
+class _Actor:
     """What an actor runs."""
 
-    def __init__(self, worker: ShardWorker) -> None:
-        self.worker = worker
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self.work = work
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        tasks = [{name: values[at] for name, values in batch.items()} for at in range(len(batch["name"]))]
-        made = [self._make(**task) for task in tasks]
-        return {name: [each[name] for each in made] for name in made[0]}
+        results = [pickle.dumps(self._done(pickle.loads(item))) for item in batch["item"]]
+        return {"number": list(batch["number"]), "result": results}
 
-    def _make(self, path: Any, name: Any, input: Any, start: Any, stop: Any) -> dict[str, Any]:
-        return asdict(self.worker.make(str(path), Shard(str(name), int(input), int(start), int(stop))))
+    def _done(self, item: Any) -> Any:
+        try:
+            return self.work(item)
+        except (ValueError, OSError, MemoryError) as error:
+            return _Refused(error)

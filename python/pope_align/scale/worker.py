@@ -39,6 +39,10 @@ class ShardWorker:
     folder: str
     run: str
 
+    def __call__(self, task: tuple[str, Shard]) -> Shard:
+        """`make` the shard of a task."""
+        return self.make(*task)
+
     def make(self, path: str, shard: Shard) -> Shard:
         """Make a shard from the rows of a file; returns it with its counts and its hash."""
         target = Path(self.folder, shard.name)
