@@ -109,6 +109,7 @@ def scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if type(grad) is not Tensor or type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * (factor if factor.ndim else factor.unsqueeze(0))).to(dtype)
+    grad = grad.detach()  # an output of the operator: without this, the gradient would keep the graph
     once = not torch._C._autograd._get_current_graph_task_keep_graph()
     out = grad if once and grad.dtype == dtype else torch.empty_like(grad, dtype=dtype)
     if not device_type(grad.device).asynchronous and out is grad and factor.ndim == 0 and float(factor) == 1.0:

@@ -283,6 +283,20 @@ def test_tied_embeddings_collect_both_gradients(target: Target) -> None:
 
 
 @every_target
+def test_gradients_do_not_keep_the_graph(target: Target) -> None:
+    """A sum of gradients over many batches would hold all of them."""
+    p = make_slates().to(target.device)
+    leaves = leaves_of(p)
+    loss = linear_loss(p, leaves, target).loss
+    logprobs = pope_core.linear_response_logprobs(
+        *leaves[:2], p.labels, response_offsets=p.response_offsets, backend=target.backend
+    )
+    for value, given in ((loss, leaves), (logprobs.sum(), leaves[:2])):
+        gradients = torch.autograd.grad(value, given)
+        assert not any(gradient.requires_grad for gradient in gradients)
+
+
+@every_target
 def test_gradcheck(target: Target) -> None:
     p = make_slates((2, 1), dtype=torch.float64, vocab=7, width=3, tokens=(1, 3)).to(target.device)
 
