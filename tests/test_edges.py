@@ -14,8 +14,12 @@ from pope_core.testing import TARGETS, Target, make_slates
 #: The interpreter would take minutes.
 COMPILED = [each for each in TARGETS if not str(each).startswith("triton")]
 every_target = pytest.mark.parametrize("target", COMPILED, ids=str)
-#: With fewer numbers where the kernels are interpreted.
-also_interpreted = pytest.mark.parametrize("target", TARGETS, ids=str)
+#: With fewer numbers where the kernels are interpreted, which still takes most of a minute.
+also_interpreted = pytest.mark.parametrize(
+    "target",
+    [each if each in COMPILED else pytest.param(each, marks=pytest.mark.release) for each in TARGETS],
+    ids=str,
+)
 
 #: Everything is computed with these; the head's log-probabilities are divided by no length, so weights are whole ones.
 WHOLE = Objective(length_normalize=False)

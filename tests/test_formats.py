@@ -270,6 +270,28 @@ BAD = [
         {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": [{"key": "a", "value": 1}]}]}]}]},
         "resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value: expected an object with one of stringValue",
     ),
+    (
+        "otel",
+        {
+            "resourceSpans": [
+                {
+                    "scopeSpans": [
+                        {"spans": [{"attributes": [{"key": "a", "value": {"kvlistValue": {"values": [True]}}}]}]}
+                    ]
+                }
+            ]
+        },
+        "resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value: expected an object with one of stringValue",
+    ),
+    (
+        "otel",
+        {
+            "resourceSpans": [
+                {"scopeSpans": [{"spans": [{"attributes": [{"key": "a", "value": {"arrayValue": {"values": 7}}}]}]}]}
+            ]
+        },
+        "resourceSpans[0].scopeSpans[0].spans[0].attributes[0].value: expected an object with one of stringValue",
+    ),
     ("lm-eval", {"exact_match": [1.0]}, "exact_match: expected a number, or 2, one for each answer, got [1.0]"),
     ("lm-eval", {"metrics": ["a", "b"]}, "metrics: expected one metric, or --map score=NAME to choose, got 'a, b'"),
     (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..checks import Turn
+from ..checks import Turn, as_integer
 from ..pieces import Piece
 from ..records import Record
 from ..requests_log import Answer, Asked, Part, read_requests
@@ -87,11 +87,13 @@ def _value(at: Record, value: Any) -> Any:
         if kind in ("stringValue", "boolValue", "doubleValue", "bytesValue"):
             return given
         if kind == "intValue":
-            return int(given) if isinstance(given, str) and given.lstrip("-").isdigit() else given
-        if kind == "arrayValue" and isinstance(given, Mapping):
-            return [_value(at, each) for each in given.get("values") or []]
-        if kind == "kvlistValue" and isinstance(given, Mapping):
-            return {str(each.get("key")): _value(at, each.get("value") or {}) for each in given.get("values") or []}
+            number = as_integer(given)
+            return given if number is None else number
+        values = (given.get("values") or []) if isinstance(given, Mapping) else None
+        if kind == "arrayValue" and isinstance(values, list):
+            return [_value(at, each) for each in values]
+        if kind == "kvlistValue" and isinstance(values, list) and all(isinstance(each, Mapping) for each in values):
+            return {str(each.get("key")): _value(at, each.get("value") or {}) for each in values}
         raise at.error("value", "an object with one of stringValue, intValue, arrayValue, ...", value)
     return None
 
