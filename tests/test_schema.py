@@ -156,6 +156,13 @@ def test_a_bad_row_is_named_by_file_row_and_field(tmp_path: Path, change: dict, 
     assert "1 rows skipped" in str(log)
 
 
+@pytest.mark.parametrize("name", ["nemo-rl", "community-alignment", "helpsteer2", "openai", "otel"])
+def test_a_log_of_another_form_is_told_to_be_converted(name: str) -> None:
+    log = sorted((Path(__file__).parent / "formats" / name).glob("*.jsonl"))[0]
+    with pytest.raises(SlateError, match=r"row 1: row: expected a slate, .*`pope convert` makes slates"):
+        read_slates(log)
+
+
 @pytest.mark.parametrize("line", [b"{not json", b"[1, 2]", b'"text"', b'{"prompt": "\xff"}'])
 def test_a_line_that_is_no_object_is_a_bad_row(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "log.jsonl"

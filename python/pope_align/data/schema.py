@@ -152,9 +152,12 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
         SlateError: the row is not a slate.
     """
     place = Place(source, row)
-    for name in ("prompt", "completions", "scores"):
-        if columns.get(name) is None:
-            raise place.missing(name)
+    missing = [name for name in ("prompt", "completions", "scores") if columns.get(name) is None]
+    if len(missing) > 1:  # a log of another form, such as the file that `pope convert` was to read
+        expected = "a slate, with prompt, completions and scores (`pope convert` makes slates of other logs)"
+        raise place.error("row", expected, ", ".join(map(str, columns)) or "no field")
+    if missing:
+        raise place.missing(missing[0])
     prompt = place.prompt("prompt", columns["prompt"])
     if not prompt:
         raise place.error("prompt", "non-empty text", prompt)
