@@ -83,15 +83,15 @@ def main() -> None:
     parser.add_argument("--pythons", nargs="*", default=["3.12", "3.13", "3.14"])
     given = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    table = ["| Python | torch | transformers | result |", "| --- | --- | --- | --- |"]
-    for row in rows(given.transformers, given.pythons):
-        table.append(f"| {' | '.join(row)} |")
-        print(table[-1], flush=True)
     called = " ".join(["python", "scripts/test_matrix.py", *sys.argv[1:]])
-    measured = f"`{called}`, {sysconfig.get_platform()}, commit {commit.strip()}:\n\n"
+    measured = f"`{called}`, {sysconfig.get_platform()}, commit {commit.strip()}:\n"
+    table = [measured, "| Python | torch | transformers | result |", "| --- | --- | --- | --- |"]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    PAGE.write_text(before + BEGIN + measured + "\n".join(table) + "\n" + END + after, encoding="utf-8")
+    for row in rows(given.transformers, given.pythons):
+        table.append(f"| {' | '.join(row)} |")
+        print(table[-1], flush=True)  # and at once to the page: a row takes minutes
+        PAGE.write_text(before + BEGIN + "\n".join(table) + "\n" + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
