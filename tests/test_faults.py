@@ -374,11 +374,11 @@ def test_a_signal_ends_a_command_with_nothing_left_behind(
     write_slates(make_slates(2), tmp_path / "log.jsonl")
     listed: list[list[str]] = []
 
-    def interrupted(slate: Slate) -> None:
+    def interrupted(writer: object, slate: Slate) -> None:
         listed.append(sorted(os.listdir(tmp_path)))
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("pope_align.data.write._row", interrupted)
+    monkeypatch.setattr("pope_align.data.write._JsonLines.write", interrupted)
     out = str(tmp_path / "out.jsonl")
     monkeypatch.setattr(sys, "argv", ["pope", "convert", "--from", "slates", str(tmp_path / "log.jsonl"), "-o", out])
     before = signal.getsignal(signal.SIGTERM)
