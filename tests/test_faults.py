@@ -400,7 +400,7 @@ def test_a_signal_inside_a_stage_ends_the_run_and_the_stage_is_not_done(
     log, out = str(tmp_path / "log.jsonl"), str(tmp_path / "out.jsonl")
     stage = Stage("convert", "", "", ("convert", "--from", "slates", log, "-o", out), (log,), (out,))
     with monkeypatch.context() as patch, _ended_by_sigterm():
-        patch.setattr("pope_align.data.write._row", lambda slate: os.kill(os.getpid(), number))
+        patch.setattr("pope_align.data.write._JsonLines.write", lambda writer, slate: os.kill(os.getpid(), number))
         with pytest.raises(error):
             run_stages([stage], tmp_path)
     assert not is_done(stage, tmp_path)
