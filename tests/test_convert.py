@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pope_align import _files
 from pope_align.data import Slate, group_split, read_slates, slate_group, write_slates
 from pope_align.data import gather as gather_module
 from pope_align.data.convert import ConvertOptions, ConvertReport, convert
@@ -261,7 +263,8 @@ import itertools, os, sys
 from pope_align.data.convert import ConvertOptions, convert
 folder, number = sys.argv[1], int(sys.argv[2])
 replace, count = os.replace, itertools.count(1)
-os.replace = lambda *paths: os._exit(9) if next(count) == number else replace(*paths)
+to_new = lambda paths: not os.path.basename(paths[1]).startswith(".")
+os.replace = lambda *paths: os._exit(9) if to_new(paths) and next(count) == number else replace(*paths)
 options = ConvertOptions(split_by="slate", splits=(0.6, 0.2, 0.2))
 convert("table", [f"{folder}/log.jsonl"], f"{folder}/out.jsonl", options, overwrite=True)
 """
@@ -276,8 +279,8 @@ def test_a_conversion_killed_between_its_files_leaves_no_old_part_beside_a_new_o
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(number)], check=False)
     assert killed.returncode == 9
     there = [path for name in SPLITS if (path := tmp_path / f"out.{name}.jsonl").exists()]
-    assert len(there) == number - 1
-    assert all(slate.slate_id.startswith("new") for path in there for slate in read_slates(path))
+    kinds = {slate.slate_id[:3] for path in there for slate in read_slates(path)}
+    assert (len(there), kinds) == ((1, {"old"}) if number == 1 else (number - 1, {"new"}))
     assert not (tmp_path / "out.jsonl.report.json").exists()
     split_table(tmp_path, "new", "jsonl", overwrite=True)
     (tmp_path / "other").mkdir()
@@ -285,6 +288,47 @@ def test_a_conversion_killed_between_its_files_leaves_no_old_part_beside_a_new_o
     for name in SPLITS:
         assert (tmp_path / f"out.{name}.jsonl").read_bytes() == (tmp_path / "other" / f"out.{name}.jsonl").read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("fails", [1, 2, 4])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["EIO", "Ctrl-C"]
+)
+def test_an_error_while_parts_take_their_places_brings_all_old_ones_back(
+    old: bool, fails: int, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:
+        split_table(tmp_path, "old", "jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}
+    replace, count = os.replace, itertools.count(1)
+
+    def failing(source: Path, target: Path) -> None:
+        if not target.name.startswith(".") and target.name.startswith("out.") and next(count) == fails:
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(type(error)):
+        split_table(tmp_path, "new", "jsonl", overwrite=True)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*")} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_at_the_end_leaves_old_parts_and_their_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split_table(tmp_path, "old", "jsonl")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_files, "_sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        split_table(tmp_path, "new", "jsonl", overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*")} == before
 
 
 def test_a_part_that_cannot_be_written_leaves_all_old_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,21 +172,48 @@ def replacing(path: StrPath) -> Iterator[Path]:
 def replacing_together(paths: Sequence[StrPath]) -> Iterator[list[Path]]:
     """`replacing` for files that belong together, such as the parts of a split log: no old file stays beside a new one.
 
-    All new files are on the disk before the first takes its place, so an error leaves everything as it was. A process
-    that is killed while files are renamed leaves some of the new ones and none of the old ones.
+    All new files are on the disk before they take their places, in the order of ``paths``; an error then brings the old
+    ones back. A process that is killed meanwhile leaves some of the new files and no old one, or at most the first of
+    the old ones. On an object store files are replaced one after another.
 
     Raises:
         as `replacing`.
     """
-    with ExitStack() as stack:
-        fresh = [stack.enter_context(replacing(path)) for path in paths]
+    with ExitStack() as renaming:
+        fresh = [renaming.enter_context(replacing(path)) for path in reversed(paths)][::-1]  # the last one ends first
         yield fresh
         for path, partial in zip(paths, fresh, strict=True):
             with named_writes(path):
                 _sync(partial)
-        for path in paths if len(paths) > 1 else ():
-            if _paths.exists(path):
-                _paths.remove(path if _paths.is_remote(path) else _target(Path(path)))
+        with _set_aside([_target(Path(path)) for path in paths if not _paths.is_remote(path)]):
+            renaming.close()
+
+
+@contextmanager
+def _set_aside(targets: Sequence[Path]) -> Iterator[None]:
+    """Keep files under other names until the block ends; an error brings them back, and removes what is new.
+
+    The first of them also keeps its name, so that a single file is there at any moment.
+    """
+    old = {target: _partial(target) for target in targets if target.exists()}
+    try:
+        for target, aside in old.items():
+            if target == targets[0]:
+                with suppress(OSError):  # some file systems have no links
+                    os.link(target, aside)
+                    continue
+            os.replace(target, aside)
+        yield
+    except BaseException:
+        for target in targets:
+            if target not in old:
+                target.unlink(missing_ok=True)
+            elif old[target].exists():
+                os.replace(old[target], target)
+        raise
+    finally:
+        for aside in old.values():
+            aside.unlink(missing_ok=True)
 
 
 #: Errors that only writing has.
@@ -266,8 +293,13 @@ def _busy(target: Path) -> ValueError:
     return ValueError(f"{target}: another process is writing this file; wait for it, or name another output")
 
 
+def _partial(target: Path) -> Path:
+    """A new name beside a file, which `_lock` removes if its process dies."""
+    return target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+
+
 def _replacing(target: Path) -> Iterator[Path]:
-    partial = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
+    partial = _partial(target)
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # with the permissions a new file has
     try:
         with suppress(FileNotFoundError):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .._extras import require
 from .._files import check_output, claim_output, replacing_together, report_path
-from .._paths import address, exists, remove
+from .._paths import address, exists
 from .assemble import Assembler, OnRecords
 from .formats import FORMATS, Format, Source
 from .formats.detect import detect, foreign
@@ -44,9 +44,8 @@ def convert(
     """Convert files of a known format into slates, preference pairs or ranked completions, in constant memory.
 
     ``output`` ends in ``.jsonl`` or ``.parquet``; with ``split_by`` it becomes three files, ``NAME.train.ENDING`` and
-    so on, which replace older ones together. A report is written next to it at the end, as ``NAME.ENDING.report.json``.
-    Everything that can be checked without
-    reading a record is checked first.
+    so on, which replace older ones together. A report is written next to it, as ``NAME.ENDING.report.json``. Everything
+    that can be checked without reading a record is checked first.
 
     Args:
         format: a name in ``pope_align.data.formats.FORMATS``, or "auto" to detect it from the first records.
@@ -87,8 +86,7 @@ def convert(
         for path in files.values():
             stack.enter_context(claim_output(path, overwrite=overwrite, endings=ENDINGS, remote=True))
         check_output(report_path(output), overwrite=True, remote=True)  # a report is useless without its file
-        renaming = stack.enter_context(ExitStack())
-        fresh = renaming.enter_context(replacing_together(list(files.values())))
+        *fresh, fresh_report = stack.enter_context(replacing_together([*files.values(), report_path(output)]))
         writing = stack.enter_context(ExitStack())
         writers: dict[str | None, Writer] = {
             split: writing.enter_context(_ROWS[to].write_to(path)) for split, path in zip(files, fresh, strict=True)
@@ -102,10 +100,7 @@ def convert(
             raise ValueError(_nothing_kept(report, options))
         report.outputs = [str(path) for path in files.values()]
         writing.close()
-        if exists(report_path(output)):
-            remove(report_path(output))  # it would be taken for that of the new files
-        renaming.close()
-        report.write(report_path(output))
+        report.write(fresh_report)
     return report
 
 
