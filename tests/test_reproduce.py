@@ -245,6 +245,8 @@ def test_only_what_the_base_reaches_at_no_temperature_is_beyond_its_front() -> N
     assert results.beyond("below").value == 0
     assert results.beyond("more").value == pytest.approx(0.1 * 0.25)
     assert results.beyond_again("more").low == pytest.approx(0.025)
+    assert results.beyond_other("more", "below").value == pytest.approx(0.025)
+    assert results.beyond_other("below", "more").value == pytest.approx(-0.025)
     assert results.beyond(AGAIN).value == 0
 
 
@@ -535,6 +537,13 @@ def test_table_1_from_data_to_page_from_the_cache_and_after_one_change(work: Pat
     rivals = page.partition("## Against other methods")[2].partition("## ")[0]
     pairs = [line.split(" | ")[:2] for line in rivals.splitlines() if line.startswith("| POPE")]
     assert pairs == [["| POPE", "SFT"], ["| POPE", "DPO"]]
+    means = {
+        row["method"]: row["means"]["energy"]["value"]
+        for row in json.loads((work / "one" / "table1.json").read_text())["results"]["source"]
+        if row["temperature"] == 1
+    }
+    shown = [float(line.split(" | ")[2].split()[0]) for line in rivals.splitlines() if line.startswith("| POPE")]
+    assert shown == pytest.approx([means["pope-paper"] - means[other] for other in ("sft", "dpo")], abs=6e-4)
     first = (work / "one" / "table1.json").read_text()
     before = json.loads((work / "one" / "candidates" / STAMPS).read_text())
     pope(work, "table1", "one")

@@ -85,6 +85,21 @@ def test_the_rows_of_a_request_may_come_in_any_order_and_in_any_file(tmp_path: P
     assert found == [{"Yes.": 1.0, "No.": 2.0}] * 3
 
 
+@pytest.mark.parametrize("other_spells", [True, False])
+def test_an_answer_counts_as_cut_only_where_its_recorded_total_lacks_the_end(
+    other_spells: bool, tmp_path: Path
+) -> None:
+    """The API returns no log-probability of the end-of-turn token, so that no policy's total may have it."""
+    rows = [*batch(1, "Yes."), *batch(2, "No.")]
+    for at, tokens in ((1, ["Yes", "."]), (4, ["No", "." if other_spells else "!"])):
+        (choice,) = rows[at]["response"]["body"]["choices"]
+        choice["logprobs"] = {"content": [{"token": t, "logprob": -1.0, "bytes": list(t.encode())} for t in tokens]}
+    convert("openai", [write(tmp_path / "log.jsonl", rows)], tmp_path / "out.jsonl")
+    (slate,) = read_slates(tmp_path / "out.jsonl")
+    assert slate.logging_logprobs == ([-2.0, -2.0] if other_spells else None)
+    assert slate.finished == [not other_spells] * 2
+
+
 def test_a_log_that_does_not_fit_into_memory_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(itertools.chain(*(batch(number, f"Answer {number}.") for number in range(9))))
     log = write(tmp_path / "log.jsonl", rows)

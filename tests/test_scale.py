@@ -454,7 +454,7 @@ def test_texts_are_embedded_by_a_pool_as_in_this_process(monkeypatch: pytest.Mon
 
 
 def test_ray_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from pope_align.cli._engine_options import engine_of, is_folder_output
+    from pope_align.cli._engine_options import SHARD_ROWS, engine_of, is_folder_output
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
@@ -463,7 +463,16 @@ def test_ray_is_named_with_its_extra_where_it_is_missing(monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="--workers: expected with --engine ray only"):
         engine_of("local", 2, 0, None)
     with pytest.raises(ValueError, match="expected a folder with --engine ray"):
-        is_folder_output(tmp_path / "out.parquet", "ray")
+        is_folder_output(tmp_path / "out.parquet", "ray", SHARD_ROWS)
+
+
+def test_options_without_effect_on_files_or_folders_are_refused(log: Path, tmp_path: Path) -> None:
+    from pope_align.cli.score import score
+
+    with pytest.raises(ValueError, match="--shard-rows: expected with a folder"):
+        score(log, "m", "proxy", tmp_path / "out.parquet", shard_rows=7)
+    with pytest.raises(ValueError, match="--cache: expected none with a folder"):
+        score(log, "m", "proxy", tmp_path / "out", cache=tmp_path)
 
 
 # --- object stores --------------------------------------------------------------------------------------------------

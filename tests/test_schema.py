@@ -163,6 +163,14 @@ def test_a_log_of_another_form_is_told_to_be_converted(name: str) -> None:
         read_slates(log)
 
 
+def test_fields_without_a_value_are_named(tmp_path: Path) -> None:
+    """Such as slates that nobody has rated yet."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"prompt": "a", "completions": null, "scores": null}\n')
+    with pytest.raises(SlateError, match="row 1: completions: expected a value"):
+        read_slates(path)
+
+
 @pytest.mark.parametrize("line", [b"{not json", b"[1, 2]", b'"text"', b'{"prompt": "\xff"}'])
 def test_a_line_that_is_no_object_is_a_bad_row(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "log.jsonl"

@@ -86,7 +86,9 @@ def answer(client: socket.socket) -> None:
     head, streams, _, _ = socket.recv_fds(client, 8, 3)
     request = b""
     while len(request) < int.from_bytes(head, "big"):
-        request += client.recv(1 << 16)
+        if not (part := client.recv(1 << 16)):
+            return  # the client has died
+        request += part
     arguments, where, environment = json.loads(request)
     if (child := os.fork()) == 0:
         for number, stream in enumerate(streams):

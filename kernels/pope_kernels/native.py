@@ -61,24 +61,24 @@ PREFER_ONEDNN = _C.cpu_is_amd() and _C.isa() == "avx512" and torch.backends.mkld
 WIDENED = {
     dtype
     for dtype, supported in (
-        (torch.bfloat16, torch.ops.mkldnn._is_mkldnn_bf16_supported),
-        (torch.float16, torch.ops.mkldnn._is_mkldnn_fp16_supported),
+        (torch.bfloat16, "_is_mkldnn_bf16_supported"),
+        (torch.float16, "_is_mkldnn_fp16_supported"),
     )
-    if not (torch.backends.mkldnn.is_available() and supported())
+    if not (torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, supported)())
 }
-
-
-def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
-    """Split the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
-    vocab, width = weight.shape
-    step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * tokens.element_size()))
-    for begin in range(0, vocab, step):
-        yield slice(begin, min(begin + step, vocab))
 
 
 def _multiplied(dtype: torch.dtype) -> torch.dtype:
     """What matrices of this type are multiplied in."""
     return torch.float32 if dtype in WIDENED else dtype
+
+
+def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
+    """Split the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
+    vocab, width = weight.shape
+    step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * _multiplied(tokens.dtype).itemsize))
+    for begin in range(0, vocab, step):
+        yield slice(begin, min(begin + step, vocab))
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -150,13 +150,14 @@ def add_outer(
         return
     rows = hidden.to(dtype).t()
     blocks = list(head_blocks(total, gradient))
-    scratch = torch.empty(blocks[0].stop, total.shape[1], dtype=dtype)
+    scratch = torch.empty(0 if first else blocks[0].stop, total.shape[1], dtype=dtype)
     for block in blocks:
-        part = scratch[: block.stop - block.start]
-        _product(gradient[:, block].to(dtype).t(), rows, None, part)
+        columns = gradient[:, block].to(dtype).t()
         if first:
-            total[block] = part
+            _product(columns, rows, None, total[block])
         else:
+            part = scratch[: block.stop - block.start]
+            _product(columns, rows, None, part)
             total[block].add_(part)
 
 

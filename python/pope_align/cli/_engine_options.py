@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..scale.ray_engine import RayEngine
     from ..scale.run import Engine
 
+#: The default of ``--shard-rows``.
+SHARD_ROWS = 1024
+
 _RAY, _SHARDS = "Several processes (--engine ray)", "Many rows (--out FOLDER)"
 
 
@@ -73,16 +76,18 @@ def pool_of(engine: str, workers: int, gpus_per_worker: float, address: str | No
     return None
 
 
-def is_folder_output(out: Path, engine: str) -> bool:
+def is_folder_output(out: Path, engine: str, shard_rows: int) -> bool:
     """Whether shards are to be written: the path has no ending, or is a folder.
 
     Raises:
-        ValueError: a file, with Ray.
+        ValueError: a file, with Ray or with a size of shards.
     """
     if out.suffix == "" or out.is_dir():
         return True
     if engine == "ray":
         raise ValueError(f"out: expected a folder with --engine ray, whose workers write shards, got {str(out)!r}")
+    if shard_rows != SHARD_ROWS:
+        raise ValueError(f"--shard-rows: expected with a folder for --out only, got the file {str(out)!r}")
     return False
 
 

@@ -50,7 +50,8 @@ def refuse_options(given: Mapping[str, Any], *, rows: bool) -> None:
                 "text to score or to show; scored slates can be evaluated with it"
             )
         if value:
-            raise ValueError(f"{option}: expected none for slates; it is for Parquet with one row per response")
+            more = " and --engine ray" if option == "--workers" else ""
+            raise ValueError(f"{option}: expected none for slates; it is for Parquet with one row per response{more}")
 
 
 def columns_of(given: Sequence[str]) -> Columns:

@@ -12,6 +12,7 @@ import typer
 
 from ..generation.sampling import BATCH_SIZE
 from ._engine_options import (
+    SHARD_ROWS,
     address_option,
     engine_of,
     gpus_option,
@@ -126,7 +127,7 @@ def generate(
     workers: Annotated[int, workers_option()] = 1,
     gpus_per_worker: Annotated[float, gpus_option()] = 0,
     address: Annotated[str | None, address_option()] = None,
-    shard_rows: Annotated[int, rows_option()] = 1024,
+    shard_rows: Annotated[int, rows_option()] = SHARD_ROWS,
 ) -> None:
     """Sample answers of a model to the prompts of a log.
 
@@ -159,7 +160,7 @@ def generate(
     check_folder(adapter, "adapter_config.json", "--adapter")
     check_json(json_out, overwrite=overwrite)
     run = engine_of(engine, workers, gpus_per_worker, address)
-    if is_folder_output(out, engine):
+    if is_folder_output(out, engine, shard_rows):
         from ..scale.generator import Generator
 
         if engine in ("vllm", "openai"):

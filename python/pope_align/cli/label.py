@@ -135,7 +135,7 @@ def label(
         required(given[need], f"--{need} (for --with {by})")
     if by == "set-utility" and refs is None:
         _refuse_unread(
-            "set-utility without --refs", {name: given[name] for name in ("embedding_model", "vote_weights")}
+            "set-utility without --refs", {name: given[name] for name in ("embedding_model", "vote_weights", "cache")}
         )
     if not score_range[0] < score_range[1]:
         raise ValueError(f"--score-range: expected two numbers, low < high, got {score_range[0]:g} {score_range[1]:g}")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ._engine_options import (
+    SHARD_ROWS,
     address_option,
     engine_of,
     gpus_option,
@@ -17,6 +18,8 @@ from ._engine_options import (
     workers_option,
 )
 from .command import date_option
+
+_CACHE = Path(".pope_cache")
 
 
 def score(
@@ -33,9 +36,10 @@ def score(
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum tokens of a forward pass (rows times length).")
     ] = 8192,
-    cache: Annotated[Path, typer.Option(help="Folder for finished batches, from which a killed run continues.")] = Path(
-        ".pope_cache"
-    ),
+    cache: Annotated[
+        Path,
+        typer.Option(help="Folder for finished batches, from which a killed run continues (files only)."),
+    ] = _CACHE,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Dtype of the model's weights.")
     ] = "float32",
@@ -50,7 +54,7 @@ def score(
     workers: Annotated[int, workers_option()] = 1,
     gpus_per_worker: Annotated[float, gpus_option()] = 0,
     address: Annotated[str | None, address_option()] = None,
-    shard_rows: Annotated[int, rows_option()] = 1024,
+    shard_rows: Annotated[int, rows_option()] = SHARD_ROWS,
 ) -> None:
     """Compute the log-probability of every response under a logging policy, and record where it came from.
 
@@ -66,9 +70,11 @@ def score(
     check_log(log, "LOG")
     check_template_date(template_date)
     run = engine_of(engine, workers, gpus_per_worker, address)
-    if is_folder_output(out, engine):
+    if is_folder_output(out, engine, shard_rows):
         from ..scale.scorer import Scorer
 
+        if cache != _CACHE:
+            raise ValueError("--cache: expected none with a folder for --out, whose shards are what a repeat keeps")
         check_model(model)
         step = Scorer(
             model,

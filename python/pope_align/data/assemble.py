@@ -153,14 +153,16 @@ class Assembler:
         if isinstance(prompt, str):
             prompt = options.prompt_template.replace("{prompt}", prompt)
         origin |= _origin_lists(responses)
+        recorded = _all([response.logprob for response in responses])
         row = {
             "prompt": prompt,
             "completions": [response.completion for response in responses],
             "scores": scores,
-            "logging_logprobs": _all([response.logprob for response in responses]),
+            "logging_logprobs": recorded,
             "completion_tokens": _all([response.tokens for response in responses]),
             "ranks": _all([response.rank for response in responses]),
-            "finished": _all([response.finished for response in responses]),
+            # Where a recorded total lacks the end-of-turn token, no policy's total may have it.
+            "finished": _all([False if recorded and each.unended else each.finished for each in responses]),
             "completion_ids": _all([response.ids for response in responses]),
             "slate_id": piece.key,
             "responders": _all([r.responder or (r.user if options.keep_users else None) for r in responses]),

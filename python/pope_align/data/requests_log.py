@@ -205,8 +205,7 @@ def _with_logprobs(response: Response, answer: Answer, asked: Asked, without: Co
     else:
         response = replace(response, tokens=found.tokens, sampled=tokens)
     if found.is_propensity:
-        # Without the end-of-turn token in the total, no policy's total may have it.
-        return replace(response, logprob=found.total, finished=answer.finished if answer.ends else False)
+        return replace(response, logprob=found.total, unended=None if answer.ends else True)
     named = ", ".join(f"{name} {value}" for name, value in found.left_out.items())
     without[f"log-probabilities of {ENGINES[asked.engine].name} that leave out {named:.100}"] += 1
     return replace(response, model_logprob=found.total)

@@ -153,7 +153,7 @@ def parse_row(source: str, row: int, columns: Mapping[Any, Any]) -> Slate:
     """
     place = Place(source, row)
     missing = [name for name in ("prompt", "completions", "scores") if columns.get(name) is None]
-    if len(missing) > 1:  # a log of another form, such as the file that `pope convert` was to read
+    if sum(name not in columns for name in missing) > 1:  # another log, such as the one `pope convert` was to read
         expected = "a slate, with prompt, completions and scores (`pope convert` makes slates of other logs)"
         raise place.error("row", expected, ", ".join(map(str, columns)) or "no field")
     if missing:

@@ -125,7 +125,8 @@ class Embedder:
             model = default_model()
         if isinstance(model, (str, os.PathLike)):
             name = Path(model).name if Path(model).is_dir() else str(model)
-            self.model = library.SentenceTransformer(os.fspath(model), trust_remote_code=False)
+            device = None if pool is None else "cpu"  # it computes nothing here
+            self.model = library.SentenceTransformer(os.fspath(model), device=device, trust_remote_code=False)
             if Path(model) == packaged_model():
                 name = _HUB_NAME.partition("/")[2]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -63,6 +64,7 @@ class RayEngine:
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),  # dead actors are restarted
             num_gpus=self.gpus_per_worker,
             num_cpus=1,
+            max_task_retries=_RETRIES,
         )
         for row in done.iter_rows():
             result = pickle.loads(row["result"])
@@ -78,6 +80,9 @@ class RayEngine:
             ray.init(address=self.address, include_dashboard=None if self.address else False, log_to_driver=True)
         return ray
 
+
+#: How often an item is done again after the death of its actor: one that is too large for the memory always ends so.
+_RETRIES = 3
 
 #: Items are handed to actors in this many blocks at most; a block is repeated if its actor dies.
 _BLOCKS = 10_000
@@ -104,4 +109,5 @@ class _Actor:
         try:
             return self.work(item)
         except (ValueError, OSError, MemoryError) as error:
+            error.add_note(traceback.format_exc())  # an exception that is pickled loses where it was raised
             return _Refused(error)

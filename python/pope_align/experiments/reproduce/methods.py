@@ -42,8 +42,8 @@ class Method:
 
     @property
     def is_pope(self) -> bool:
-        """Whether it maximises POPE's value, on feedback that says something."""
-        return self.name.startswith("pope") and self.feedback != "shuffled"
+        """Whether it maximises POPE's value."""
+        return self.name.startswith("pope")
 
 
 #: The paper's reading of its own objective: importance weights without normalisation, and -log p as diversity.

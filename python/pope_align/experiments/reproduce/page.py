@@ -162,7 +162,11 @@ def rivals_table(plan: ReproductionPlan, data: str, results: Results) -> Table |
         f"Against other methods: {in_markdown(data_label(plan, data))}",
         ("Method", "minus", column_label(metric), "Beyond the base's front ↑"),
         tuple(rows),
-        ("Paired differences on the same prompts and seeds, the first of them at T = 1.",),
+        (
+            f"Paired differences on the same prompts and seeds. {column_label(metric)}: at T = 1, an interval "
+            f"{'below' if better_side(metric) == 'lower' else 'above'} 0 is a gain. Beyond the front: over all "
+            "temperatures of both, above 0 is a gain. The intervals are not adjusted for the number of rows.",
+        ),
     )
 
 
