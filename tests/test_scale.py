@@ -342,6 +342,12 @@ class DyingOnce:
         return 2 * item
 
 
+def deadly(item: int) -> int:
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
 def refusing(item: int) -> int:
     if item == 3:
         raise ValueError("item: expected another than 3")
@@ -358,6 +364,8 @@ def test_a_pool_does_every_item_once_although_a_worker_is_killed_and_its_errors_
     assert sorted(done) == [(number, 2 * number) for number in range(20)]
     with pytest.raises(ValueError, match=r"^item: expected another than 3$"):
         list(RayEngine(1).each(pickle_by_value(refusing), list(range(5))))
+    with pytest.raises(RuntimeError, match="a worker died 4 times at the same work"):
+        list(RayEngine(1).each(pickle_by_value(deadly), list(range(5))))
 
 
 def pickle_by_value(value: Any) -> Any:

@@ -51,6 +51,7 @@ class RayEngine:
 
         Raises:
             ValueError, OSError, MemoryError: as the work does.
+            RuntimeError: an actor died at the same item, again and again.
         """
         if not items:
             return
@@ -66,11 +67,17 @@ class RayEngine:
             num_cpus=1,
             max_task_retries=_RETRIES,
         )
-        for row in done.iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, _Refused):
-                raise result.error
-            yield int(row["number"]), result
+        try:
+            for row in done.iter_rows():
+                result = pickle.loads(row["result"])
+                if isinstance(result, _Refused):
+                    raise result.error
+                yield int(row["number"]), result
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(
+                f"a worker died {_RETRIES + 1} times at the same work; the system ends processes for which memory is "
+                "short: use fewer workers on a machine, smaller batches, or a smaller dtype"
+            ) from error
 
     def started(self) -> ModuleType:
         """Ray, running."""
