@@ -37,7 +37,7 @@ class Responses:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class PromptPool:
     """Everything sampled, at one length."""
 
     length: int
@@ -73,7 +73,7 @@ def read_pools(
     blocks: Sequence[int],
     rounds: int,
     targets: Sequence[Policy],
-) -> list[Pool]:
+) -> list[PromptPool]:
     """The pools of all `LENGTHS`, from `finished_blocks`."""
     raw = {LOGGING.name: _read(cache, LOGGING, blocks, rounds, targets)}
     raw |= {target.name: _read(cache, target, blocks, 1, [target]) for target in targets}
@@ -120,7 +120,7 @@ def _read(cache: Path, policy: Policy, blocks: Sequence[int], rounds: int, score
 
 def _cut(
     raw: dict[str, _Raw], place: int, tokenizer: Any, embed: Embed, questions: Sequence[Any], asked: Floats
-) -> Pool:
+) -> PromptPool:
     length = LENGTHS[place]
     references = [[_first_tokens(tokenizer, text, length) for text in prompt.references] for prompt in questions]
     nearest = [embed(texts) for texts in references]
@@ -144,7 +144,7 @@ def _cut(
         "hidden": _axes(base["hidden"]),
     }
     of = {name: _responses(raw[name], read[name], length, scales, axes, asked) for name in raw}
-    return Pool(length, of.pop(LOGGING.name), of)
+    return PromptPool(length, of.pop(LOGGING.name), of)
 
 
 def _responses(

@@ -16,7 +16,7 @@ from ..ope.log_support import support
 from ..ope.rules import VERDICTS, Verdict
 from ..stats.intervals import Confidence, quantities
 from .ope_lm_policies import LOGGING
-from .ope_lm_pool import REWARDS, Pool, Responses
+from .ope_lm_pool import REWARDS, PromptPool, Responses
 from .ope_long_estimators import estimate_all, learn, shipped
 
 #: Responses per slate, and fresh responses for the estimators.
@@ -69,7 +69,7 @@ class _Replicate:
     thumbs: dict[str, Floats]  # [P, SIZE]
 
 
-def replicate(pool: Pool, number: int) -> _Replicate:
+def replicate(pool: PromptPool, number: int) -> _Replicate:
     """Slates without overlap until the pool is used up, then reshuffled; thumbs are always new."""
     prompts, count = pool.logged.tokens.shape
     deal, part = divmod(number, count // SIZE)
@@ -84,7 +84,7 @@ def replicate(pool: Pool, number: int) -> _Replicate:
     return _Replicate(chosen, others, thumbs)
 
 
-def run(pool: Pool, replicates: int) -> Iterator[tuple[list[ReplicateEstimate], Check]]:
+def run(pool: PromptPool, replicates: int) -> Iterator[tuple[list[ReplicateEstimate], Check]]:
     """Every reward, target and replicate at one length."""
     for number in range(replicates):
         drawn = replicate(pool, number)
@@ -95,7 +95,7 @@ def run(pool: Pool, replicates: int) -> Iterator[tuple[list[ReplicateEstimate], 
 
 
 def _one(
-    pool: Pool, drawn: _Replicate, reward: str, name: str, target: Responses, split: Integers, number: int
+    pool: PromptPool, drawn: _Replicate, reward: str, name: str, target: Responses, split: Integers, number: int
 ) -> tuple[list[ReplicateEstimate], Check]:
     mine, rest = split[:, :FRESH], split[:, FRESH:]
     log = _log(pool.logged, drawn, reward, name, target, mine)
@@ -167,7 +167,7 @@ def _heldout(
     return float((new.mean(1) - old.mean(1)).mean()), float(np.sqrt(variance.sum()) / prompts)
 
 
-def true_differences(pool: Pool, reward: str) -> dict[str, tuple[float, float]]:
+def true_differences(pool: PromptPool, reward: str) -> dict[str, tuple[float, float]]:
     """``V(target) - V(log)`` over all that was sampled, and its standard error given these prompts."""
     result = {}
     old = pool.logged.reward[reward]
