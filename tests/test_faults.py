@@ -385,7 +385,7 @@ def test_a_signal_ends_a_command_with_nothing_left_behind(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == code
-    assert len(listed[0]) == 3  # the log, the lock and the unfinished file
+    assert len(listed[0]) == 5  # the log; a lock and an unfinished file of the slates, and of their report
     assert os.listdir(tmp_path) == ["log.jsonl"]
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -25,11 +25,11 @@ class Response:
     tokens: int | None = None
     rank: int | None = None
     finished: bool | None = None  # False: cut at a limit
-    unended: bool | None = None  # the total under the logging policy lacks the end-of-turn token
     ids: list[int] | None = None  # the sampled tokens
     model_logprob: float | None = None  # total of the model without the sampler's settings: no propensity
     sampled: list[str] | None = None  # texts of the sampled tokens, where the log has no ids
     ratings: list[Rating] | None = None  # by annotator; copied into slates only on request
+    unended: bool | None = None  # the total under the logging policy lacks the end-of-turn token
     place: Place | None = field(default=None, compare=False)  # the row it was read from
 
 
@@ -115,11 +115,11 @@ def _checked(place: Place, response: Response, index: int | None) -> Response:
         tokens=_optional(place.positive_integer, named("completion_tokens"), response.tokens),
         rank=_optional(place.positive_integer, named("rank"), response.rank),
         finished=_optional(place.boolean, named("finished"), response.finished),
-        unended=response.unended,
         ids=_optional(place.token_ids, named("completion_ids"), response.ids),
         model_logprob=_optional(place.logprob, named("model_logprob"), response.model_logprob),
         sampled=response.sampled,
         ratings=_optional(place.ratings, named("ratings"), response.ratings),
+        unended=response.unended,
         place=place,
     )
 
