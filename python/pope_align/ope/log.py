@@ -22,9 +22,8 @@ from .utility import EvaluationTransform, UtilityScale, utilities
 if TYPE_CHECKING:
     from ..propensity.scores import ModelScores
 
-#: Two policies are one if their totals differ by less on every response, in nats: float32 in batches of other sizes
-#: already rounds the total of a long response by some 1e-5.
-SAME_POLICY = 1e-3
+#: Two policies are one if their totals differ by less, in nats.
+SAME_POLICY = 1e-6
 
 
 @dataclass(frozen=True)
