@@ -68,6 +68,10 @@ WIDENED = {
 }
 
 
+#: Tokens that are widened at a time for the gradient of the head.
+WIDENED_ROWS = 128
+
+
 def _multiplied(dtype: torch.dtype) -> torch.dtype:
     """What matrices of this type are multiplied in."""
     return torch.float32 if dtype in WIDENED else dtype
@@ -125,14 +129,18 @@ def back_project(
     dtype = _multiplied(gradient.dtype)
     if dtype == gradient.dtype and not _with_onednn(dtype):
         return torch.mm(gradient, weight, out=out)
-    total = out.zero_() if out.dtype == dtype else torch.zeros_like(out, dtype=dtype)
+    if dtype != gradient.dtype:
+        for first in range(0, out.shape[0], WIDENED_ROWS):
+            part, rows = out[first : first + WIDENED_ROWS], gradient[first : first + WIDENED_ROWS]
+            total = torch.zeros_like(part, dtype=dtype)
+            for block in head_blocks(weight, rows):
+                total.addmm_(rows[:, block].to(dtype), weight[block].to(dtype))
+            part.copy_(total)
+        return out
+    out.zero_()
     for block in head_blocks(weight, gradient):
-        columns, rows = gradient[:, block].to(dtype), weight[block].to(dtype)
-        if _with_onednn(dtype):
-            total += _linear(columns, rows.t())
-        else:
-            total.addmm_(columns, rows)
-    return out if total is out else out.copy_(total)
+        out += _linear(gradient[:, block], weight[block].t())
+    return out
 
 
 def add_outer(
@@ -148,11 +156,20 @@ def add_outer(
     if total.dtype == gradient.dtype == dtype and not _with_onednn(dtype):
         torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
         return
-    rows = hidden.to(dtype).t()
     blocks = list(head_blocks(total, gradient))
-    scratch = torch.empty(0 if first else blocks[0].stop, total.shape[1], dtype=dtype)
+    scratch = torch.empty(0 if first and dtype == gradient.dtype else blocks[0].stop, total.shape[1], dtype=dtype)
     for block in blocks:
-        columns = gradient[:, block].to(dtype).t()
+        if dtype != gradient.dtype:
+            part = scratch[: block.stop - block.start].zero_()
+            for group in range(0, hidden.shape[0], WIDENED_ROWS):
+                span = slice(group, group + WIDENED_ROWS)
+                part.addmm_(gradient[span, block].to(dtype).t(), hidden[span].to(dtype))
+            if first:
+                total[block] = part
+            else:
+                total[block].add_(part)
+            continue
+        columns, rows = gradient[:, block].t(), hidden.t()
         if first:
             _product(columns, rows, None, total[block])
         else:
