@@ -57,7 +57,7 @@ HEAD_BLOCK_BYTES = 3 << 20
 PREFER_ONEDNN = _C.cpu_is_amd() and _C.isa() == "avx512" and torch.backends.mkldnn.is_available()
 
 #: 16-bit types that this processor cannot multiply: torch.mm takes plain loops for them, 10 to 40 times as long as
-#: float32 products of the same size, so blocks are widened and multiplied in float32, whose sums are also the exacter.
+#: float32 products of the same size. They are widened and multiplied in float32, whose sums are more exact, too.
 WIDENED = {
     dtype
     for dtype, supported in (
@@ -68,19 +68,10 @@ WIDENED = {
 }
 
 
-#: Tokens that are widened at a time for the gradient of the head.
-WIDENED_ROWS = 128
-
-
-def _multiplied(dtype: torch.dtype) -> torch.dtype:
-    """What matrices of this type are multiplied in."""
-    return torch.float32 if dtype in WIDENED else dtype
-
-
 def head_blocks(weight: torch.Tensor, tokens: torch.Tensor) -> Iterator[slice]:
     """Split the rows of an lm_head ``[V, D]`` into blocks for products with ``tokens`` ``[n, ...]``."""
     vocab, width = weight.shape
-    step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * _multiplied(tokens.dtype).itemsize))
+    step = max(1, HEAD_BLOCK_BYTES // (max(width, tokens.shape[0]) * tokens.element_size()))
     for begin in range(0, vocab, step):
         yield slice(begin, min(begin + step, vocab))
 
@@ -90,20 +81,19 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _with_onednn(dtype: torch.dtype) -> bool:
-    return PREFER_ONEDNN and _multiplied(dtype) == torch.float32
+def _with_onednn(tensor: torch.Tensor) -> bool:
+    return PREFER_ONEDNN and tensor.dtype == torch.float32
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    """``F.linear(x, weight, bias)`` of matrices of any strides, written to ``out``, which may be of another type."""
-    if PREFER_ONEDNN and x.dtype == torch.float32:
-        out.copy_(_linear(x, weight, bias))
-    elif out.dtype != x.dtype:
-        out.copy_(torch.nn.functional.linear(x, weight, bias))
-    elif bias is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(bias, x, weight.t(), out=out)
+def _widened_rows(tokens: torch.Tensor) -> int:
+    """How many tokens ``[n, D]`` have the size of a block in float32."""
+    return max(1, HEAD_BLOCK_BYTES // (4 * tokens.shape[1]))
+
+
+def _float32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``F.linear`` in float32, of any operands."""
+    product = _linear if PREFER_ONEDNN else torch.nn.functional.linear
+    return product(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 def project(
@@ -113,10 +103,18 @@ def project(
     out: torch.Tensor,  # [n, V]
 ) -> torch.Tensor:
     """``F.linear(hidden, weight, bias)`` written to ``out``."""
-    dtype = _multiplied(hidden.dtype)
-    x = hidden.to(dtype)
-    for block in head_blocks(weight, x):
-        _product(x, weight[block].to(dtype), None if bias is None else bias[block].to(dtype), out[:, block])
+    if hidden.dtype in WIDENED:
+        x = hidden.float()
+        for block in head_blocks(weight, x):
+            out[:, block] = _float32(x, weight[block], None if bias is None else bias[block])
+        return out
+    for block in head_blocks(weight, hidden):
+        if _with_onednn(weight):
+            out[:, block] = _linear(hidden, weight[block], None if bias is None else bias[block])
+        elif bias is None:
+            torch.mm(hidden, weight[block].t(), out=out[:, block])
+        else:
+            torch.addmm(bias[block], hidden, weight[block].t(), out=out[:, block])
     return out
 
 
@@ -126,17 +124,16 @@ def back_project(
     out: torch.Tensor,  # [n, D]
 ) -> torch.Tensor:
     """``gradient @ weight`` written to ``out``."""
-    dtype = _multiplied(gradient.dtype)
-    if dtype == gradient.dtype and not _with_onednn(dtype):
-        return torch.mm(gradient, weight, out=out)
-    if dtype != gradient.dtype:
-        for first in range(0, out.shape[0], WIDENED_ROWS):
-            part, rows = out[first : first + WIDENED_ROWS], gradient[first : first + WIDENED_ROWS]
-            total = torch.zeros_like(part, dtype=dtype)
-            for block in head_blocks(weight, rows):
-                total.addmm_(rows[:, block].to(dtype), weight[block].to(dtype))
+    if gradient.dtype in WIDENED:
+        size = _widened_rows(out)
+        for rows, part in zip(gradient.split(size), out.split(size), strict=True):
+            total = torch.zeros_like(part, dtype=torch.float32)
+            for block in head_blocks(weight, total):
+                total += _float32(rows[:, block], weight[block].t())
             part.copy_(total)
         return out
+    if not _with_onednn(weight):
+        return torch.mm(gradient, weight, out=out)
     out.zero_()
     for block in head_blocks(weight, gradient):
         out += _linear(gradient[:, block], weight[block].t())
@@ -152,29 +149,29 @@ def add_outer(
     """``total += gradient.T @ hidden`` (``=`` for the first chunk), summed in the dtype of ``total``; the product of
     16-bit operands is 16-bit where the processor multiplies them, because PyTorch has no wider one on a CPU.
     """
-    dtype = _multiplied(gradient.dtype)
-    if total.dtype == gradient.dtype == dtype and not _with_onednn(dtype):
-        torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
-        return
-    blocks = list(head_blocks(total, gradient))
-    scratch = torch.empty(0 if first and dtype == gradient.dtype else blocks[0].stop, total.shape[1], dtype=dtype)
-    for block in blocks:
-        if dtype != gradient.dtype:
-            part = scratch[: block.stop - block.start].zero_()
-            for group in range(0, hidden.shape[0], WIDENED_ROWS):
-                span = slice(group, group + WIDENED_ROWS)
-                part.addmm_(gradient[span, block].to(dtype).t(), hidden[span].to(dtype))
+    if gradient.dtype in WIDENED:
+        size = _widened_rows(hidden)
+        for block in head_blocks(total, hidden[:size].float()):
+            part = torch.zeros_like(total[block], dtype=torch.float32)
+            for columns, rows in zip(gradient[:, block].split(size), hidden.split(size), strict=True):
+                part += _float32(columns.t(), rows.t())
             if first:
                 total[block] = part
             else:
                 total[block].add_(part)
-            continue
-        columns, rows = gradient[:, block].t(), hidden.t()
+        return
+    if total.dtype == gradient.dtype and not _with_onednn(gradient):
+        torch.addmm(total, gradient.t(), hidden, beta=0 if first else 1, out=total)
+        return
+    blocks = list(head_blocks(total, gradient))
+    onednn = _with_onednn(gradient)
+    scratch = gradient.new_empty(0 if onednn else blocks[0].stop, total.shape[1])
+    for block in blocks:
+        columns = gradient[:, block].t()
+        part = _linear(columns, hidden.t()) if onednn else torch.mm(columns, hidden, out=scratch[: columns.shape[0]])
         if first:
-            _product(columns, rows, None, total[block])
+            total[block] = part
         else:
-            part = scratch[: block.stop - block.start]
-            _product(columns, rows, None, part)
             total[block].add_(part)
 
 
