@@ -31,7 +31,7 @@ demo: $(VENV)/.demo  ## Align SmolLM2 with the Polis slates and measure what it 
 # What `pytest` alone runs, and Triton's kernels, interpreted.
 TESTS = -m "not examples and not release and not integrations"
 # One process a core with one thread each: small tensors gain nothing from more threads.
-test: $(VENV)/.dev lint  ## Lint, types and all tests
+test: $(VENV)/.dev lint  ## Lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n auto --dist worksteal $(TESTS) $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks -n auto --dist worksteal --benchmark-disable -q
 

@@ -1,16 +1,17 @@
-"""The base of steps on columns: rows in and out, a model loaded at first use, and errors that stay in their rows."""
+"""The base of steps on columns: rows in and out, and errors that stay in their rows."""
 
 from __future__ import annotations
 
 import json
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..data.readers import plain_values
 from ..data.schema import ERROR, Slate, SlateError, parse_row
+from .lazy import LazyModel
 
 #: A batch: one sequence per column, all equally long (lists, NumPy arrays, pandas or Arrow columns).
 Columns = Mapping[str, Any]
@@ -29,12 +30,11 @@ class Failed:
     reason: str
 
 
-class ColumnStep(ABC):
+class ColumnStep(LazyModel):
     """A picklable function from a batch of columns to a batch of columns.
 
-    It holds settings only; the model is loaded by the first call in each process and is not part of a pickle. A row
-    that cannot be processed has the reason in the column ``error`` of the result, and the others are not affected. A
-    row that already has one keeps it.
+    A row that cannot be processed has the reason in the column ``error`` of the result, and the others are not
+    affected. A row that already has one keeps it.
     """
 
     def __call__(self, batch: Columns) -> dict[str, list[Any]]:
@@ -69,18 +69,6 @@ class ColumnStep(ABC):
     def fingerprint(self) -> str:
         """The hash of the model's weights, once it is loaded."""
         return ""
-
-    def load(self) -> None:
-        """Load the model, unless this process has."""
-        if getattr(self, "_loaded", None) is None:
-            self._loaded: Any = self.loaded()
-
-    @abstractmethod
-    def loaded(self) -> Any:
-        """The model and what belongs to it."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_loaded"}
 
 
 def rows_of(batch: Columns) -> list[Row]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .lazy import LazyModel
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -25,8 +27,8 @@ class Pool(Protocol):
 
 
 @dataclass
-class PolicyWorker:
-    """Scores batches of `propensity.scoring` under a model that is loaded by name, once in each process.
+class PolicyWorker(LazyModel):
+    """Scores batches of `propensity.scoring` under a model that is loaded by name.
 
     Args:
         model: hub name, folder or GGUF file.
@@ -52,15 +54,11 @@ class PolicyWorker:
 
         from ..models.modes import evaluation_mode
 
-        if not hasattr(self, "_scorer"):
-            self._scorer = self._loaded()
-        with evaluation_mode(self._scorer.model), torch.no_grad():
-            return list(self._scorer(batch))
+        self.load()
+        with evaluation_mode(self._loaded.model), torch.no_grad():
+            return list(self._loaded(batch))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_scorer"}
-
-    def _loaded(self) -> BatchScorer:
+    def loaded(self) -> BatchScorer:
         from ..models.loading import best_device
         from ..propensity.scoring import BatchScorer, model_fingerprint
 
@@ -103,8 +101,8 @@ class PoolScorer:
 
 
 @dataclass
-class EmbeddingWorker:
-    """Embeds chunks of texts with a model that is loaded once in each process.
+class EmbeddingWorker(LazyModel):
+    """Embeds chunks of texts with a model that is loaded by name.
 
     Args:
         model: a name or folder, or None, as in `metrics.embeddings.Embedder`.
@@ -122,14 +120,11 @@ class EmbeddingWorker:
         Raises:
             ValueError: the name stands for another model in this process.
         """
-        if not hasattr(self, "_embedder"):
-            self._embedder = self._loaded()
-        return self._embedder.encoded(texts)
+        self.load()
+        vectors: Vectors = self._loaded.encoded(texts)
+        return vectors
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_embedder"}
-
-    def _loaded(self) -> Embedder:
+    def loaded(self) -> Embedder:
         from ..metrics.embeddings import Embedder, model_settings
 
         embedder = Embedder(self.model, batch_size=self.batch_size)
