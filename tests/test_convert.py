@@ -316,6 +316,25 @@ def test_an_error_while_parts_take_their_places_brings_all_old_ones_back(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_old_parts_that_cannot_be_brought_back_keep_their_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails twice may not be answered by deleting what is left."""
+    split_table(tmp_path, "old", "jsonl")
+    before = {path.read_bytes() for path in tmp_path.glob("out.*")}
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if target.name.startswith("out."):
+            raise OSError(errno.EIO, "broken")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="broken"):
+        split_table(tmp_path, "new", "jsonl", overwrite=True)
+    assert before <= {path.read_bytes() for path in tmp_path.iterdir()}
+
+
 def test_a_full_disk_at_the_end_leaves_old_parts_and_their_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,10 +210,10 @@ def _set_aside(targets: Sequence[Path]) -> Iterator[None]:
                 target.unlink(missing_ok=True)
             elif old[target].exists():
                 os.replace(old[target], target)
+                old[target].unlink(missing_ok=True)  # a link is still there
         raise
-    finally:
-        for aside in old.values():
-            aside.unlink(missing_ok=True)
+    for aside in old.values():
+        aside.unlink(missing_ok=True)
 
 
 #: Errors that only writing has.
