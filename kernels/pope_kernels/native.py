@@ -152,7 +152,7 @@ def add_outer(
     if gradient.dtype in WIDENED:
         size = _widened_rows(hidden)
         for block in head_blocks(total, hidden[:size].float()):
-            part = torch.zeros_like(total[block], dtype=torch.float32)
+            part = torch.zeros(block.stop - block.start, total.shape[1])
             for columns, rows in zip(gradient[:, block].split(size), hidden.split(size), strict=True):
                 part += _float32(columns.t(), rows.t())
             if first:
